@@ -1,0 +1,1 @@
+"""Cantilever of least compliance: three Tesseracts in a row, and the answer in closed form."""

@@ -1,0 +1,84 @@
+"""Cantilever of least compliance: which thickness along a clamped beam makes it stiffest, for a given volume?
+
+Three Tesseracts in a row, wired in plain Python. `section` turns thickness into second moments of area and a volume,
+`fem` solves for the displacements (it offers a pullback and nothing else), `compliance` is the work of the load. The
+closed-form answer is in `closed_form.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import tesseract_flow as tf
+from examples.beam import closed_form
+
+HERE = Path(__file__).resolve().parent
+LOWER, UPPER = 1e-2, 10.0  # thickness
+
+
+def cantilever(
+    n_elements: int = 50,
+    volume: float = 0.01,
+    section: str | None = None,
+    fem: str | None = None,
+    compliance: str | None = None,
+) -> tf.Problem:
+    """Minimise compliance over the thickness of each element, at a given volume.
+
+    Args:
+        n_elements: equal elements along the unit length.
+        volume: of material, with unit length and width 0.1.
+        section, fem, compliance: addresses of the three Tesseracts; those left out are served from this folder.
+    """
+    jax.config.update("jax_enable_x64", True)  # the components work in float64
+    sections = tf.open_tesseract(section or HERE / "section", label="section")
+    solver = tf.open_tesseract(fem or HERE / "fem", label="fem")
+    work = tf.open_tesseract(compliance or HERE / "compliance", label="compliance")
+
+    def evaluate(design: dict[str, Any]) -> tf.Evaluation:
+        beam = tf.apply_tesseract(sections, {"thickness": design["thickness"]})
+        state = tf.apply_tesseract(solver, {"inertia": beam["inertia"]})
+        answer = tf.apply_tesseract(work, {"displacement": state["displacement"]})
+        return tf.Evaluation(
+            objective=answer["compliance"],
+            constraints={"volume": beam["volume"]},
+            aux={"deflection": state["displacement"][:, 0]},
+        )
+
+    thickness = volume / 0.1
+    return tf.Problem(
+        design={"thickness": jnp.full(n_elements, thickness), "name": "cantilever"},
+        evaluate=evaluate,
+        bounds=({"thickness": LOWER}, {"thickness": UPPER}),
+        constraints={"volume": tf.Constraint(equals=volume)},
+        scale={"thickness": thickness},
+        name="cantilever",
+        settings={"n_elements": n_elements, "volume": volume},
+        picture=lambda design, evaluation: thickness_profile(design, evaluation, volume),
+    )
+
+
+def thickness_profile(design: dict[str, Any], evaluation: tf.Evaluation, volume: float) -> Figure:
+    """The beam seen from the side, its deflected axis, and the known optimum as a dashed outline."""
+    h = np.asarray(design["thickness"])
+    best = closed_form.optimal_thickness(h.size, target_volume=volume, lower=LOWER, upper=UPPER)
+    x = np.linspace(0.0, 1.0, h.size + 1)
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.stairs(h / 2, x, baseline=-h / 2, fill=True, color="#4477aa", alpha=0.85, label="design")
+    for sign in (1, -1):
+        label = "closed-form optimum" if sign > 0 else None
+        axes.stairs(sign * best / 2, x, baseline=None, color="#222222", linestyle="--", linewidth=1.2, label=label)
+    axes.plot([0, 0], [-0.11, 0.11], color="#222222", linewidth=4, solid_capstyle="butt")
+    axes.annotate("", (1.0, -0.09), (1.0, -0.02), arrowprops={"arrowstyle": "-|>", "color": "#bb5566"})
+    axes.set(xlabel="position along the beam", ylabel="thickness", xlim=(-0.02, 1.04), ylim=(-0.12, 0.12))
+    axes.set_title(f"compliance {float(evaluation.objective):.2f}")
+    axes.legend(loc="upper right", frameon=False, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

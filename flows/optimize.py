@@ -1,0 +1,155 @@
+"""The flow that optimises a design: a form in, artifacts and a folder of results out.
+
+No `from __future__ import annotations` here: Prefect builds the form from live annotations, and a served run fails on
+postponed ones.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from pydantic import BaseModel, Field
+
+from tesseract_flow.blocks import TesseractEndpoint
+from tesseract_flow.client import count_requests
+from tesseract_flow.execute import concurrent, default_submitter
+from tesseract_flow.optimize import (
+    FileJournal,
+    Problem,
+    Result,
+    load_problem,
+    optimize,
+)
+from tesseract_flow.report import TerminalProgress, write_result
+from tesseract_flow.tasks import (
+    ArtifactPublisher,
+    ObservedSubmitter,
+    ObserveLevel,
+    PrefectJournal,
+    PrefectSubmitter,
+    observation_of,
+    run_step_as_task,
+)
+from tesseract_flow.tasks.publish import slug
+
+T = TypeVar("T")
+
+# The optimisers worth offering in a form; the settings of each are Optax's.
+OptimizerName = Literal[
+    "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
+]
+
+
+class Optimizer(BaseModel):
+    """Which Optax optimiser, and its settings."""
+
+    name: OptimizerName = Field(default="adam", description="An Optax optimiser; lbfgs searches along a line")
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="In units of the problem's scale; empty for the optimiser's default"
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description='Further settings, such as {"schedule": "cosine", "schedule_steps": 300}'
+    )
+
+
+class Stop(BaseModel):
+    """When to stop; whichever comes first. Empty fields do not count."""
+
+    max_steps: int = Field(default=200, ge=0, description="Steps, over all runs with this run key")
+    gradient_tolerance: float | None = Field(
+        default=1e-6, ge=0, description="Projected gradient, relative to the start; constraints must be met as well"
+    )
+    patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
+    stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")
+    wall_time: float | None = Field(default=None, gt=0, description="Seconds, over all runs with this run key")
+    max_requests: int | None = Field(default=None, ge=1, description="Requests to Tesseracts")
+
+
+@flow(name="optimize-design")
+def optimize_design(
+    problem: str,
+    settings: dict[str, Any] = {},  # noqa: B006 (a form shows the default; nobody changes it)
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stop: Stop = Stop(),  # noqa: B008
+    run_key: str | None = None,
+    observe: ObserveLevel = "auto",
+    folder: str = "runs",
+) -> dict[str, Any]:
+    """Optimise a design through Tesseracts.
+
+    After each step everything needed to go on is on disk: a run that was killed, retried or started again with the same
+    run key continues from its last finished step.
+
+    Args:
+        problem: what to optimise, as folder/problem.py:factory or package.module:factory.
+        settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
+        optimizer: the Optax optimiser and its settings.
+        stop: when to stop.
+        run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.
+        observe: what becomes a task run: every call, every step, nothing, or as much as the pace allows (auto).
+        folder: where the run's folder is made, with journal, results and report.
+
+    Returns:
+        value, reason, steps, constraints, requests, and the folder with everything else.
+    """
+    logger = get_run_logger()
+    key = run_key or str(flow_run.id)
+    out = Path(folder) / slug(key)
+    loaded = load_problem(problem, {name: _resolved(value) for name, value in settings.items()})
+    observation = observation_of(observe)
+    submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
+    logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
+    with count_requests() as requests:
+        result = optimize(
+            loaded,
+            optimizer.name,
+            learning_rate=optimizer.learning_rate,
+            driver_settings=optimizer.settings,
+            stop=stop.model_dump(),
+            journal=PrefectJournal(FileJournal(out / "journal"), observation),
+            transform=partial(concurrent, submitter=submitter),
+            run_step=_step_runner(submitter, observe),
+            count=lambda: requests.n_total,
+            observers=[
+                ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
+                TerminalProgress(max_steps=stop.max_steps),
+            ],
+        )
+    _write(out, loaded, result, requests)
+    logger.info("%s after %d steps: %s = %.10g. Results in %s", result.reason, result.steps, loaded.name, result.value, out)
+    return {
+        "value": result.value,
+        "reason": result.reason,
+        "steps": result.steps,
+        "constraints": {name: value.tolist() for name, value in result.constraints.items()},
+        "requests": result.requests,
+        "folder": str(out.resolve()),
+    }
+
+
+def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callable[[int, Callable[[], T]], T]:
+    def run_step(step: int, fn: Callable[[], T]) -> T:
+        submitter.begin_step(step)
+        return run_step_as_task(step, fn) if observe == "steps" else fn()
+
+    return run_step
+
+
+def _write(out: Path, problem: Problem, result: Result, requests: Counter[str]) -> None:
+    figures = {}
+    if problem.picture is not None:
+        figures["Design"] = problem.picture(result.design, result.evaluation)
+    write_result(out, result, problem, extra={"requests_of_this_run": dict(requests)}, figures=figures)
+
+
+def _resolved(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("block:"):
+        block = TesseractEndpoint.load(value.removeprefix("block:"))
+        assert isinstance(block, TesseractEndpoint)
+        return block.open()
+    return value

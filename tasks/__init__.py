@@ -1,0 +1,23 @@
+"""Prefect's implementations of the library's protocols: calls, steps, checkpoints and publishing as task runs."""
+
+from tesseract_flow.tasks.call import PrefectSubmitter, call_tesseract, retry_if_transient
+from tesseract_flow.tasks.checkpoint import PrefectJournal, save_checkpoint
+from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
+from tesseract_flow.tasks.publish import ArtifactPublisher, publish_pictures, publish_result
+from tesseract_flow.tasks.step import run_step, run_step_as_task
+
+__all__ = [
+    "ArtifactPublisher",
+    "ObserveLevel",
+    "ObservedSubmitter",
+    "PrefectJournal",
+    "PrefectSubmitter",
+    "call_tesseract",
+    "observation_of",
+    "publish_pictures",
+    "publish_result",
+    "retry_if_transient",
+    "run_step",
+    "run_step_as_task",
+    "save_checkpoint",
+]

@@ -1,0 +1,38 @@
+"""The journal as Prefect tasks: each checkpoint is a run in the UI, written by the library's own journal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
+
+from tesseract_flow.optimize import AbstractJournal, Checkpoint, Resumption
+from tesseract_flow.tasks.observe import AbstractObservation
+
+
+@task(name="checkpoint", task_run_name="checkpoint #{step}", cache_policy=NO_CACHE, persist_result=False)
+def save_checkpoint(step: int, journal: AbstractJournal, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
+    """Write a finished step to the journal. Not retried: a full disk does not empty itself."""
+    journal.save(checkpoint, record)
+
+
+class PrefectJournal(AbstractJournal):
+    """Wraps a journal: its checkpoints become task runs, at the steps that are observed."""
+
+    def __init__(self, journal: AbstractJournal, observation: AbstractObservation):
+        self.journal = journal
+        self.observation = observation
+
+    def open(self, fingerprint: Mapping[str, Any]) -> Resumption | None:
+        return self.journal.open(fingerprint)
+
+    def save(self, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
+        if self.observation.shows_step(checkpoint.step):
+            # Called, not submitted: the next step must not start before this one is safe.
+            save_checkpoint(checkpoint.step, opaque(self.journal), opaque(checkpoint), opaque(record))  # type: ignore[arg-type]
+        else:
+            self.journal.save(checkpoint, record)
+
+    def close(self) -> None:
+        self.journal.close()

@@ -1,0 +1,122 @@
+"""How much of a run becomes task runs: every call, every step, or nothing but the flow run.
+
+A task run costs 3 to 4 ms here and Prefect's server takes in a few dozen a second, so what is right for solvers of a
+second would bury solvers of a millisecond. `auto` looks at the calls of the first steps and decides.
+"""
+
+import abc
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from tesseract_flow.execute import AbstractFuture, AbstractSubmitter, Node
+from tesseract_flow.tasks.call import PrefectSubmitter
+
+ObserveLevel = Literal["auto", "calls", "steps", "run"]
+
+# From `auto`'s point of view a call is long when a task run around it costs less than a twentieth of it.
+_LONG_CALL = 0.1  # seconds
+_FIRST_STEPS = 20  # always shown call by call
+_MANY_STEPS = 200  # beyond, a run is long and fewer steps stand for the rest
+
+
+class AbstractObservation(abc.ABC):
+    """Decides which steps show their calls."""
+
+    @abc.abstractmethod
+    def shows_calls(self, step: int) -> bool:
+        """Whether the calls of this step are task runs of their own."""
+
+    @abc.abstractmethod
+    def shows_step(self, step: int) -> bool:
+        """Whether this step appears at all: as a task run of its own, or as its checkpoint."""
+
+    @abc.abstractmethod
+    def note_call(self, seconds: float) -> None:
+        """Told how long each call took."""
+
+
+class FixedObservation(AbstractObservation):
+    """The same for every step."""
+
+    def __init__(self, level: Literal["calls", "steps", "run"]):
+        self.level = level
+
+    def shows_calls(self, step: int) -> bool:
+        return self.level == "calls"
+
+    def shows_step(self, step: int) -> bool:
+        return self.level != "run"
+
+    def note_call(self, seconds: float) -> None:
+        return None
+
+
+class AutoObservation(AbstractObservation):
+    """Every call while solvers are slow; else the first 20 steps, then every tenth, then every hundredth."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_calls = 0
+        self._seconds = 0.0
+
+    def shows_calls(self, step: int) -> bool:
+        with self._lock:
+            is_slow = self._n_calls > 0 and self._seconds / self._n_calls >= _LONG_CALL
+        if is_slow or step < _FIRST_STEPS:
+            return True
+        return step % (10 if step < _MANY_STEPS else 100) == 0
+
+    def shows_step(self, step: int) -> bool:
+        return self.shows_calls(step)
+
+    def note_call(self, seconds: float) -> None:
+        with self._lock:
+            self._n_calls += 1
+            self._seconds += seconds
+
+
+def observation_of(level: ObserveLevel) -> AbstractObservation:
+    """The observation that a form's choice stands for."""
+    return AutoObservation() if level == "auto" else FixedObservation(level)
+
+
+class ObservedSubmitter(AbstractSubmitter):
+    """Sends the calls of shown steps one way and those of the others another way, and times them all.
+
+    Args:
+        shown: for steps that show their calls.
+        hidden: for the others; threads.
+        observation: who decides.
+    """
+
+    def __init__(
+        self,
+        shown: PrefectSubmitter,
+        hidden: AbstractSubmitter,
+        observation: AbstractObservation,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.shown = shown
+        self.hidden = hidden
+        self.observation = observation
+        self._clock = clock
+        self._shows_calls = observation.shows_calls(0)
+
+    def begin_step(self, step: int) -> None:
+        """Told the number of each step before its first call."""
+        self.shown.step = step
+        # Decided once per step, so that the graph of a shown step is complete.
+        self._shows_calls = self.observation.shows_calls(step)
+
+    def submit(
+        self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]
+    ) -> AbstractFuture:
+        submitter = self.shown if self._shows_calls else self.hidden
+        start = self._clock()
+        future = submitter.submit(node, operands, producers)
+        future.add_done_callback(lambda _: self.observation.note_call(self._clock() - start))
+        return future

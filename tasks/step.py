@@ -1,0 +1,24 @@
+"""A step as one task run, for `observe="steps"`."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
+
+T = TypeVar("T")
+
+
+@task(name="step", task_run_name="step #{step}", cache_policy=NO_CACHE, persist_result=False)
+def run_step(step: int, fn: Callable[[], T]) -> T:
+    """One step of the optimisation, its calls included.
+
+    Not retried: the calls inside have their own policy, and attempts would multiply.
+    """
+    return fn()
+
+
+def run_step_as_task(step: int, fn: Callable[[], T]) -> T:
+    """`fn()` inside a task run of the current flow run, on the calling thread."""
+    return run_step(step, opaque(fn))  # type: ignore[arg-type]

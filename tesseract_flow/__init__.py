@@ -1,0 +1,81 @@
+"""Differentiable pipelines of Tesseracts in JAX, and their optimisation as Prefect flows.
+
+Here are the public names, and nothing is imported until one of them is used: `import tesseract_flow` loads neither
+JAX nor Prefect, so that a command line answers at once and a component that only needs `tesseract_flow.recipes` stays
+small. What the names do is written where they are defined.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tesseract_flow import errors as errors
+    from tesseract_flow.autodiff import apply_tesseract as apply_tesseract
+    from tesseract_flow.client import count_requests as count_requests
+    from tesseract_flow.client import open_tesseract as open_tesseract
+    from tesseract_flow.execute import concurrent as concurrent
+    from tesseract_flow.optimize import Constraint as Constraint
+    from tesseract_flow.optimize import Evaluation as Evaluation
+    from tesseract_flow.optimize import Problem as Problem
+    from tesseract_flow.optimize import Result as Result
+    from tesseract_flow.optimize import optimize as optimize
+
+    __version__: str
+
+# Public name -> the module that defines it. The imports above say the same to type checkers; a test compares the two.
+_EXPORTS = {
+    "Constraint": "tesseract_flow.optimize",
+    "Evaluation": "tesseract_flow.optimize",
+    "Problem": "tesseract_flow.optimize",
+    "Result": "tesseract_flow.optimize",
+    "apply_tesseract": "tesseract_flow.autodiff",
+    "concurrent": "tesseract_flow.execute",
+    "count_requests": "tesseract_flow.client",
+    "errors": "tesseract_flow.errors",
+    "open_tesseract": "tesseract_flow.client",
+    "optimize": "tesseract_flow.optimize",
+}
+
+__all__ = [
+    "Constraint",
+    "Evaluation",
+    "Problem",
+    "Result",
+    "__version__",
+    "apply_tesseract",
+    "concurrent",
+    "count_requests",
+    "errors",
+    "open_tesseract",
+    "optimize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _version()
+    elif name in _EXPORTS:
+        module = importlib.import_module(_EXPORTS[name])
+        # `optimize` is a function and the package it lives in. Importing the package makes it an attribute of this
+        # one, whoever does it first, so the answer is always the package, which can be called like the function.
+        value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    """The installed version; pyproject.toml is the only place where it is written."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("tesseract-flow")
+    except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

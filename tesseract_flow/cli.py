@@ -1,0 +1,132 @@
+"""The `tesseract-flow` command: look at a Tesseract, serve components here, optimise without Prefect.
+
+Each command is a few lines around the library. Errors that we raise on purpose end with their message and exit code 1;
+anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tesseract_flow.errors import TesseractFlowError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except TesseractFlowError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tesseract-flow", description="Design optimisation through Tesseracts: differentiable, concurrent, resumable."
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser("inspect", help="show what a Tesseract takes, gives and offers")
+    inspect.add_argument("tesseract", help="URL, or path of a tesseract_api.py or its folder")
+    inspect.add_argument("--token", help="sent as Authorization: Bearer (better: TESSERACT_FLOW_TOKEN)")
+    inspect.set_defaults(run=_inspect)
+
+    serve = commands.add_parser("serve", help="serve components on this machine until interrupted")
+    serve.add_argument("paths", nargs="+", type=Path, help="paths of tesseract_api.py files or their folders")
+    serve.add_argument("--workers", type=int, default=1, help="processes per component (default 1)")
+    serve.set_defaults(run=_serve)
+
+    optimize = commands.add_parser("optimize", help="optimise a problem in this process")
+    optimize.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    optimize.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
+    optimize.add_argument("--driver", default="adam", help="an Optax optimiser by name (default adam)")
+    optimize.add_argument("--learning-rate", type=float)
+    optimize.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")
+    optimize.add_argument("--max-steps", type=int, default=None)
+    optimize.add_argument("--journal", type=Path, help="folder of checkpoints; run again to go on where it stopped")
+    optimize.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
+    optimize.set_defaults(run=_optimize)
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    import os
+
+    from rich.console import Console
+
+    from tesseract_flow.client import open_tesseract
+    from tesseract_flow.report.schema import schema_tables
+
+    options: dict[str, Any] = {}
+    token = arguments.token or os.environ.get("TESSERACT_FLOW_TOKEN")
+    if token and "://" in arguments.tesseract:
+        options["token"] = token
+    console = Console()
+    for part in schema_tables(open_tesseract(arguments.tesseract, **options).schema):
+        console.print(part)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tesseract_flow.client import ServedTesseract, open_tesseract
+
+    handles = [open_tesseract(path, n_workers=arguments.workers) for path in arguments.paths]
+    with ThreadPoolExecutor(len(handles)) as pool:  # starting one takes seconds, so together
+        for handle, name in zip(handles, pool.map(lambda handle: handle.name, handles), strict=True):
+            assert isinstance(handle, ServedTesseract)
+            print(f"{name}: {handle.url}", flush=True)
+    print("Serving until interrupted (Ctrl-C).", flush=True)
+    while True:
+        time.sleep(3600)
+
+
+def _optimize(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.optimize import MaxSteps, load_problem, optimize
+    from tesseract_flow.report import TerminalProgress, write_result
+
+    problem = load_problem(arguments.problem, _assignments(arguments.set))
+    stop = None if arguments.max_steps is None else MaxSteps(arguments.max_steps)
+    result = optimize(
+        problem,
+        arguments.driver,
+        learning_rate=arguments.learning_rate,
+        driver_settings=_assignments(arguments.driver_set),
+        stop=stop,
+        journal=arguments.journal,
+        observers=[TerminalProgress()],
+    )
+    if arguments.out is not None:
+        figures = {}
+        if problem.picture is not None:
+            figures["Design"] = problem.picture(result.design, result.evaluation)
+        write_result(arguments.out, result, problem, figures=figures)
+        print(f"Written to {arguments.out}: result.json, design.npz, history.csv, report.html")
+    return 0
+
+
+def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` → a dict; values are JSON where they can be, and text otherwise."""
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise SystemExit(f"tesseract-flow: expected NAME=VALUE, got {pair!r}")
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings

@@ -1,0 +1,28 @@
+"""Handles to Tesseracts, and what happens to a request on its way.
+
+NumPy only: these methods run inside JAX's host callbacks, where JAX itself must not be called.
+"""
+
+from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.core import CoreTesseract
+from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
+from tesseract_flow.client.opening import TesseractLike, open_tesseract
+from tesseract_flow.client.retry import RetryPolicy, is_transient
+from tesseract_flow.client.served import ServedTesseract
+
+__all__ = [
+    "AbstractTesseract",
+    "CoreTesseract",
+    "Endpoint",
+    "HttpTesseract",
+    "RequestCounts",
+    "RetryPolicy",
+    "ServedTesseract",
+    "TesseractLike",
+    "Tree",
+    "count_requests",
+    "is_transient",
+    "open_tesseract",
+    "record_request",
+]

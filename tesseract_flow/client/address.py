@@ -1,0 +1,96 @@
+"""Where a Tesseract is and what opens its door: URLs, credentials, headers, taken apart and checked.
+
+Secrets go in here and do not come out: no message quotes a text that may hold one.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import httpx
+
+from tesseract_flow.errors import OptionError, Unreachable
+
+Headers = tuple[tuple[str, str], ...]
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_VALUE = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?")
+# The client sets these, and the answer could not be read if they said something else.
+_RESERVED = frozenset({"accept", "accept-encoding", "content-type", "content-length", "transfer-encoding"})
+
+
+def shown(address: str) -> str:
+    """`address` for a message, or what is said in its place if it may hold credentials."""
+    return "the address (not shown here: it may hold credentials)" if set("@?#") & set(address) else repr(address)
+
+
+def split_url(url: str) -> tuple[str, Headers]:
+    """A clean root address, and the header for the `user:password@` that was written into it.
+
+    Raises:
+        Unreachable: the text is no address of a server.
+    """
+    text = url.strip()
+    if "://" not in text:
+        text = f"http://{text}"
+    refusal = Unreachable(f"{shown(text)} is not that of a Tesseract, which looks like http://host:8000.")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        netloc = f"[{host}]" if ":" in host else host
+        netloc = netloc if port is None else f"{netloc}:{port}"
+        clean = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
+        # What httpx and the socket do with it later.
+        httpx.URL(clean).host.encode("idna")
+    except (ValueError, httpx.InvalidURL):
+        raise refusal from None  # its text would quote the address
+    if parts.scheme not in ("http", "https") or not host:
+        raise refusal
+    if parts.query or parts.fragment or "@" in parts.path:
+        raise Unreachable(
+            "The address of a Tesseract ends with its path, and this one (not shown here) goes on. Leave out '?' and "
+            "'#'; in a user name or password write them, '/' and '@' percent-encoded, or use token= or headers=."
+        )
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not user and not password:
+        return clean, ()
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")  # RFC 7617
+    return clean, (("Authorization", f"Basic {basic}"),)
+
+
+def checked_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> Headers:
+    """`headers` as pairs that can be sent.
+
+    Raises:
+        OptionError: not in the form of a header, or one that the client sets itself.
+    """
+    try:
+        given: dict[Any, Any] = dict(headers)
+    except (TypeError, ValueError):
+        raise OptionError("headers: expected a dict of names and values, or pairs of them.") from None
+    for name, value in given.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise OptionError("headers: a name has characters that HTTP does not allow. Expected {'X-Name': 'value'}.")
+        if name.lower() in _RESERVED:
+            raise OptionError(f"headers: {name!r} is set by the client itself; see encoding= and compression=.")
+        if not isinstance(value, str) or not _VALUE.fullmatch(value):
+            raise OptionError(
+                f"headers: the value of {name!r} (not shown) is no line of ASCII text. Does it end with a line break?"
+            )
+    return tuple(given.items())
+
+
+def checked_token(token: str | None) -> str | None:
+    """`token` without the line break that it has when it was read from a file; `None` if nothing is left.
+
+    Raises:
+        OptionError: it cannot stand in a header.
+    """
+    token = (token or "").strip()
+    if token and not _VALUE.fullmatch(token):
+        raise OptionError("token: the text (not shown) has characters that cannot stand in a header.")
+    return token or None

@@ -1,0 +1,131 @@
+"""What every handle to a Tesseract can do, whatever carries its requests.
+
+One abstract method moves a request (`request`); everything else here is written on top of it, so that HTTP, in-process,
+served and test handles differ in transport alone. Trees in and out are nested dicts and lists with NumPy arrays at the
+array leaves: no JAX here, because these methods run inside JAX's host callbacks.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from tesseract_flow.errors import EndpointNotFound, InvalidAnswer
+from tesseract_flow.schema import TesseractSchema
+
+Endpoint = Literal["apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"]
+GENERIC_NAMES = frozenset({"", "Tesseract"})  # what tesseract-core calls a component without a config
+Tree = Any  # nested dict / list of arrays and plain values, as the protocol has it
+
+
+class AbstractTesseract(abc.ABC):
+    """A handle to one Tesseract. Handles are values: equal handles reach the same component.
+
+    Subclasses give `name`, `schema`, `request`, equality and a hash; the rest follows.
+    """
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What people call it, in task names, plots and messages."""
+
+    @property
+    @abc.abstractmethod
+    def schema(self) -> TesseractSchema:
+        """The component's schema, read once."""
+
+    @abc.abstractmethod
+    def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        """Send one request and return its decoded answer.
+
+        Args:
+            endpoint: the operation; that the component has it is the caller's care (`require`).
+            payload: the request body, with arrays where the protocol has encoded arrays.
+            run_id: names the server's output folder of this call; made up when missing.
+        """
+
+    def require(self, endpoint: Endpoint) -> None:
+        """Raise `EndpointNotFound` unless the component offers `endpoint`."""
+        if endpoint not in self.schema.endpoints:
+            have = ", ".join(sorted(self.schema.endpoints - {"health"}))
+            raise EndpointNotFound(
+                f"Tesseract {self.name!r} has no endpoint {endpoint!r}; it has: {have}.\n"
+                f"Implement {endpoint!r} in its tesseract_api.py and rebuild it, or formulate the loss without it.",
+                tesseract=repr(self),
+                endpoint=endpoint,
+            )
+
+    def apply(self, inputs: Tree, *, run_id: str | None = None) -> Tree:
+        """Outputs at `inputs`."""
+        return self.request("apply", {"inputs": inputs}, run_id=run_id)
+
+    def abstract_eval(self, abstract_inputs: Tree) -> Tree:
+        """Shapes and dtypes of the outputs; arrays are `{"shape": [...], "dtype": "..."}` on both sides."""
+        self.require("abstract_eval")
+        return self.request("abstract_eval", {"inputs": abstract_inputs})
+
+    def jacobian(
+        self, inputs: Tree, jac_inputs: Sequence[str], jac_outputs: Sequence[str], *, run_id: str | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """`{output path: {input path: array}}`, each of shape output shape + input shape."""
+        self.require("jacobian")
+        payload = {"inputs": inputs, "jac_inputs": list(jac_inputs), "jac_outputs": list(jac_outputs)}
+        answer = self.request("jacobian", payload, run_id=run_id)
+        self._expect_paths("jacobian", answer, jac_outputs)
+        for path in jac_outputs:
+            self._expect_paths("jacobian", answer[path], jac_inputs)
+        return answer
+
+    def jacobian_vector_product(
+        self,
+        inputs: Tree,
+        jvp_inputs: Sequence[str],
+        jvp_outputs: Sequence[str],
+        tangent_vector: Mapping[str, Any],
+        *,
+        run_id: str | None = None,
+    ) -> dict[str, Any]:
+        """The pushforward J·t: `{output path: array}` from `{input path: tangent}`."""
+        self.require("jacobian_vector_product")
+        payload = {
+            "inputs": inputs,
+            "jvp_inputs": list(jvp_inputs),
+            "jvp_outputs": list(jvp_outputs),
+            "tangent_vector": dict(tangent_vector),
+        }
+        answer = self.request("jacobian_vector_product", payload, run_id=run_id)
+        self._expect_paths("jacobian_vector_product", answer, jvp_outputs)
+        return answer
+
+    def vector_jacobian_product(
+        self,
+        inputs: Tree,
+        vjp_inputs: Sequence[str],
+        vjp_outputs: Sequence[str],
+        cotangent_vector: Mapping[str, Any],
+        *,
+        run_id: str | None = None,
+    ) -> dict[str, Any]:
+        """The pullback Jᵀ·c: `{input path: array}` from `{output path: cotangent}`."""
+        self.require("vector_jacobian_product")
+        payload = {
+            "inputs": inputs,
+            "vjp_inputs": list(vjp_inputs),
+            "vjp_outputs": list(vjp_outputs),
+            "cotangent_vector": dict(cotangent_vector),
+        }
+        answer = self.request("vector_jacobian_product", payload, run_id=run_id)
+        self._expect_paths("vector_jacobian_product", answer, vjp_inputs)
+        return answer
+
+    def _expect_paths(self, endpoint: Endpoint, answer: Any, paths: Sequence[str]) -> None:
+        got = set(answer) if isinstance(answer, Mapping) else set()
+        if missing := [path for path in paths if path not in got]:
+            raise InvalidAnswer(
+                f"Tesseract {self.name!r} answered {endpoint!r} without {', '.join(map(repr, missing))}; "
+                f"it sent {', '.join(map(repr, sorted(got))) or type(answer).__name__}.\n"
+                f"This is a fault in the component's {endpoint!r}: it must return every path it is asked for.",
+                tesseract=repr(self),
+                endpoint=endpoint,
+            )

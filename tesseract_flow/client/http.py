@@ -1,0 +1,232 @@
+"""A Tesseract behind HTTP.
+
+`HttpTesseract` is the value that people hold, compare, send to other processes and see in logs; the open connections
+and the schema belong to a `Session`, which equal handles of one process share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+
+from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
+from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.meter import record_request
+from tesseract_flow.client.session import Session, session_of
+from tesseract_flow.client.translate import Question, error_of_status, error_of_transport
+from tesseract_flow.errors import InvalidAnswer, OptionError, SchemaError, WireError
+from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.wire import BinrefWriter, Compression, Encoding, accept_header, dumps, loads
+
+# A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
+_RECONNECT_DELAY = 0.2
+# Requests that fail with these cannot have started a solve: the server never had a whole request.
+_NOT_STARTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError)
+
+
+@dataclasses.dataclass(frozen=True)
+class HttpTesseract(AbstractTesseract):
+    """A Tesseract served at `url`.
+
+    Equal handles share their connections. Handles can be pickled; credentials never appear in their `repr`.
+
+    Attributes:
+        url: root of the server, such as `http://solver:8000`; `http://user:password@solver:8000` works as well.
+        label: what to call it; default the name in its schema, else host and port.
+        token: sent as `Authorization: Bearer`.
+        headers: further headers, as a dict or as pairs.
+        encoding: how arrays travel both ways: `base64`, `json`, or `binref` (files that both sides can read).
+        compression: `lz4` or none.
+        connect_timeout: seconds.
+        read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes. TCP
+            keep-alive probes notice a dead machine in either case.
+        n_lanes: connections kept open, which is also the number of calls in flight at once.
+        verify: check the server's certificate; a path names the authorities to trust.
+        cert: client certificate, as a path or a pair of paths (certificate, key).
+        input_dir, output_dir: for `binref`: the folders that the server knows as its input and output path.
+        max_bytes: the largest answer that is accepted.
+        transport, sleep: seams for tests. The transport is closed with the last handle.
+
+    Raises:
+        Unreachable: `url` is no address.
+        OptionError: another field cannot be used.
+    """
+
+    url: str
+    label: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
+    headers: Headers = dataclasses.field(default=(), repr=False)
+    encoding: Encoding = "base64"
+    compression: Compression | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float | None = None
+    n_lanes: int = 8
+    verify: bool | str = True
+    cert: str | tuple[str, str] | None = None
+    input_dir: Path | None = None
+    output_dir: Path | None = None
+    max_bytes: int = 8 * 2**30
+    transport: httpx.BaseTransport | None = dataclasses.field(default=None, repr=False)
+    sleep: Callable[[float], object] = dataclasses.field(default=time.sleep, repr=False)
+
+    def __post_init__(self) -> None:
+        url, basic = split_url(self.url)
+        token, headers = checked_token(self.token), checked_headers(self.headers)
+        has_own = any(name.lower() == "authorization" for name, _ in headers)
+        if token and has_own:
+            raise OptionError(f"Tesseract at {url}: token= and an Authorization header exclude each other; give one.")
+        if not token and not has_own:
+            headers += basic
+        normal = {
+            "url": url,
+            "token": token,
+            "headers": headers,
+            "verify": self.verify if isinstance(self.verify, bool) else os.fspath(self.verify),
+            "cert": tuple(self.cert) if isinstance(self.cert, list) else self.cert,  # hashable
+            "input_dir": None if self.input_dir is None else Path(self.input_dir),
+            "output_dir": None if self.output_dir is None else Path(self.output_dir),
+        }
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
+        if complaint := self._complaint():
+            raise OptionError(f"Tesseract at {url}: {complaint}")
+
+    def __repr__(self) -> str:
+        return f"HttpTesseract({self.label + ': ' if self.label else ''}{self.url})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        if self.label is not None:
+            return self.label
+        return urlsplit(self.url).netloc if self.schema.name in GENERIC_NAMES else self.schema.name
+
+    @property
+    def schema(self) -> TesseractSchema:
+        session = self._session
+        with session.lock:
+            if session.schema is None:
+                session.schema = self._read_schema()
+            return session.schema
+
+    def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        question = Question(endpoint, self._short_name, self.url)
+        writer = nullcontext() if self.encoding != "binref" else BinrefWriter(self.input_dir)  # type: ignore[arg-type]
+        with writer as binref:
+            body = dumps(payload, self.encoding, compression=self.compression, binref=binref)
+            record_request(question.name, endpoint)
+            answer = self._send("POST", question, body, {"run_id": run_id or uuid.uuid4().hex})
+            try:
+                return loads(answer, binref_root=self.output_dir, max_bytes=self.max_bytes)
+            except WireError as error:
+                raise question.error(InvalidAnswer, f"the answer is not understood.\n{error}") from error
+
+    def _complaint(self) -> str | None:
+        """What is wrong with the options, if anything."""
+        try:
+            accept_header(self.encoding, self.compression)
+        except WireError as error:
+            return str(error)
+        for name in ("connect_timeout", "read_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+                return f"{name} is {seconds}; expected a positive number of seconds."
+        for name in ("n_lanes", "max_bytes"):
+            if getattr(self, name) < 1:
+                return f"{name} is {getattr(self, name)}; expected at least 1."
+        if self.encoding == "binref" and (self.input_dir is None or self.output_dir is None):
+            return (
+                "encoding='binref' needs input_dir and output_dir, the folders that the server was started with "
+                "(--input-path, --output-path) as this machine sees them."
+            )
+        return None
+
+    @property
+    def _short_name(self) -> str:
+        """The name if it is known without asking the server; messages must not depend on another request."""
+        if self.label is None and self._session.schema is None:
+            return urlsplit(self.url).netloc
+        return self.name
+
+    @property
+    def _session(self) -> Session:
+        session = self.__dict__.get("_own_session")
+        if session is None or session.pid != os.getpid():
+            session = session_of(self)
+            object.__setattr__(self, "_own_session", session)
+        return session
+
+    def _read_schema(self) -> TesseractSchema:
+        content = self._send("GET", Question("openapi.json", self._short_name, self.url), b"", {})
+        try:
+            # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
+            return TesseractSchema.from_openapi(orjson.loads(content))
+        except (orjson.JSONDecodeError, SchemaError) as error:
+            raise SchemaError(
+                f"The server at {self.url} does not describe itself as a Tesseract: {error}\n"
+                "Check the URL: it must be the root of a served Tesseract."
+            ) from error
+
+    def _send(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
+        """The body of a good answer."""
+        start = time.monotonic()
+        try:
+            try:
+                return self._send_once(method, question, body, params)
+            except _NOT_STARTED:
+                self.sleep(_RECONNECT_DELAY)
+                return self._send_once(method, question, body, params)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise error_of_transport(question, error, time.monotonic() - start) from error
+
+    def _send_once(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
+        url = f"{self.url}/{question.endpoint}"
+        with self._session.client.stream(method, url, content=body, params=params) as response:
+            # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
+            packing = response.headers.get("content-encoding", "").strip().lower() or "identity"
+            content = self._read(response, question) if packing == "identity" else b"(a compressed text)"
+            if response.status_code != 200:
+                raise error_of_status(question, response.status_code, response.headers, content)
+            if packing != "identity":
+                raise question.error(
+                    InvalidAnswer,
+                    f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
+                    "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
+                )
+            return content
+
+    def _read(self, response: httpx.Response, question: Question) -> bytes:
+        """The body, refused before it fills the memory, whether or not the server tells its size beforehand."""
+        declared = response.headers.get("content-length", "")
+        n_bytes = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
+        if n_bytes <= self.max_bytes:
+            n_bytes, chunks = 0, []
+            for chunk in response.iter_bytes():
+                n_bytes += len(chunk)
+                if n_bytes > self.max_bytes:
+                    break
+                chunks.append(chunk)
+            else:
+                return b"".join(chunks)
+        raise question.error(
+            InvalidAnswer,
+            f"the answer has {n_bytes} bytes or more; at most {self.max_bytes} are accepted.\n"
+            "Allow more with open_tesseract(url, max_bytes=...).",
+        )

@@ -1,0 +1,182 @@
+"""Components served here: a process of their own, started from a `tesseract_api.py` by tesseract-core's runtime.
+
+The process starts with the first question to the handle, is shared by equal handles, and ends with this process, even
+if that is killed: tesseract-core's runtime watches a pipe to its parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.errors import ComponentFailed, OptionError, Unreachable
+from tesseract_flow.schema import TesseractSchema
+
+if TYPE_CHECKING:
+    from tesseract_core.sdk.local_client import TesseractProcess
+
+_log = logging.getLogger("tesseract_flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedTesseract(AbstractTesseract):
+    """A component served by a process of this machine. Equal handles share the process.
+
+    Attributes:
+        path: its `tesseract_api.py`.
+        label: what to call it; default the name in its `tesseract_config.yaml`, else its folder's.
+        n_workers: processes that answer, each one request at a time.
+        python: the interpreter that runs it; it needs `tesseract-core[runtime]` and what the component imports.
+        startup_timeout: seconds.
+
+    The first question raises `ComponentFailed` if the process does not come up.
+    """
+
+    path: Path
+    label: str | None = None
+    n_workers: int = 1
+    python: str = sys.executable
+    startup_timeout: float = 120.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).resolve())
+        object.__setattr__(self, "python", os.fspath(self.python))
+        if self.n_workers < 1:
+            raise OptionError(f"n_workers is {self.n_workers}; expected at least 1.")
+
+    def __repr__(self) -> str:
+        return f"ServedTesseract({self.label + ': ' if self.label else ''}{self.path.parent.name})"
+
+    @property
+    def name(self) -> str:
+        return self.label if self.label is not None else self._http.name
+
+    @property
+    def schema(self) -> TesseractSchema:
+        return self._http.schema
+
+    @property
+    def url(self) -> str:
+        """Where it is served; starts it if need be."""
+        return self._http.url
+
+    def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        return self._http.request(endpoint, payload, run_id=run_id)
+
+    def stop(self) -> None:
+        """End the process. The next request starts it again."""
+        place = _place_of(self)
+        with place.lock:
+            server, place.server = place.server, None
+        if server is not None:
+            server.stop()
+
+    def logs(self) -> str:
+        """What the process has printed so far."""
+        server = _place_of(self).server
+        return "" if server is None else server.logs()
+
+    @property
+    def _http(self) -> HttpTesseract:
+        place = _place_of(self)
+        with place.lock:
+            server = place.server
+            if server is not None and (code := server.process.process.poll()) is not None:
+                tail = "\n".join(server.logs().splitlines()[-20:])
+                _log.warning("%r has exited (code %s); it is started again. It said last:\n%s", self, code, tail)
+                place.server = None
+                server.stop()
+            if place.server is None:
+                place.server = _start(self)
+            return place.server.http
+
+
+@dataclasses.dataclass
+class _Server:
+    process: TesseractProcess
+    http: HttpTesseract
+    output_dir: Path
+
+    def stop(self) -> None:
+        self.process.remove(force=True)
+        shutil.rmtree(self.output_dir, ignore_errors=True)
+
+    def logs(self) -> str:
+        try:
+            return self.process.logs().decode("utf-8", errors="replace")
+        except FileNotFoundError:  # stopped by another thread, or by someone who tidies up the temporary folder
+            return ""
+
+
+@dataclasses.dataclass
+class _Place:
+    """Where the server of equal handles is kept. Each has a lock: starting takes seconds, and several start at once."""
+
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    server: _Server | None = None
+
+
+_places: dict[tuple[int, ServedTesseract], _Place] = {}
+_places_lock = threading.Lock()
+
+
+def _place_of(handle: ServedTesseract) -> _Place:
+    # By process too: a forked child has no hold on the server of its parent, and must not stop it.
+    with _places_lock:
+        return _places.setdefault((os.getpid(), handle), _Place())
+
+
+def _start(handle: ServedTesseract) -> _Server:
+    from tesseract_core.sdk import local_client
+
+    if not handle.path.is_file():
+        raise Unreachable(f"There is no component at {handle.path}: a Tesseract is defined by a tesseract_api.py file.")
+    # The runtime leaves one folder with a log per call, by default in the working directory.
+    output_dir = Path(tempfile.mkdtemp(prefix="tesseract_flow_served_"))
+    try:
+        process = local_client.serve(
+            handle.path,
+            num_workers=handle.n_workers,
+            python_executable=handle.python,
+            output_path=output_dir,
+            output_format="json+base64",
+            # Debug mode is what makes the server tell a component's own error text.
+            runtime_config={"debug": True},
+            startup_timeout=handle.startup_timeout,
+        )
+    except Exception as error:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        raise ComponentFailed(
+            f"The component {handle.path} could not be served:\n{error}\n"
+            f"Try it by hand: TESSERACT_API_PATH={handle.path} tesseract-runtime serve",
+            tesseract=repr(handle),
+            endpoint="serve",
+        ) from error
+    http = HttpTesseract(process.url, n_lanes=max(handle.n_workers, 2), label=handle.label)
+    server = _Server(process, http, output_dir)
+    try:
+        if handle.label is None and http.schema.name in GENERIC_NAMES:
+            server.http = dataclasses.replace(http, label=handle.path.parent.name)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+@atexit.register
+def _stop_all() -> None:
+    for (pid, _), place in list(_places.items()):
+        server, place.server = place.server, None
+        if server is not None and pid == os.getpid():
+            server.stop()

@@ -1,0 +1,206 @@
+"""Every exception that tesseract-flow raises on purpose, in one tree.
+
+Each message says what was asked and of whom, what was expected against what was received, and what to do next.
+Our errors also derive from the built-in type that code written for `tesseract-core` and `tesseract-jax` catches
+(`ValueError`, `RuntimeError`, `NotImplementedError`, ...). Foreign exceptions are translated once, at the seam where
+they enter, `from` the original.
+
+```text
+TesseractFlowError
+├── WireError (ValueError)                an array or tree that cannot be encoded or decoded
+├── SchemaError (ValueError)              an OpenAPI document that does not describe a Tesseract
+├── OptionError (ValueError)              a handle was given something that it cannot use
+├── CallError                             a call to a Tesseract failed; has .tesseract and .endpoint
+│   ├── InvalidInput (ValueError)         the inputs do not fit the schema; has .faults
+│   ├── EndpointNotFound (NotImplementedError)
+│   │   └── ShapesUnknown (ValueError)    a transformation needs abstract_eval, and there is none
+│   ├── ComponentFailed (RuntimeError)    the component itself raised
+│   ├── InvalidAnswer (ValueError)        the answer is not what the protocol or the schema says
+│   ├── AccessDenied (PermissionError)    401 or 403
+│   └── TransientError                    worth another attempt
+│       ├── Unreachable (ConnectionError) no connection: nothing was started
+│       ├── ConnectionLost (ConnectionError)  the solve may still be running there
+│       ├── CallTimeout (TimeoutError)
+│       └── Overloaded (RuntimeError)     429, 502, 503, 504; has .retry_after
+├── NotDifferentiable (ValueError)        a derivative was asked for where the schema has none
+├── SecondDerivative (NotImplementedError)
+├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
+├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
+└── OptimizationError
+    ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
+    ├── BoundsError (ValueError)          lower > upper, or the wrong shape
+    ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
+    └── JournalError (RuntimeError)       a journal that belongs to another problem, is in use, or is damaged
+```
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class TesseractFlowError(Exception):
+    """Root of everything that tesseract-flow raises on purpose."""
+
+
+class WireError(TesseractFlowError, ValueError):
+    """An array or a tree could not be encoded, or its wire form could not be decoded."""
+
+
+class SchemaError(TesseractFlowError, ValueError):
+    """An OpenAPI document does not describe a Tesseract that we understand."""
+
+
+class OptionError(TesseractFlowError, ValueError):
+    """An option of a handle has a value that cannot be used; nothing was sent."""
+
+
+class CallError(TesseractFlowError):
+    """A call to a Tesseract failed.
+
+    Attributes:
+        tesseract: what was called, as its handle prints itself (never with credentials).
+        endpoint: the operation, such as `"apply"`.
+    """
+
+    def __init__(self, message: str, *, tesseract: str = "?", endpoint: str = "?"):
+        super().__init__(message)
+        self.tesseract = tesseract
+        self.endpoint = endpoint
+
+    def __reduce__(self):
+        # Exceptions cross process borders in Prefect; the default would lose the keyword arguments.
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+def _rebuild(cls: type[CallError], message: str, state: dict[str, object]) -> CallError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with an input: where, and what."""
+
+    path: str
+    message: str
+    kind: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path or '(root)'}: {self.message}"
+
+
+class InvalidInput(CallError, ValueError):
+    """The inputs do not fit the Tesseract's schema. `faults` lists each one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        faults: Sequence[Fault] = (),
+        tesseract: str = "?",
+        endpoint: str = "?",
+    ):
+        super().__init__(message, tesseract=tesseract, endpoint=endpoint)
+        self.faults = tuple(faults)
+
+
+class EndpointNotFound(CallError, NotImplementedError):
+    """The Tesseract does not offer this endpoint."""
+
+
+class ShapesUnknown(EndpointNotFound, ValueError):
+    """A JAX transformation needs the outputs' shapes in advance, and the Tesseract has no `abstract_eval`."""
+
+
+class ComponentFailed(CallError, RuntimeError):
+    """The component's own code raised. Never repeated: the same inputs would fail again."""
+
+
+class InvalidAnswer(CallError, ValueError):
+    """The answer is not what the protocol or the component's own schema promises."""
+
+
+class AccessDenied(CallError, PermissionError):
+    """The server wants other credentials (401 or 403)."""
+
+
+class TransientError(CallError):
+    """The call may succeed when repeated; whether to repeat it is the task's policy."""
+
+
+class Unreachable(TransientError, ConnectionError):
+    """No connection could be made, so nothing was started."""
+
+
+class ConnectionLost(TransientError, ConnectionError):
+    """The connection broke after the request was sent: the solve may still be running there."""
+
+
+class CallTimeout(TransientError, TimeoutError):
+    """No answer in time: the solve may still be running there."""
+
+
+class Overloaded(TransientError, RuntimeError):
+    """The server, or a proxy before it, asked for patience (429, 502, 503, 504).
+
+    Attributes:
+        retry_after: seconds that the server asked to wait, if it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        tesseract: str = "?",
+        endpoint: str = "?",
+    ):
+        super().__init__(message, tesseract=tesseract, endpoint=endpoint)
+        self.retry_after = retry_after
+
+
+class NotDifferentiable(TesseractFlowError, ValueError):
+    """A derivative was asked for with respect to, or of, something the schema does not mark differentiable."""
+
+
+class SecondDerivative(TesseractFlowError, NotImplementedError):
+    """A derivative endpoint was differentiated with respect to its primals."""
+
+
+class PrecisionError(TesseractFlowError, ValueError):
+    """The Tesseract works in 64 bits, and JAX's x64 mode is off."""
+
+
+class NonFiniteError(TesseractFlowError, ArithmeticError):
+    """NaN or inf appeared; the message names where."""
+
+
+class OptimizationError(TesseractFlowError):
+    """Root of what the optimisation side raises."""
+
+
+class ProblemError(OptimizationError, ValueError):
+    """A problem cannot be loaded, or its parts do not fit together."""
+
+
+class BoundsError(OptimizationError, ValueError):
+    """Bounds that no design can satisfy, or that do not fit the design."""
+
+
+class DriverError(OptimizationError, ValueError):
+    """An optimiser that we do not know, or settings that it does not take."""
+
+
+class JournalError(OptimizationError, RuntimeError):
+    """A journal belongs to another problem, is in use by another run, or is damaged."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'adam'?"` for a near miss, else an empty string; made to be appended to a message."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,27 @@
+"""Running JAX functions with Tesseracts inside as dataflow."""
+
+from tesseract_flow.execute.concurrent import Concurrent, concurrent
+from tesseract_flow.execute.plan import Node, Plan, Segment, make_plan
+from tesseract_flow.execute.run import run_plan
+from tesseract_flow.execute.submit import (
+    AbstractFuture,
+    AbstractSubmitter,
+    InlineSubmitter,
+    ThreadSubmitter,
+    default_submitter,
+)
+
+__all__ = [
+    "AbstractFuture",
+    "AbstractSubmitter",
+    "Concurrent",
+    "InlineSubmitter",
+    "Node",
+    "Plan",
+    "Segment",
+    "ThreadSubmitter",
+    "concurrent",
+    "default_submitter",
+    "make_plan",
+    "run_plan",
+]

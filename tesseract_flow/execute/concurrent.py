@@ -1,0 +1,102 @@
+"""`concurrent`: any JAX function with Tesseracts inside, run so that independent calls overlap."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tesseract_flow.autodiff.call import Static
+from tesseract_flow.autodiff.primitives import is_staging
+from tesseract_flow.execute.plan import Plan, make_plan
+from tesseract_flow.execute.run import run_plan
+from tesseract_flow.execute.submit import AbstractSubmitter, default_submitter
+
+
+def concurrent(fn: Callable[..., Any], *, submitter: AbstractSubmitter | None = None) -> Concurrent:
+    """`fn` with its Tesseract calls as a dataflow graph: wall time is the critical path, forward and backward.
+
+    An outermost transformation, like `jax.jit`: write `concurrent(jax.value_and_grad(loss))`. Traced once per
+    structure, shapes and static leaves; between calls everything is compiled. Arguments and results may be mixed trees:
+    arrays are traced, every other leaf (a Python number too) is static and compared by type and value. Called while
+    something else is tracing, it is `fn` itself.
+
+    Args:
+        fn: a pure function of trees of arrays.
+        submitter: where calls go; default a pool of threads with the default retry policy.
+    """
+    return Concurrent(fn, submitter)
+
+
+class Concurrent:
+    """What `concurrent` returns: a function that can also show its plan."""
+
+    def __init__(self, fn: Callable[..., Any], submitter: AbstractSubmitter | None):
+        self.fn = fn
+        self.submitter = submitter
+        self._traces: dict[Any, _Trace] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        if is_staging() or any(isinstance(leaf, Tracer) for leaf in leaves):
+            return self.fn(*args, **kwargs)
+        trace = self._trace(leaves, treedef)
+        arrays = [leaf for leaf in leaves if _is_array(leaf)]
+        results = run_plan(trace.plan, arrays, self.submitter or default_submitter())
+        return trace.output(results)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """What a call with these arguments would run. Asks for shapes at most; no solver runs."""
+        return self._trace(*jax.tree_util.tree_flatten((args, kwargs))).plan
+
+    def _trace(self, leaves: list[Any], treedef: Any) -> _Trace:
+        signature = tuple(jax.typeof(leaf) if _is_array(leaf) else Static(leaf) for leaf in leaves)
+        key = (treedef, signature, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        with self._lock:  # one thread traces; the others wait for its trace
+            if key not in self._traces:
+                self._traces[key] = _trace(self.fn, leaves, treedef)
+            return self._traces[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    plan: Plan
+    treedef: Any
+    leaves: list[Any]  # per output leaf `_TRACED` or its static value
+
+    def output(self, results: list[Any]) -> Any:
+        remaining = iter(results)
+        leaves = [jnp.asarray(next(remaining)) if leaf is _TRACED else leaf for leaf in self.leaves]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+
+_TRACED = object()
+
+
+def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any) -> _Trace:
+    out_tree: Any = None
+    out_leaves: list[Any] = []
+
+    def flat(*arrays: Any) -> list[Any]:
+        nonlocal out_tree, out_leaves
+        remaining = iter(arrays)
+        full = [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
+        args, kwargs = jax.tree_util.tree_unflatten(treedef, full)
+        results, out_tree = jax.tree_util.tree_flatten(fn(*args, **kwargs))
+        out_leaves = [_TRACED if _is_array(leaf) else leaf for leaf in results]
+        return [leaf for leaf in results if _is_array(leaf)]
+
+    closed = jax.make_jaxpr(flat)(*(leaf for leaf in leaves if _is_array(leaf)))
+    return _Trace(make_plan(closed), out_tree, out_leaves)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether JAX can trace it; NumPy also has arrays of text, dates and objects, which are static."""
+    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm")

@@ -1,0 +1,352 @@
+"""A traced function → a dataflow plan: Tesseract calls, and compiled segments of pure JAX between them.
+
+The jaxpr is flattened first (bodies of `jit`, `custom_jvp`, `remat` that contain Tesseract calls are inlined), equal
+steps are merged and unused ones dropped. Each remaining pure step then joins the segment of all steps that wait for
+exactly the same calls: a segment can run as soon as these have answered, and never holds up another one. Control flow
+(`scan`, `while_loop`, `cond`) stays a pure step, with its calls inside as host callbacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+
+from tesseract_flow.autodiff import ENDPOINTS, HOST, Call
+
+# Primitives that only wrap a body, and the parameter that holds it.
+_WRAPPERS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+_VERBS = {"apply": "apply", "jacobian_vector_product": "pushforward", "vector_jacobian_product": "pullback"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A scalar known while planning."""
+
+    literal: Literal
+
+    @property
+    def value(self) -> np.ndarray:
+        # A literal may be a Python number, and only its aval knows the dtype.
+        return np.asarray(self.literal.val, self.literal.aval.dtype)  # type: ignore[attr-defined]
+
+
+Ref = int | Constant  # where a value comes from: the number of a slot, or a constant
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One Tesseract call in the plan.
+
+    Attributes:
+        index: its bit in the ancestor masks.
+        label: such as `fem.pullback`.
+        call, primitive: what to ask.
+        operands, outputs: slots.
+        producers: indices of the nodes whose results reach it, directly or through segments.
+        wave: 1 + the largest wave among its producers; nodes of one wave may run at once.
+    """
+
+    index: int
+    label: str
+    call: Call
+    primitive: Primitive
+    operands: tuple[Ref, ...]
+    outputs: tuple[int, ...]
+    producers: tuple[int, ...]
+    wave: int
+
+    @property
+    def endpoint(self) -> str:
+        return ENDPOINTS[self.primitive]
+
+    def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
+        """Ask the Tesseract. One request, on the calling thread."""
+        return HOST[self.primitive](self.call, operands, run_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Pure JAX between calls, compiled as one function of `inputs`."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    fn: Callable[..., list[Any]]
+    n_steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to run, as a graph over numbered slots.
+
+    Attributes:
+        arguments: slots of the function's array arguments.
+        constants: slots filled in advance.
+        units: nodes and segments in an order in which they could run one by one.
+        results: what the function returns.
+    """
+
+    arguments: tuple[int, ...]
+    constants: Mapping[int, Any]
+    units: tuple[Node | Segment, ...]
+    results: tuple[Ref, ...]
+
+    @property
+    def nodes(self) -> list[Node]:
+        return [unit for unit in self.units if isinstance(unit, Node)]
+
+    @property
+    def n_waves(self) -> int:
+        """Calls on the longest path: the least number of calls that must wait for each other."""
+        return max((node.wave for node in self.nodes), default=0)
+
+    def __str__(self) -> str:
+        n_segments = sum(isinstance(unit, Segment) for unit in self.units)
+        lines = [f"{len(self.nodes)} calls in {self.n_waves} waves, {n_segments} segments of pure JAX"]
+        for wave in range(1, self.n_waves + 1):
+            lines.append(f"  wave {wave}: " + ", ".join(node.label for node in self.nodes if node.wave == wave))
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """One equation, with slots for its variables."""
+
+    eqn: JaxprEqn
+    inputs: tuple[Ref, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def is_call(self) -> bool:
+        return self.eqn.primitive in HOST
+
+
+def make_plan(closed: ClosedJaxpr) -> Plan:
+    """The plan of a traced function.
+
+    Raises:
+        EndpointNotFound: a call needs an endpoint that its Tesseract does not have. Nothing has run by then.
+    """
+    flattener = _Flattener()
+    arguments = tuple(flattener.new_slot(var.aval) for var in closed.jaxpr.invars)
+    results = tuple(flattener.flatten(closed.jaxpr, closed.consts, arguments))
+    steps = _without_unused(flattener.steps, results)
+    for eqn in _calls([step.eqn for step in steps]):
+        eqn.params["call"].tesseract.require(ENDPOINTS[eqn.primitive])
+    units = _group(steps, results, flattener.avals)
+    return Plan(arguments, flattener.constants, tuple(units), results)
+
+
+class _Flattener:
+    """Walks a jaxpr and its inlined bodies, numbering values and merging equal steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[_Step] = []
+        self.constants: dict[int, Any] = {}
+        self.avals: list[Any] = []  # per slot
+        self._merged: dict[Any, tuple[int, ...]] = {}
+        self._slot_of: dict[int, int] = {}  # id of a constant -> its slot; `constants` keeps the object alive
+
+    def new_slot(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def flatten(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Ref]) -> list[Ref]:
+        env: dict[Any, Ref] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = self._constant(value, var.aval)
+
+        def read(atom: Any) -> Ref:
+            return Constant(atom) if isinstance(atom, Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(read(atom) for atom in eqn.invars)
+            body = _body(eqn)
+            if body is not None:
+                outputs: Sequence[Ref] = self.flatten(body.jaxpr, body.consts, inputs)
+            else:
+                outputs = self._add(eqn, inputs)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _constant(self, value: Any, aval: Any) -> int:
+        """One slot per object, so that steps that differ in nothing else are seen to be equal."""
+        if id(value) not in self._slot_of:
+            slot = self._slot_of[id(value)] = self.new_slot(aval)
+            self.constants[slot] = value
+        return self._slot_of[id(value)]
+
+    def _add(self, eqn: Any, inputs: tuple[Ref, ...]) -> tuple[int, ...]:
+        key = _merge_key(eqn, inputs)
+        if key is not None and key in self._merged:
+            return self._merged[key]
+        outputs = tuple(self.new_slot(var.aval) for var in eqn.outvars)
+        self.steps.append(_Step(eqn, inputs, outputs))
+        if key is not None:
+            self._merged[key] = outputs
+        return outputs
+
+
+def _body(eqn: Any) -> ClosedJaxpr | None:
+    """The body to inline: that of a wrapper with a Tesseract call inside."""
+    parameter = _WRAPPERS.get(eqn.primitive.name)
+    if parameter is None or not any(True for _ in _calls([eqn])):
+        return None
+    body = eqn.params[parameter]
+    return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
+
+
+def _bodies(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _calls(eqns: Iterable[Any]) -> Iterator[Any]:
+    """The Tesseract equations among these and in their bodies."""
+    for eqn in eqns:
+        if eqn.primitive in HOST:
+            yield eqn
+        for body in _bodies(eqn.params):
+            yield from _calls(body.eqns)
+
+
+def _merge_key(eqn: Any, inputs: tuple[Ref, ...]) -> Any:
+    """Equal keys mean equal results; None if that cannot be told."""
+    if eqn.effects:
+        return None
+    try:
+        parts = tuple(
+            (str(x.literal.aval), x.value.tobytes()) if isinstance(x, Constant) else x  # the aval tells weak types
+            for x in inputs
+        )
+        # Output avals are part of the key: literals of equal bytes may differ in weak type.
+        key = (eqn.primitive, parts, tuple(sorted(eqn.params.items())), tuple(str(v.aval) for v in eqn.outvars))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _without_unused(steps: Sequence[_Step], results: Sequence[Ref]) -> list[_Step]:
+    needed = {ref for ref in results if isinstance(ref, int)}
+    kept = []
+    for step in reversed(steps):
+        if step.eqn.effects or needed.intersection(step.outputs):
+            kept.append(step)
+            needed.update(ref for ref in step.inputs if isinstance(ref, int))
+    return kept[::-1]
+
+
+def _group(steps: Sequence[_Step], results: Sequence[Ref], avals: Sequence[Any]) -> list[Node | Segment]:
+    """Nodes, and one segment per set of calls that steps wait for."""
+    ancestors: dict[int, int] = {}  # slot -> bit mask of the nodes it waits for
+    direct: dict[int, frozenset[int]] = {}  # slot -> nodes whose results reach it through pure steps alone
+    nodes: list[Node] = []
+    grouped: dict[int, list[_Step]] = {}
+    waits_for: list[int] = []  # per node, the mask of its operands
+    for step in steps:
+        refs = [ref for ref in step.inputs if isinstance(ref, int)]
+        mask = 0
+        for ref in refs:
+            mask |= ancestors.get(ref, 0)
+        sources = frozenset().union(*(direct.get(ref, frozenset()) for ref in refs))
+        if step.is_call:
+            node = _node(step, len(nodes), sources, nodes)
+            nodes.append(node)
+            waits_for.append(mask)
+            mask |= 1 << node.index
+            sources = frozenset([node.index])
+        else:
+            grouped.setdefault(mask, []).append(step)
+        for slot in step.outputs:
+            ancestors[slot], direct[slot] = mask, sources
+    used = _uses(nodes, grouped, results)
+    # Whatever waits for more calls comes later, and a call after the segment that waits for the same ones.
+    ranked: list[tuple[int, bool, Node | Segment]] = [
+        *((mask.bit_count(), False, _segment(mask, group, used, avals)) for mask, group in grouped.items()),
+        *((mask.bit_count(), True, node) for mask, node in zip(waits_for, nodes, strict=True)),
+    ]
+    return [unit for *_, unit in sorted(ranked, key=lambda entry: entry[:2])]
+
+
+def _node(step: _Step, index: int, sources: frozenset[int], nodes: Sequence[Node]) -> Node:
+    call: Call = step.eqn.params["call"]
+    primitive = step.eqn.primitive
+    label = f"{call.tesseract.name}.{_VERBS[ENDPOINTS[primitive]]}"
+    wave = 1 + max((nodes[k].wave for k in sources), default=0)
+    return Node(index, label, call, primitive, step.inputs, step.outputs, tuple(sorted(sources)), wave)
+
+
+def _uses(nodes: Sequence[Node], grouped: Mapping[int, Sequence[_Step]], results: Sequence[Ref]) -> dict[int, set[Any]]:
+    """Per slot, who reads it: masks of segments, or "out" for nodes and the result."""
+    used: dict[int, set[Any]] = {}
+    for node in nodes:
+        for ref in node.operands:
+            if isinstance(ref, int):
+                used.setdefault(ref, set()).add("out")
+    for mask, group in grouped.items():
+        for step in group:
+            for ref in step.inputs:
+                if isinstance(ref, int):
+                    used.setdefault(ref, set()).add(mask)
+    for ref in results:
+        if isinstance(ref, int):
+            used.setdefault(ref, set()).add("out")
+    return used
+
+
+def _segment(mask: int, steps: Sequence[_Step], used: Mapping[int, set[Any]], avals: Sequence[Any]) -> Segment:
+    made = [slot for step in steps for slot in step.outputs]
+    own = set(made)
+    inputs = tuple(
+        dict.fromkeys(ref for step in steps for ref in step.inputs if isinstance(ref, int) and ref not in own)
+    )
+    outputs = tuple(slot for slot in made if used.get(slot, set()) - {mask})
+    # A jaxpr of its own and not a loop over `bind`: how an equation is evaluated (its context, its sub-functions) is
+    # JAX's business and changes between versions.
+    variables = {slot: Var(avals[slot]) for slot in (*inputs, *made)}
+    eqns = [
+        step.eqn.replace(
+            invars=[ref.literal if isinstance(ref, Constant) else variables[ref] for ref in step.inputs],
+            outvars=[variables[slot] for slot in step.outputs],
+        )
+        for step in steps
+    ]
+    effects = frozenset().union(*(eqn.effects for eqn in eqns))
+    jaxpr = Jaxpr(
+        (),
+        [variables[slot] for slot in inputs],
+        [variables[slot] for slot in outputs],
+        eqns,
+        set(effects),
+        debug_info=_debug_info(len(inputs), len(outputs)),
+    )
+    return Segment(inputs, outputs, jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))), len(steps))
+
+
+def _debug_info(n_inputs: int, n_outputs: int) -> DebugInfo:
+    return DebugInfo(
+        "segment",
+        "tesseract_flow",
+        tuple(f"in{k}" for k in range(n_inputs)),
+        tuple(f"out{k}" for k in range(n_outputs)),
+    )

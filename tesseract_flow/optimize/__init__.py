@@ -1,0 +1,76 @@
+"""Optimising a design: problems, drivers, bounds, constraints, stop rules, and a journal that loses no finished step.
+
+Knows neither HTTP nor Tesseracts nor Prefect: the objective is any JAX function, and how it runs is a `transform` that is
+handed in. `optimize` is the way in; `loop` is where its steps are.
+"""
+
+import sys
+import types
+from typing import Any
+
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
+from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
+from tesseract_flow.optimize.journal import AbstractJournal, Checkpoint, FileJournal, Resumption
+from tesseract_flow.optimize.loading import load_problem
+from tesseract_flow.optimize.loop import optimize
+from tesseract_flow.optimize.observers import AbstractObserver, Observer
+from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
+from tesseract_flow.optimize.result import Result, StepRecord
+from tesseract_flow.optimize.stopping import (
+    AbstractStoppingRule,
+    GradientBelow,
+    MaxEvaluations,
+    MaxRequests,
+    MaxSteps,
+    Stagnation,
+    Stalled,
+    TargetValue,
+    WallTime,
+    stop_rules_from,
+)
+
+__all__ = [
+    "AbstractJournal",
+    "AbstractObserver",
+    "AbstractStoppingRule",
+    "AugmentedLagrangian",
+    "Checkpoint",
+    "Constraint",
+    "Driver",
+    "Evaluation",
+    "FileJournal",
+    "GradientBelow",
+    "MaxEvaluations",
+    "MaxRequests",
+    "MaxSteps",
+    "Observer",
+    "Problem",
+    "Result",
+    "Resumption",
+    "Stagnation",
+    "Stalled",
+    "StepRecord",
+    "TargetValue",
+    "WallTime",
+    "build_driver",
+    "check_evaluation",
+    "driver_names",
+    "driver_settings",
+    "load_problem",
+    "optimize",
+    "stop_rules_from",
+]
+
+
+class _CallablePackage(types.ModuleType):
+    """`tesseract_flow.optimize` is a package and, as `tf.optimize(problem)`, the function that it is named after.
+
+    Importing a package makes it an attribute of its parent, so a function of the same name there would depend on who
+    imports what first.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Result:
+        return optimize(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -1,0 +1,95 @@
+"""Bounds by projection: a box, the nearest point in it, and the part of a gradient that can still move the design.
+
+All functions are pure and work leaf by leaf on trees of arrays. Where the box comes from (user-given prefixes) is settled
+once, in `box_from`.
+"""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.errors import BoundsError
+from tesseract_flow.optimize.partition import as_leaf_array, path_name, spread
+
+
+class Box(eqx.Module):
+    """Lower and upper bounds, one array per varying leaf; infinite where there is no bound."""
+
+    lower: PyTree
+    upper: PyTree
+
+    def project(self, point: PyTree) -> PyTree:
+        """Nearest point inside the box, in the Euclidean norm."""
+        return jax.tree.map(jnp.clip, point, self.lower, self.upper)
+
+    def contains(self, point: PyTree) -> bool:
+        inside = jax.tree.map(lambda x, lo, hi: bool(((x >= lo) & (x <= hi)).all()), point, self.lower, self.upper)
+        return all(jax.tree.leaves(inside))
+
+    def projected_gradient(self, point: PyTree, gradient: PyTree) -> PyTree:
+        """The gradient without the components that push against an active bound.
+
+        Zero exactly where `point` satisfies the first-order conditions of the bound-constrained problem. Also right
+        for a point outside the box whose projection was evaluated: the projection is constant there, hence so is the
+        objective.
+
+        Source: Nocedal & Wright, Numerical Optimization (2006), section 16.7 and equation (16.72).
+        """
+
+        def leaf(x, g, lo, hi):
+            blocked = ((x <= lo) & (g > 0)) | ((x >= hi) & (g < 0)) | (x < lo) | (x > hi)
+            return jnp.where(blocked, jnp.zeros_like(g), g)
+
+        return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
+
+    def scaled(self, scale: PyTree) -> Box:
+        """The same box for `point / scale`."""
+        return Box(jax.tree.map(jnp.divide, self.lower, scale), jax.tree.map(jnp.divide, self.upper, scale))
+
+
+def box_from(bounds: tuple[PyTree, PyTree] | None, varying: PyTree) -> Box:
+    """The box that `bounds=(lower, upper)` describes; each may be `None`, a number, or a prefix of the varying part.
+
+    Raises:
+        BoundsError: not a pair, a shape that does not fit, NaN, or some `lower > upper`; the message lists the indices.
+    """
+    if bounds is None:
+        bounds = (None, None)
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise BoundsError(
+            f"bounds must be a pair (lower, upper), received {bounds!r}.\n"
+            "Use None for a missing side: bounds=(0.0, None)."
+        )
+    paths_and_leaves, treedef = jtu.tree_flatten_with_path(varying)
+    sides = []
+    for what, side, default in zip(("lower bound", "upper bound"), bounds, (-np.inf, np.inf), strict=True):
+        given = spread(side, varying, what=what, error=BoundsError)
+        sides.append(
+            [
+                as_leaf_array(default if value is None else value, leaf, path_name(path), what, BoundsError)
+                for (path, leaf), value in zip(paths_and_leaves, given, strict=True)
+            ]
+        )
+    for (path, _), lower, upper in zip(paths_and_leaves, *sides, strict=True):
+        _refuse_empty(path_name(path), lower, upper)
+    lower, upper = (treedef.unflatten([jnp.asarray(array) for array in side]) for side in sides)
+    return Box(lower, upper)
+
+
+def _refuse_empty(name: str, lower: np.ndarray, upper: np.ndarray) -> None:
+    # Written so that NaN fails too.
+    wrong = np.argwhere(~(lower <= upper))
+    if not len(wrong):
+        return
+    shown = "; ".join(
+        f"{[int(i) for i in index]}: lower {lower[tuple(index)]} > upper {upper[tuple(index)]}" for index in wrong[:8]
+    )
+    raise BoundsError(
+        f"No design satisfies the bounds of '{name}': expected lower <= upper, received {len(wrong)} entries with "
+        f"{shown}{'; ...' if len(wrong) > 8 else ''}.\nSwap the sides, or correct these entries."
+    )

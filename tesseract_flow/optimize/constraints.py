@@ -1,0 +1,279 @@
+"""Constraints by augmented Lagrangian, for drivers that only know how to minimise.
+
+One idea carries all cases. A demand on a value is an interval: `equals=v` is `[v, v]`, `upper=v` is `(-inf, v]`. With a
+slack `s` inside the interval, the constraint is `c = s`, whose augmented Lagrangian term is `λ(c - s) + ρ/2 (c - s)²`. The
+slack can be minimised out in closed form: it is `c + λ/ρ`, clipped to the interval. Hence, with `t = c - s`,
+
+    term(c) = λ t + ρ/2 t²,    d term / dc = λ + ρ t,    and the next multiplier is λ + ρ t.
+
+For an equality this is the textbook term; for an inequality the multiplier falls to zero where the constraint is slack.
+Source: Nocedal & Wright, Numerical Optimization (2006), section 17.4, equations (17.62) to (17.65), there with one bound.
+
+Everything is scaled: values by the constraint's scale, the objective by its size at the start. Multipliers (`price`) and
+penalties are arguments of the traced function, so changing them never traces again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from tesseract_flow.errors import ProblemError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Constraint:
+    """A demand on one named value (a scalar, or elementwise on an array): `equals`, or `lower` and/or `upper`.
+
+    `scale` is the size of a violation that matters as much as the objective as a whole; by default the larger bound in
+    magnitude, or 1 where that is zero. Violations are reported relative to it.
+
+    Raises:
+        ProblemError: no demand or a contradictory one.
+    """
+
+    equals: Any = None
+    lower: Any = None
+    upper: Any = None
+    scale: Any = None
+
+    def __post_init__(self):
+        given = {name: value for name in ("equals", "lower", "upper") if (value := getattr(self, name)) is not None}
+        if not given or ("equals" in given and len(given) > 1):
+            raise ProblemError(
+                f"A constraint takes either equals=..., or lower=... and/or upper=...; received {given or 'nothing'}."
+            )
+        for name, value in given.items():
+            array = _real(value, name)
+            if np.isnan(array).any() or (name == "equals" and not np.isfinite(array).all()):
+                raise ProblemError(f"A constraint's {name} must be a number, received {value!r}.")
+        if self.scale is not None:
+            size = _real(self.scale, "scale")
+            if not (np.isfinite(size) & (size > 0)).all():
+                raise ProblemError(f"A constraint's scale must be positive and finite, received {self.scale!r}.")
+        lower, upper = self.interval
+        if (np.asarray(lower) > np.asarray(upper)).any():
+            raise ProblemError(f"No value satisfies a constraint with lower={self.lower!r} and upper={self.upper!r}.")
+
+    @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """The two bounds of the value; infinite where there is none."""
+        if self.equals is not None:
+            return _real(self.equals, "equals"), _real(self.equals, "equals")
+        lower = _real(-np.inf if self.lower is None else self.lower, "lower")
+        return lower, _real(np.inf if self.upper is None else self.upper, "upper")
+
+    @property
+    def size(self) -> np.ndarray:
+        """What a violation is measured in."""
+        if self.scale is not None:
+            return _real(self.scale, "scale")
+        magnitudes = [np.where(np.isfinite(bound), np.abs(bound), 0.0) for bound in self.interval]
+        largest = np.maximum(*magnitudes)
+        return np.where(largest > 0, largest, 1.0)
+
+    def check_against(self, name: str, value: jax.ShapeDtypeStruct) -> None:
+        """Refuse bounds whose shape does not fit the value that `evaluate` returns."""
+        for what, array in zip(("lower", "upper", "scale"), (*self.interval, self.size), strict=True):
+            try:
+                fits = np.broadcast_shapes(array.shape, value.shape) == value.shape
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ProblemError(
+                    f"Constraint {name!r}: its {what} has shape {array.shape}, but evaluate returns shape {value.shape}.\n"
+                    "Give a number, or an array that broadcasts to the value."
+                )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ProblemError(
+                f"Constraint {name!r}: evaluate returns dtype {value.dtype}, expected real floating point (its gradient is "
+                "needed)."
+            )
+
+
+def _real(value: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(f"A constraint's {what} must be a number or an array, received {value!r}.") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentedLagrangian:
+    """When multipliers and penalties change, and by how much.
+
+    Attributes:
+        penalty: ρ at the start, for an objective and constraints that are both of size one.
+        growth: factor on a penalty whose constraint did not get better by `decrease` since the last change.
+        decrease: how much smaller a residual has to be than at the last change to leave its penalty alone.
+        max_penalty: penalties stop growing here; larger ones only make the subproblem stiff.
+        every: steps between changes, at most.
+        inner_tolerance: change as soon as the projected gradient of the scaled Lagrangian is this small, ten times smaller
+            after each change down to `gradient_floor`; `None` waits for `every` steps.
+        target: residuals below this need no more price changes.
+    """
+
+    penalty: float
+    growth: float
+    decrease: float
+    max_penalty: float
+    every: int
+    inner_tolerance: float | None
+    gradient_floor: float = 1e-7
+    target: float = 1e-9
+
+    @classmethod
+    def for_steps(cls) -> AugmentedLagrangian:
+        """For drivers that take a step per evaluation (Adam, SGD, ...).
+
+        They never solve a subproblem exactly, so prices move on after a fixed number of steps, by the mean residual over
+        them: the oscillation of the iterates cancels, where the last residual alone would feed it back.
+        """
+        return cls(penalty=3.0, growth=1.5, decrease=0.5, max_penalty=1e4, every=15, inner_tolerance=None)
+
+    @classmethod
+    def for_searches(cls) -> AugmentedLagrangian:
+        """For drivers with a line search (L-BFGS): they solve each subproblem, loosely at first."""
+        return cls(penalty=10.0, growth=10.0, decrease=0.25, max_penalty=1e6, every=50, inner_tolerance=0.1)
+
+    def inner_goal(self, n_changes: int) -> float:
+        """How small the gradient must be before multipliers change for the (n+1)-th time."""
+        if self.inner_tolerance is None:
+            return 0.0
+        return max(self.inner_tolerance * 0.1**n_changes, self.gradient_floor)
+
+
+class Duals(eqx.Module):
+    """Multipliers `λ` (one per entry) and penalties `ρ` (one per constraint), by constraint name."""
+
+    price: dict[str, Array]
+    penalty: dict[str, Float[Array, ""]]
+
+
+class Tally(eqx.Module):
+    """What happened since multipliers last changed."""
+
+    residual_sum: dict[str, Array]
+    previous: dict[str, Float[Array, ""]]  # size of the residual at the last change
+    n_steps: Int[Array, ""]
+    n_changes: Int[Array, ""]
+
+
+class ConstraintSet(eqx.Module):
+    """All demands of a problem, scaled and broadcast to the shapes that `evaluate` returns."""
+
+    lower: dict[str, Array]
+    upper: dict[str, Array]
+    size: dict[str, Array]
+
+    @classmethod
+    def build(
+        cls, constraints: Mapping[str, Constraint], shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: np.dtype
+    ) -> ConstraintSet:
+        lower, upper, size = {}, {}, {}
+        for name, constraint in sorted(constraints.items()):
+            shape = shapes[name].shape
+            low, high = constraint.interval
+            scale = constraint.size
+            lower[name] = jnp.asarray(np.broadcast_to(low / scale, shape), dtype)
+            upper[name] = jnp.asarray(np.broadcast_to(high / scale, shape), dtype)
+            size[name] = jnp.asarray(np.broadcast_to(scale, shape), dtype)
+        return cls(lower, upper, size)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.size)
+
+    def start(self, method: AugmentedLagrangian) -> tuple[Duals, Tally]:
+        zeros = {name: jnp.zeros_like(size) for name, size in self.size.items()}
+        scalars = {name: jnp.zeros((), size.dtype) for name, size in self.size.items()}
+        penalty = {name: zero + jnp.asarray(method.penalty, zero.dtype) for name, zero in scalars.items()}
+        previous = {name: zero + jnp.asarray(jnp.inf, zero.dtype) for name, zero in scalars.items()}
+        count = jnp.asarray(0, jnp.int32)
+        return Duals(zeros, penalty), Tally(zeros, previous, count, count)
+
+    def silent(self) -> Duals:
+        """Duals under which the augmentation and its gradient vanish: for looking at the objective alone."""
+        zeros = {name: jnp.zeros_like(size) for name, size in self.size.items()}
+        return Duals(zeros, {name: jnp.zeros((), size.dtype) for name, size in self.size.items()})
+
+    def scaled(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: values[name].astype(size.dtype) / size for name, size in self.size.items()}
+
+    def residuals(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Array]:
+        """`t = c - s`: how far each scaled value is from the best slack; zero everywhere at a solution."""
+        scaled = self.scaled(values)
+        return {name: self._residual(name, c, duals) for name, c in scaled.items()}
+
+    def _residual(self, name: str, c: Array, duals: Duals) -> Array:
+        penalty = duals.penalty[name]
+        # Zero penalty means silent. The inner `where` keeps 0/0 out of the derivative of the branch not taken.
+        safe = jnp.where(penalty > 0, penalty, jnp.ones_like(penalty))
+        slack = jnp.clip(c + duals.price[name] / safe, self.lower[name], self.upper[name])
+        # The slack minimises the term, so its own derivative contributes nothing (envelope theorem).
+        return jnp.where(penalty > 0, c - jax.lax.stop_gradient(slack), jnp.zeros_like(c))
+
+    def augmentation(self, values: Mapping[str, Array], duals: Duals, dtype: np.dtype) -> Float[Array, ""]:
+        """Σ λ t + ρ/2 t², what the Lagrangian adds to the scaled objective."""
+        total = jnp.zeros((), dtype)
+        for name, t in self.residuals(values, duals).items():
+            half = jnp.asarray(0.5, t.dtype)
+            total = total + (duals.price[name] * t + half * duals.penalty[name] * t * t).sum().astype(dtype)
+        return total
+
+    def violation(self, values: Mapping[str, Array]) -> Float[Array, ""]:
+        """The largest violation of any constraint, in units of its scale; 0 when all hold."""
+        return _largest([self._excess(name, c) for name, c in self.scaled(values).items()])
+
+    def largest_residual(self, values: Mapping[str, Array], duals: Duals) -> Float[Array, ""]:
+        return _largest(list(self.residuals(values, duals).values()))
+
+    def _excess(self, name: str, c: Array) -> Array:
+        return c - jnp.clip(c, self.lower[name], self.upper[name])
+
+
+def count_step(tally: Tally, residuals: Mapping[str, Array]) -> Tally:
+    """The tally after one more step with these residuals."""
+    sums = {name: tally.residual_sum[name] + t for name, t in residuals.items()}
+    return Tally(sums, tally.previous, tally.n_steps + 1, tally.n_changes)
+
+
+def change_duals(
+    duals: Duals, tally: Tally, residuals: Mapping[str, Array], method: AugmentedLagrangian
+) -> tuple[Duals, Tally]:
+    """New multipliers λ + ρ t, and larger penalties where t did not shrink enough.
+
+    Source: Nocedal & Wright (2006), Framework 17.3 and Algorithm 17.4.
+    """
+    price, penalty, previous, zeros = {}, {}, {}, {}
+    for name, t in residuals.items():
+        rho = duals.penalty[name]
+        price[name] = duals.price[name] + rho * t
+        size = _largest([t])
+        stuck = (size > method.decrease * tally.previous[name]) & (size > method.target)
+        grown = jnp.minimum(rho * method.growth, method.max_penalty).astype(rho.dtype)
+        # A penalty that started above the ceiling stays where it is.
+        penalty[name] = jnp.where(stuck, jnp.maximum(grown, rho), rho)
+        previous[name] = size
+        zeros[name] = jnp.zeros_like(t)
+    count = jnp.zeros_like(tally.n_steps)
+    return Duals(price, penalty), Tally(zeros, previous, count, tally.n_changes + 1)
+
+
+def mean_residuals(tally: Tally) -> dict[str, Array]:
+    """The mean residual over the steps since the last change."""
+    return {name: total / tally.n_steps.astype(total.dtype) for name, total in tally.residual_sum.items()}
+
+
+def _largest(arrays: list[Array]) -> Float[Array, ""]:
+    if not arrays:
+        return jnp.zeros(())
+    sizes = [jnp.abs(array).max(initial=0.0) for array in arrays]
+    return jnp.stack(sizes).max()

@@ -1,0 +1,227 @@
+"""Drivers: any Optax gradient transformation, by object, or by name with plain settings from a form.
+
+A driver either takes a step per evaluation (Adam, SGD, ...), or searches along a line by evaluating trial points
+(L-BFGS). How an update runs is in `search`, what is minimised in `loop`; here is only which driver it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+
+from tesseract_flow.errors import DriverError, did_you_mean
+
+# Learning rates are in units of the problem's `scale`: a step of Adam moves a variable by about this fraction of it.
+_LEARNING_RATES: dict[str, float | None] = {
+    "adabelief": 0.03,
+    "adadelta": 1.0,
+    "adagrad": 0.1,
+    "adam": 0.03,
+    "adamax": 0.03,
+    "adamaxw": 0.03,
+    "adamw": 0.03,
+    "adan": 0.03,
+    "amsgrad": 0.03,
+    "lbfgs": None,
+    "lion": 0.01,
+    "nadam": 0.03,
+    "nadamw": 0.03,
+    "novograd": 0.03,
+    "optimistic_gradient_descent": 0.1,
+    "polyak_sgd": None,
+    "radam": 0.03,
+    "rmsprop": 0.01,
+    "rprop": 0.03,
+    "sgd": 0.1,
+    "sign_sgd": 0.01,
+    "signum": 0.01,
+    "sm3": 0.1,
+    "yogi": 0.03,
+}
+# Parameters that no form can fill in: functions, masks, dtypes, random keys.
+_NOT_SETTINGS = {"learning_rate", "mask", "weight_decay_mask", "mu_dtype", "linesearch"}
+_SCHEDULE_SETTINGS: dict[str, Any] = {"schedule": "constant", "schedule_steps": 200, "schedule_end": 0.01}
+_SEARCH_SETTINGS: dict[str, Any] = {"linesearch": "zoom", "max_linesearch_steps": 20}
+_SCHEDULES = ("constant", "cosine", "linear", "exponential")
+_SEARCHES = ("zoom", "backtracking", "none")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Driver:
+    """A gradient transformation, and a JSON description of it for the journal's fingerprint."""
+
+    transformation: optax.GradientTransformationExtraArgs
+    description: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.description["name"]
+
+
+def driver_names() -> tuple[str, ...]:
+    """The names that `optimize(driver=...)` knows."""
+    return tuple(sorted(_LEARNING_RATES))
+
+
+def driver_settings(name: str) -> dict[str, Any]:
+    """The settings that a named driver takes, with their defaults; besides `learning_rate`.
+
+    Raises:
+        DriverError: an unknown name.
+    """
+    if name not in _LEARNING_RATES:
+        raise DriverError(
+            f"Unknown driver {name!r}.{did_you_mean(name, _LEARNING_RATES)}\n"
+            f"Known are: {', '.join(driver_names())}. Any other optax.GradientTransformation can be passed as an object."
+        )
+    parameters = inspect.signature(getattr(optax, name)).parameters
+    own = {key: parameter.default for key, parameter in parameters.items() if key not in _NOT_SETTINGS}
+    extra = _SEARCH_SETTINGS if name == "lbfgs" else {}
+    return own | extra | (_SCHEDULE_SETTINGS if "learning_rate" in parameters else {})
+
+
+def build_driver(
+    driver: str | optax.GradientTransformation,
+    learning_rate: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Driver:
+    """The driver that a name and settings, or an Optax object, stand for.
+
+    Raises:
+        DriverError: an unknown name, settings that it does not take, or settings beside an object.
+    """
+    if isinstance(driver, str):
+        return _named(driver, learning_rate, dict(settings or {}))
+    if not isinstance(driver, optax.GradientTransformation):
+        raise DriverError(
+            f"A driver is a name or an optax.GradientTransformation, received {type(driver).__name__}.\n"
+            f"Known names are: {', '.join(driver_names())}."
+        )
+    if learning_rate is not None or settings:
+        raise DriverError(
+            "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has its own.\n"
+            "Build them into the object, for example optax.adam(1e-2), or pass the name."
+        )
+    return Driver(optax.with_extra_args_support(driver), {"name": "optax object"})
+
+
+def _named(name: str, learning_rate: float | None, settings: dict[str, Any]) -> Driver:
+    known = driver_settings(name)
+    for key, value in settings.items():
+        if key not in known:
+            hint = "; pass it as the argument learning_rate" if key == "learning_rate" else ""
+            raise DriverError(
+                f"Driver {name!r} does not take the setting {key!r}{hint}.{did_you_mean(key, known)}\n{_takes(name, known)}"
+            )
+        if not _fits(value, known[key]):
+            raise DriverError(
+                f"Setting {key!r} of driver {name!r}: expected something like {known[key]!r}, received {value!r}.\n"
+                f"{_takes(name, known)}"
+            )
+    build = getattr(optax, name)
+    arguments = {key: value for key, value in settings.items() if key not in _SCHEDULE_SETTINGS | _SEARCH_SETTINGS}
+    rate = _LEARNING_RATES[name] if learning_rate is None else _positive(name, learning_rate)
+    if "learning_rate" in inspect.signature(build).parameters:
+        if rate is not None:
+            arguments["learning_rate"] = _schedule(name, rate, _SCHEDULE_SETTINGS | settings)
+        elif settings.get("schedule", "constant") != "constant":
+            raise DriverError(f"Driver {name!r} has no learning rate to schedule unless learning_rate is given.")
+    elif rate is not None:
+        raise DriverError(f"Driver {name!r} does not take a learning_rate.\n{_takes(name, known)}")
+    if name == "lbfgs":
+        arguments["linesearch"] = _line_search(_SEARCH_SETTINGS | settings)
+    try:
+        transformation = build(**arguments)
+    except (TypeError, ValueError) as error:
+        raise DriverError(f"Driver {name!r} refuses its settings: {error}.\n{_takes(name, known)}") from error
+    description = {"name": name, "learning_rate": rate, **{key: settings[key] for key in sorted(settings)}}
+    return Driver(optax.with_extra_args_support(transformation), description)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, int):
+        return is_number and float(value).is_integer()
+    return is_number or (default is None and value is None)
+
+
+def _positive(name: str, learning_rate: Any) -> float:
+    if isinstance(learning_rate, int | float) and learning_rate > 0 and np.isfinite(learning_rate):
+        return float(learning_rate)
+    raise DriverError(
+        f"learning_rate of driver {name!r} must be a positive number, received {learning_rate!r}.\n"
+        "For a schedule use driver_settings={'schedule': 'cosine', 'schedule_steps': 200}, or pass an Optax object."
+    )
+
+
+def _takes(name: str, known: Mapping[str, Any]) -> str:
+    return f"{name} takes: {', '.join(f'{key} (default {value!r})' for key, value in known.items())}."
+
+
+def _schedule(name: str, rate: float, settings: Mapping[str, Any]) -> float | optax.Schedule:
+    steps, end = int(settings["schedule_steps"]), float(settings["schedule_end"])
+    match settings["schedule"]:
+        case "constant":
+            return rate
+        case "cosine":
+            return optax.cosine_decay_schedule(rate, steps, alpha=end)
+        case "linear":
+            return optax.linear_schedule(rate, rate * end, steps)
+        case "exponential":
+            return optax.exponential_decay(rate, steps, end, end_value=rate * end)
+        case other:
+            raise DriverError(
+                f"Unknown schedule {other!r} for driver {name!r}.{did_you_mean(str(other), _SCHEDULES)} Known are: "
+                f"{', '.join(_SCHEDULES)}."
+            )
+
+
+def _line_search(settings: Mapping[str, Any]) -> optax.GradientTransformation | None:
+    steps = int(settings["max_linesearch_steps"])
+    match settings["linesearch"]:
+        case "zoom":
+            return optax.scale_by_zoom_linesearch(max_linesearch_steps=steps, initial_guess_strategy="one")
+        case "backtracking":
+            # Starting each search at 1 is what quasi-Newton directions are made for (Nocedal & Wright, section 3.1); the
+            # default of growing the last step would creep after one short step.
+            return optax.scale_by_backtracking_linesearch(steps, decrease_factor=0.5, increase_factor=1e6)
+        case "none":
+            return None
+        case other:
+            raise DriverError(
+                f"Unknown linesearch {other!r} for driver 'lbfgs'.{did_you_mean(str(other), _SEARCHES)} Known are: "
+                f"{', '.join(_SEARCHES)}."
+            )
+
+
+def initial_state(driver: Driver, u: PyTree) -> PyTree:
+    with lenient_promotion():
+        return strongly_typed(driver.transformation.init(u))
+
+
+def lenient_promotion():
+    # Optax mixes int32 counters with floats, which JAX's strict promotion mode refuses; that mode is the user's choice for
+    # the user's code.
+    return jax.numpy_dtype_promotion("standard")
+
+
+def strongly_typed(tree: PyTree) -> PyTree:
+    """The tree with no weak types, as it would come back from a journal: promotion must not depend on having been saved."""
+
+    def leaf(x):
+        x = jnp.asarray(x)
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else jax.lax.convert_element_type(x, x.dtype)
+
+    return jax.tree.map(leaf, tree)

@@ -1,0 +1,119 @@
+"""Evaluating a problem: one traced function, the calls of it that a step makes, and whether the answers are finite.
+
+The traced function is the augmented Lagrangian, with multipliers, penalties and the objective's scale as arguments, so it
+is traced once. `transform` decides how it runs: compiled here, or spread over Tesseracts as they become ready. This is the
+only place of the package where a solver may be behind a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from tesseract_flow.errors import NonFiniteError
+from tesseract_flow.optimize.constraints import ConstraintSet, Duals
+from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+
+# What makes `jax.value_and_grad(f, has_aux=True)` into something that can be called.
+Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class Weights(eqx.Module):
+    """What turns objective and constraints into one number: `objective / objective_scale + augmentation(duals)`."""
+
+    objective_scale: Float[Array, ""]
+    duals: Duals
+
+
+class Sample(eqx.Module):
+    """The Lagrangian at a point, its gradient with respect to the varying part, and the arrays of the `Evaluation`."""
+
+    lagrangian: Float[Array, ""]
+    gradient: PyTree
+    leaves: list[Array]
+
+
+class Evaluator:
+    """Evaluates a problem, and remembers the points of the current step, so that no point is evaluated twice in it.
+
+    `n_evaluations` counts calls of the transformed function since construction.
+    """
+
+    def __init__(self, problem: Problem, template: Evaluation, constraints: ConstraintSet, transform: Transform):
+        leaves, self._treedef = jax.tree.flatten(template)
+        self._is_array = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
+        self._static = [None if array else leaf for array, leaf in zip(self._is_array, leaves, strict=True)]
+        self.shapes = [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+        self.dtype = template.objective.dtype
+        self.n_evaluations = 0
+        self._memory: list[tuple[list[bytes], Sample]] = []
+
+        def lagrangian(varying: PyTree, weights: Weights):
+            evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+            augmentation = constraints.augmentation(evaluation.constraints, weights.duals, self.dtype)
+            # Only arrays leave the traced function; what else `aux` holds is known from the template.
+            leaves = [leaf for leaf, array in zip(jax.tree.leaves(evaluation), self._is_array, strict=True) if array]
+            return evaluation.objective / weights.objective_scale + augmentation, leaves
+
+        self._call = transform(jax.value_and_grad(lagrangian, has_aux=True))
+
+    def __call__(self, varying: PyTree, weights: Weights) -> Sample:
+        """The sample at a point; from memory if the same bits were evaluated in this step."""
+        key = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, weights))]
+        for known, sample in self._memory:
+            if known == key:
+                return sample
+        self.n_evaluations += 1
+        (value, leaves), gradient = self._call(varying, weights)
+        sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
+        self._memory.append((key, sample))
+        return sample
+
+    def forget(self) -> None:
+        """Start a new step: trial points of the last one will not come back."""
+        self._memory.clear()
+
+    def evaluation(self, leaves: Iterable[Array]) -> Evaluation:
+        """The `Evaluation` that a sample's arrays belong to."""
+        arrays = iter(leaves)
+        return self._treedef.unflatten(
+            [next(arrays) if array else static for array, static in zip(self._is_array, self._static, strict=True)]
+        )
+
+
+def check_finite(sample: Sample, evaluation: Evaluation, what: str) -> None:
+    """Refuse a point where NaN or inf appeared.
+
+    Raises:
+        NonFiniteError: names the objective, the constraints, or the leaves of the gradient.
+    """
+    bad = []
+    if not np.isfinite(evaluation.objective):
+        bad.append(f"the objective is {float(evaluation.objective)}")
+    for name, value in evaluation.constraints.items():
+        if not np.isfinite(np.asarray(value, np.float64)).all():
+            bad.append(f"constraint {name!r} is not finite ({_count(value)})")
+    for path, leaf in jtu.tree_flatten_with_path(sample.gradient)[0]:
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            bad.append(f"the gradient with respect to '{path_name(path)}' is not finite ({_count(leaf)})")
+    if bad:
+        raise NonFiniteError(
+            f"{what}: {'; '.join(bad)}.\n"
+            "Bounds that keep the design where evaluate is defined, or a smaller learning rate, usually help; a journal "
+            "holds the steps before this one."
+        )
+
+
+def _count(array: Array) -> str:
+    finite = np.isfinite(np.asarray(array, np.float64))
+    return f"{int((~finite).sum())} of {finite.size} entries"
+
+

@@ -1,0 +1,167 @@
+"""What is optimised: a design, a function that evaluates it, and what must hold.
+
+`Problem` is a description; it evaluates nothing on its own. Everything that can be wrong with it is reported before the
+first evaluation: values at construction, and what needs the shapes of `evaluate`'s answer in `check_evaluation`, which
+only traces. How the search goes is in `loop`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from tesseract_flow.errors import ProblemError, did_you_mean
+from tesseract_flow.optimize.bounds import Box, box_from
+from tesseract_flow.optimize.constraints import Constraint
+from tesseract_flow.optimize.partition import Partition, partition_design
+
+
+class Evaluation(eqx.Module):
+    """What `evaluate` found out about one design.
+
+    `constraints` are values, not residuals: `{"volume": 0.0101}`, whose demands are in `Problem.constraints`. `aux` is
+    any pytree, handed to pictures and observers untouched.
+    """
+
+    objective: Float[Array, ""]
+    constraints: dict[str, Array] = eqx.field(default_factory=dict)
+    aux: PyTree = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """A design to improve, and the function that says how good it is.
+
+    Attributes:
+        design: the start; any pytree. Only the leaves that `vary` selects change.
+        evaluate: `design -> objective` (a scalar), or `design -> Evaluation`. Must be traceable by JAX.
+        vary: a filter for `equinox.partition`.
+        bounds: `(lower, upper)`; numbers, arrays, or prefixes of the design's varying part; `None` is unbounded.
+        constraints: demands on the values in `Evaluation.constraints`, by name.
+        scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part).
+        name: what reports and journals call it.
+        settings: how the problem was built, as plain JSON values. Part of a journal's fingerprint: change a setting and a
+            journal of the old problem is refused.
+        picture: `(design, evaluation) -> matplotlib Figure`, for reports.
+
+    Raises:
+        ProblemError: nothing varies, a leaf that cannot vary, a start or a scale that is not usable.
+        BoundsError: bounds that do not fit, or that nothing satisfies.
+    """
+
+    design: PyTree
+    evaluate: Callable[[PyTree], Any]
+    _: dataclasses.KW_ONLY
+    vary: Callable[[Any], bool] | PyTree = eqx.is_inexact_array
+    bounds: tuple[PyTree, PyTree] | None = None
+    constraints: Mapping[str, Constraint] | None = None
+    scale: PyTree = None
+    name: str = "problem"
+    settings: Mapping[str, Any] | None = None
+    picture: Callable[[PyTree, Evaluation], Any] | None = None
+
+    def __post_init__(self):
+        if not callable(self.evaluate):
+            raise ProblemError(
+                f"evaluate of problem {self.name!r} must be a function of the design, received "
+                f"{type(self.evaluate).__name__}.\nThe order is Problem(design, evaluate)."
+            )
+        for name, constraint in (self.constraints or {}).items():
+            if not isinstance(constraint, Constraint):
+                raise ProblemError(
+                    f"Constraint {name!r} of problem {self.name!r}: expected Constraint(equals=..., lower=..., "
+                    f"upper=...), received {constraint!r}."
+                )
+        try:
+            json.dumps(self.settings, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ProblemError(
+                f"settings of problem {self.name!r} must be plain JSON values (they are written to the journal): {error}."
+            ) from error
+        # Touched here so that mistakes surface where the problem is written down; both are cached.
+        _ = self.partition, self.box
+
+    @functools.cached_property
+    def partition(self) -> Partition:
+        return partition_design(self.design, self.vary, self.scale)
+
+    @functools.cached_property
+    def box(self) -> Box:
+        """The bounds, in the design's own units."""
+        return box_from(self.bounds, self.partition.varying)
+
+    @property
+    def start(self) -> PyTree:
+        """The varying part to start from, moved into the bounds if it lies outside."""
+        return self.box.project(self.partition.varying)
+
+
+def as_evaluation(answer: Any) -> Evaluation:
+    """What `evaluate` returned, as an `Evaluation`."""
+    if isinstance(answer, Evaluation):
+        return Evaluation(jnp.asarray(answer.objective), dict(answer.constraints or {}), answer.aux)
+    return Evaluation(jnp.asarray(answer))
+
+
+def check_evaluation(problem: Problem) -> Evaluation:
+    """The `Evaluation` that the problem's function will give, with `jax.ShapeDtypeStruct` in place of arrays.
+
+    Traces `evaluate` once, and runs nothing.
+
+    Raises:
+        ProblemError: the objective is not a real scalar, or a constraint is named that `evaluate` does not return.
+    """
+
+    def evaluate(varying):
+        return as_evaluation(_call(problem, problem.partition.combine(varying)))
+
+    template = eqx.filter_eval_shape(evaluate, problem.partition.varying)
+    _check_objective(problem.name, template.objective)
+    returned = sorted(template.constraints)
+    for name, constraint in (problem.constraints or {}).items():
+        if name not in template.constraints:
+            raise ProblemError(
+                f"Problem {problem.name!r} constrains {name!r}, but evaluate returns "
+                f"{'the constraints ' + str(returned) if returned else 'no constraints'}."
+                f"{did_you_mean(name, returned)}\n"
+                f"Return Evaluation(objective, constraints={{{name!r}: ...}}), or correct the name."
+            )
+        constraint.check_against(name, template.constraints[name])
+    return template
+
+
+def _call(problem: Problem, design: PyTree) -> Any:
+    answer = problem.evaluate(design)
+    value = answer.objective if isinstance(answer, Evaluation) else answer
+    if not eqx.is_array_like(value):
+        raise ProblemError(
+            f"evaluate of problem {problem.name!r} returned {type(value).__name__} as its objective, expected a scalar.\n"
+            "Return the objective, or tesseract_flow.Evaluation(objective, constraints={...}, aux=...)."
+        )
+    if isinstance(answer, Evaluation) and not isinstance(answer.constraints or {}, Mapping):
+        raise ProblemError(
+            f"evaluate of problem {problem.name!r} returned constraints as {type(answer.constraints).__name__}, expected "
+            "a dictionary {name: value}."
+        )
+    return answer
+
+
+def _check_objective(name: str, objective: jax.ShapeDtypeStruct) -> None:
+    if objective.shape != ():
+        raise ProblemError(
+            f"The objective of problem {name!r} must be a scalar, received an array of shape {objective.shape}.\n"
+            "Reduce it inside evaluate, for example with jax.numpy.sum, or index the entry that you mean."
+        )
+    if not jnp.issubdtype(objective.dtype, jnp.floating):
+        raise ProblemError(
+            f"The objective of problem {name!r} must be a real floating-point number, received dtype {objective.dtype}.\n"
+            "Convert it inside evaluate; of a complex number take the real part or the modulus."
+        )

@@ -1,0 +1,97 @@
+"""What an optimisation leaves behind: one `StepRecord` per step, and a `Result` at the end.
+
+Plain values only. Records are what stop rules look at and what a journal writes line by line, so everything in them
+survives a round trip through JSON unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Array, PyTree
+
+from tesseract_flow.optimize.problem import Evaluation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One finished step. Step 0 is the start.
+
+    Attributes:
+        value: objective at this step's design.
+        gradient_norm: max norm of the projected gradient of the Lagrangian (without constraints: of the objective), in
+            units of objective per scaled design unit.
+        violation: largest violation of a constraint, in units of its scale; 0 without constraints.
+        residual: like `violation`, and also counts constraints whose price is not settled yet; 0 only at a solution.
+        feasible: `violation` is within the tolerance of the run.
+        best_value, best_step, best_feasible: the best design so far, and when it was found.
+        move: largest change of a scaled variable since the step before.
+        changes: how often multipliers have changed so far.
+        evaluations: calls of the transformed value-and-gradient so far.
+        requests: requests to Tesseracts so far, as far as somebody counts them.
+        seconds: time spent so far, over all runs of this journal.
+        stalled: the driver could not improve on this design, even after a restart.
+    """
+
+    step: int
+    value: float
+    gradient_norm: float
+    violation: float
+    residual: float
+    feasible: bool
+    best_value: float
+    best_step: int
+    best_feasible: bool
+    move: float
+    changes: int
+    evaluations: int
+    requests: int
+    seconds: float
+    stalled: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> StepRecord:
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Result:
+    """The best design found, and how it was found.
+
+    Attributes:
+        design: the whole design tree, fixed parts included. Among feasible designs the one with the lowest Lagrangian
+            (without constraints: objective); without a feasible one, the least violation.
+        value: its objective.
+        reason: why the search ended, as a sentence.
+        converged: whether that reason means success, and the design is feasible.
+        steps: updates made, over all runs of the journal.
+        constraints: values of all constraints that `evaluate` returned, at `design`.
+        multipliers: λ in objective + λ·value: asking for ε more of a constraint's value changes the optimum by -λ·ε; 0 where
+            a constraint is slack.
+        violation, feasible: of `design`.
+        history: one record per step, step 0 included.
+        evaluations, requests, seconds: totals over all runs of the journal.
+        evaluation: what `evaluate` returned at `design`.
+        notes: what else one should know, such as a start that was moved into the bounds.
+    """
+
+    design: PyTree
+    value: float
+    reason: str
+    converged: bool
+    steps: int
+    constraints: dict[str, Array]
+    multipliers: dict[str, Array]
+    violation: float
+    feasible: bool
+    history: tuple[StepRecord, ...]
+    evaluations: int
+    requests: int
+    seconds: float
+    evaluation: Evaluation
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,263 @@
+"""One update of a driver, with its trial evaluations as calls like any other.
+
+Optax writes a line search as `jax.lax.while_loop`, inside which an evaluation would be an opaque host callback. Here the
+update is traced with a stand-in for the objective, the primitive `trial`. Whatever contains no trial is compiled; loops and
+branches that contain one are walked in Python, and each trial becomes a call of `sample` with concrete arrays: visible,
+cached, counted. A driver without a line search has no trial in it, and is one compiled function.
+
+(The other way to the same calls is to run the whole update under `jax.disable_jit`. It took 14 s to warm up and 73 ms
+per step of L-BFGS on 50 variables.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jaxtyping import Array, Float, PyTree
+
+from tesseract_flow.errors import DriverError
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.drivers import Driver, lenient_promotion, strongly_typed
+
+# Value and gradient of what is minimised, at a point inside the box.
+SampleFn = Callable[[PyTree], tuple[Float[Array, ""], PyTree]]
+
+_trial_p = Primitive("trial")
+_trial_p.multiple_results = True
+
+
+@_trial_p.def_abstract_eval
+def _trial_aval(*leaves: Any, dtype: Any) -> list[Any]:
+    return [jax.core.ShapedArray((), dtype), *leaves]
+
+
+class Updater:
+    """Updates of one driver inside one box. Traced once per structure of its state.
+
+    Trial points are projected before they are evaluated: the driver searches along the projected path, whose derivative
+    is the projected gradient (Nocedal & Wright 2006, section 16.7).
+    """
+
+    def __init__(self, driver: Driver, box: Box, value_dtype: np.dtype):
+        self._driver, self._box, self._dtype = driver, box, np.dtype(value_dtype)
+        self._traces: dict[Any, tuple[_Block, Any]] = {}
+
+    def is_searching(self, u: PyTree, state: PyTree) -> bool:
+        """Whether the driver evaluates trial points of its own. Runs nothing.
+
+        Raises:
+            DriverError: the driver cannot be used on this design, or wants arguments that nobody offers.
+        """
+        block, _ = self._trace(u, state, u, jnp.zeros((), self._dtype))
+        return not all(isinstance(unit, _Segment) for unit in block.units)
+
+    def __call__(
+        self, u: PyTree, state: PyTree, gradient: PyTree, value: Float[Array, ""], sample: SampleFn
+    ) -> tuple[PyTree, PyTree]:
+        """The next point inside the box, and the driver's next state. `gradient` is raw; the driver sees it projected."""
+        treedef = jax.tree.structure(u)
+
+        def trial(leaves: Sequence[Array]) -> list[Array]:
+            point = treedef.unflatten(leaves)
+            trial_value, trial_gradient = sample(self._box.project(point))
+            projected = self._box.projected_gradient(point, trial_gradient)
+            return [jnp.asarray(trial_value, self._dtype), *jax.tree.leaves(projected)]
+
+        block, out_tree = self._trace(u, state, gradient, value)
+        outputs = block.run(jax.tree.leaves((u, state, gradient, value)), trial)
+        return jax.tree.unflatten(out_tree, outputs)
+
+    def _trace(self, *arguments: Any) -> tuple[_Block, Any]:
+        leaves, treedef = jax.tree.flatten(arguments)
+        key = treedef, tuple(jax.typeof(leaf) for leaf in leaves)
+        if key not in self._traces:
+            out_tree = None
+
+            def flat(*leaves: Array) -> list[Array]:
+                nonlocal out_tree
+                outputs, out_tree = jax.tree.flatten(self._update(*treedef.unflatten(leaves)))
+                return outputs
+
+            try:
+                closed = jax.make_jaxpr(flat)(*leaves)
+            except Exception as error:
+                raise DriverError(
+                    f"Driver {self._driver.name!r} cannot drive this design: {type(error).__name__}: {error}\n"
+                    "It is called as update(gradient, state, design, value=..., grad=..., value_fn=...)."
+                ) from error
+            self._traces[key] = _block(closed), out_tree
+        return self._traces[key]
+
+    def _update(self, u: PyTree, state: PyTree, gradient: PyTree, value: Array) -> tuple[PyTree, PyTree]:
+        gradient = self._box.projected_gradient(u, gradient)
+        with lenient_promotion():
+            updates, state = self._driver.transformation.update(
+                gradient, state, u, value=value, grad=gradient, value_fn=self._value_fn
+            )
+            moved = self._box.project(optax.apply_updates(u, updates))
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (u, moved)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"it turns a design of shapes {shapes[0]} into one of shapes {shapes[1]}")
+        return moved, strongly_typed(state)
+
+    def _value_fn(self, params: PyTree) -> Float[Array, ""]:
+        """What Optax differentiates. One trial answers both questions, so the gradient is its own residual."""
+
+        def value_and_gradient(params: PyTree) -> tuple[Array, PyTree]:
+            leaves, treedef = jax.tree.flatten(params)
+            value, *gradient = _trial_p.bind(*leaves, dtype=self._dtype)
+            return value, treedef.unflatten(gradient)
+
+        value_fn = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
+        value_fn.defvjp(value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * bar.astype(g.dtype), grad),))
+        return value_fn(params)
+
+
+# -- walking a jaxpr
+
+TrialFn = Callable[[Sequence[Array]], list[Array]]
+Env = dict[Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Segment:
+    """Equations without a trial in them, compiled as one function."""
+
+    inputs: tuple[Var, ...]
+    outputs: tuple[Var, ...]
+    fn: Callable[..., list[Any]]
+
+    def run(self, env: Env, trial: TrialFn) -> None:
+        env.update(zip(self.outputs, self.fn(*(env[var] for var in self.inputs)), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Walked:
+    """An equation that is a trial, or contains one; `kind` says how to run it."""
+
+    eqn: JaxprEqn
+    kind: Callable[[JaxprEqn, tuple[_Block, ...], list[Any], TrialFn], list[Any]]
+    blocks: tuple[_Block, ...]
+
+    def run(self, env: Env, trial: TrialFn) -> None:
+        operands = [_read(env, atom) for atom in self.eqn.invars]
+        env.update(zip(self.eqn.outvars, self.kind(self.eqn, self.blocks, operands, trial), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A jaxpr, cut at its trials."""
+
+    closed: ClosedJaxpr
+    units: tuple[_Segment | _Walked, ...]
+
+    def run(self, arguments: Sequence[Any], trial: TrialFn) -> list[Any]:
+        jaxpr = self.closed.jaxpr
+        env: Env = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
+        env.update(zip(jaxpr.invars, arguments, strict=True))
+        for unit in self.units:
+            unit.run(env, trial)
+        return [_read(env, atom) for atom in jaxpr.outvars]
+
+
+def _read(env: Env, atom: Any) -> Any:
+    return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
+
+
+def _run_trial(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
+    return trial(operands)
+
+
+def _run_while(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
+    cond, body = blocks
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
+    carry = operands[n_cond + n_body :]
+    while bool(cond.run([*cond_consts, *carry], trial)[0]):
+        carry = body.run([*body_consts, *carry], trial)
+    return carry
+
+
+def _run_branch(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
+    index, *rest = operands
+    return blocks[min(max(int(index), 0), len(blocks) - 1)].run(rest, trial)
+
+
+def _run_inside(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
+    return blocks[0].run(operands, trial)
+
+
+def _block(closed: ClosedJaxpr) -> _Block:
+    """Cut at the equations that contain a trial; compile what lies between."""
+    runs: list[list[JaxprEqn] | _Walked] = [[]]
+    for eqn in closed.jaxpr.eqns:
+        if not _has_trial(eqn):
+            if not isinstance(runs[-1], list):
+                runs.append([])
+            runs[-1].append(eqn)  # type: ignore[union-attr]
+        else:
+            runs.append(_walked(eqn))
+    # Read from the end: a segment has to give out what anything after it reads.
+    needed = {atom for atom in closed.jaxpr.outvars if isinstance(atom, Var)}
+    units: list[_Segment | _Walked] = []
+    for run in reversed(runs):
+        if isinstance(run, _Walked):
+            units.append(run)
+            needed.update(atom for atom in run.eqn.invars if isinstance(atom, Var))
+        elif run:
+            segment = _segment(run, needed)
+            units.append(segment)
+            needed.update(segment.inputs)
+    return _Block(closed, tuple(reversed(units)))
+
+
+def _segment(eqns: list[JaxprEqn], needed: set[Any]) -> _Segment:
+    made = {var for eqn in eqns for var in eqn.outvars}
+    outputs = tuple(var for eqn in eqns for var in eqn.outvars if var in needed)
+    reads = (atom for eqn in eqns for atom in eqn.invars if isinstance(atom, Var) and atom not in made)
+    inputs = tuple(dict.fromkeys(reads))
+    names = tuple(f"in{k}" for k in range(len(inputs))), tuple(f"out{k}" for k in range(len(outputs)))
+    effects = set().union(*(eqn.effects for eqn in eqns))
+    jaxpr = Jaxpr((), inputs, outputs, eqns, effects, debug_info=DebugInfo("update", "tesseract_flow", *names))
+    return _Segment(inputs, outputs, jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))))
+
+
+def _walked(eqn: JaxprEqn) -> _Walked:
+    if eqn.primitive is _trial_p:
+        return _Walked(eqn, _run_trial, ())
+    if eqn.primitive.name == "while":
+        return _Walked(eqn, _run_while, (_block(eqn.params["cond_jaxpr"]), _block(eqn.params["body_jaxpr"])))
+    if eqn.primitive.name == "cond":
+        return _Walked(eqn, _run_branch, tuple(_block(branch) for branch in eqn.params["branches"]))
+    bodies = list(_bodies(eqn.params))
+    # jit, custom_vjp_call, checkpoint and the like only wrap one body with the same operands and results.
+    if len(bodies) == 1 and (len(bodies[0].jaxpr.invars), len(bodies[0].jaxpr.outvars)) == (
+        len(eqn.invars),
+        len(eqn.outvars),
+    ):
+        return _Walked(eqn, _run_inside, (_block(bodies[0]),))
+    raise NotImplementedError(
+        f"it evaluates value_fn inside {eqn.primitive.name!r}; while_loop, cond and plain calls are understood"
+    )
+
+
+def _bodies(params: Mapping[str, Any]) -> Iterator[ClosedJaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item
+            elif isinstance(item, Jaxpr):
+                yield ClosedJaxpr(item, ())
+
+
+def _has_trial(eqn: JaxprEqn) -> bool:
+    return eqn.primitive is _trial_p or any(
+        _has_trial(inner) for body in _bodies(eqn.params) for inner in body.jaxpr.eqns
+    )

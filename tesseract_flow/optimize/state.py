@@ -1,0 +1,76 @@
+"""The state of a run: everything that the next step depends on, as one pytree of arrays, and its form in a journal.
+
+Restoring a state and going on gives the bits that going on without a stop would have given; hence the evaluation at the
+current point is part of it, and is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from tesseract_flow.errors import JournalError
+from tesseract_flow.optimize.constraints import Duals, Tally
+from tesseract_flow.optimize.evaluator import Sample, Weights
+from tesseract_flow.optimize.partition import path_name
+
+
+class Best(eqx.Module):
+    """The best design so far: its varying part, the arrays of its `Evaluation`, and the step that found it."""
+
+    varying: PyTree
+    leaves: list[Array]
+    step: Int[Array, ""]
+
+
+class State(eqx.Module):
+    """What the next step starts from. `here` is the sample at `u`, under the current duals; its gradient is raw."""
+
+    u: PyTree
+    driver: PyTree
+    objective_scale: Float[Array, ""]
+    duals: Duals
+    tally: Tally
+    here: Sample
+    best: Best
+
+    @property
+    def weights(self) -> Weights:
+        return Weights(self.objective_scale, self.duals)
+
+
+def pack(state: State) -> dict[str, np.ndarray]:
+    """The state as named arrays, for a journal."""
+    named, _ = jtu.tree_flatten_with_path(state)
+    return {path_name(path): np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for path, leaf in named}
+
+
+def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
+    """The state that `pack` took apart. Of `like` only the structure counts.
+
+    Raises:
+        JournalError: the arrays belong to a state of another structure.
+    """
+    named, treedef = jtu.tree_flatten_with_path(like)
+    names = [path_name(path) for path, _ in named]
+    if names != list(arrays):
+        odd = sorted(set(names) ^ set(arrays)) or names
+        raise JournalError(
+            f"A checkpoint does not fit this run: they differ in {', '.join(odd[:6])}.\n"
+            "What evaluate returns, or the driver's state, has another structure now; use another folder (another key)."
+        )
+    leaves = []
+    for (_, leaf), array in zip(named, arrays.values(), strict=True):
+        restored = jnp.array(array)
+        leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored)
+    return treedef.unflatten(leaves)
+
+
+def _is_key(leaf: Array) -> bool:
+    return isinstance(leaf, jax.Array) and bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))

@@ -1,0 +1,257 @@
+"""When to stop: small rules that look at the history and give a reason, or nothing.
+
+A rule sees records only, never clocks or counters, so it decides alike on a resumed run, whose records carry time and
+requests over from the journal. To stop is a value in the result, not an exception.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from tesseract_flow.errors import ProblemError, did_you_mean
+from tesseract_flow.optimize.result import StepRecord
+
+DEFAULT_MAX_STEPS = 200
+
+
+class AbstractStoppingRule(eqx.Module):
+    """A reason to stop.
+
+    `means_success`: whether stopping for this reason means that the problem is solved.
+    `is_budget`: whether the rule ends every run sooner or later.
+    """
+
+    means_success: eqx.AbstractClassVar[bool]
+    is_budget: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        """Why to stop after the last of these records, or `None` to go on. `history` is never empty."""
+
+
+class MaxSteps(AbstractStoppingRule):
+    """Stop after this many updates of the design."""
+
+    n: int
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = True
+
+    def __check_init__(self):
+        _require(self.n >= 0, "MaxSteps", "n", "zero or more", self.n)
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        return f"maximum number of steps reached ({self.n})" if history[-1].step >= self.n else None
+
+
+class GradientBelow(AbstractStoppingRule):
+    """Stop at a first-order point: projected gradient small, and constraints met with settled prices.
+
+    `tol` is compared with the max norm, in units of objective per scaled design unit; with `relative`, in units of the
+    size of the problem at its start (the larger of objective and gradient there).
+    """
+
+    tol: float
+    relative: bool = False
+    residual: float = 1e-6  # of the constraints, in units of their scale
+    means_success: ClassVar[bool] = True
+    is_budget: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _require(self.tol >= 0, "GradientBelow", "tol", "zero or more", self.tol)
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        first, last = history[0], history[-1]
+        tol = self.tol * max(abs(first.value), first.gradient_norm) if self.relative else self.tol
+        if last.gradient_norm > tol or last.residual > self.residual:
+            return None
+        return f"gradient below tolerance ({last.gradient_norm:.3g} <= {tol:.3g})"
+
+
+class Stagnation(AbstractStoppingRule):
+    """Stop when the best design has not improved by the relative tolerance for `patience` steps.
+
+    While iterates are infeasible the search is under way, whatever the best value does, so those steps do not count.
+    """
+
+    patience: int
+    rtol: float = 1e-6
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _require(self.patience >= 1, "Stagnation", "patience", "one or more", self.patience)
+        _require(self.rtol >= 0, "Stagnation", "rtol", "zero or more", self.rtol)
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        if len(history) <= self.patience:
+            return None
+        before, *window = history[-self.patience - 1 :]
+        if not all(record.feasible for record in (before, *window)):
+            return None
+        improvement = before.best_value - history[-1].best_value
+        if improvement > self.rtol * abs(before.best_value):
+            return None
+        return f"no improvement by more than {self.rtol:g} (relative) in {self.patience} steps"
+
+
+class WallTime(AbstractStoppingRule):
+    """Stop when this many seconds have been spent, over all runs of the journal."""
+
+    seconds: float
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = True
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        spent = history[-1].seconds
+        return f"wall time used up ({spent:.1f} s of {self.seconds:g} s)" if spent >= self.seconds else None
+
+
+class MaxRequests(AbstractStoppingRule):
+    """Stop when this many requests have been sent to Tesseracts. The step under way is always finished."""
+
+    n: int
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = True
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        spent = history[-1].requests
+        return f"maximum number of requests reached ({spent} of {self.n})" if spent >= self.n else None
+
+
+class MaxEvaluations(AbstractStoppingRule):
+    """Stop when the value and gradient have been evaluated this often, trials of line searches included."""
+
+    n: int
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = True
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        spent = history[-1].evaluations
+        return f"maximum number of evaluations reached ({spent} of {self.n})" if spent >= self.n else None
+
+
+class TargetValue(AbstractStoppingRule):
+    """Stop when a feasible design has an objective this low."""
+
+    value: float
+    means_success: ClassVar[bool] = True
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        last = history[-1]
+        if not last.best_feasible or last.best_value > self.value:
+            return None
+        return f"target value reached ({last.best_value:.6g} <= {self.value:g})"
+
+
+class Stalled(AbstractStoppingRule):
+    """Stop when the driver could not improve on a design even from a fresh start: it would only repeat itself.
+
+    Always in force; usually the last digits of the objective drown in rounding.
+    """
+
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        return "the line search finds no better design, even after a restart" if history[-1].stalled else None
+
+
+def default_rules(dtype: np.dtype) -> tuple[AbstractStoppingRule, ...]:
+    """A first-order point to ten times the square root of the precision (below, differences drown), or 200 steps."""
+    root = float(jnp.finfo(dtype).eps) ** 0.5
+    return GradientBelow(10 * root, relative=True, residual=max(1e-6, root)), MaxSteps(DEFAULT_MAX_STEPS)
+
+
+def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) -> tuple[AbstractStoppingRule, ...]:
+    """Rules from a form: a mapping with any of the keys below; keys that are absent or `None` add nothing.
+
+    `max_steps`, `gradient_tolerance` (relative, 0 switches it off), `patience` with `stagnation_tolerance`,
+    `wall_time` (seconds), `max_requests`, `max_evaluations`, `target_value`.
+
+    Raises:
+        ProblemError: an unknown key, or a value that is not a usable number.
+    """
+    known = {
+        "max_steps",
+        "gradient_tolerance",
+        "patience",
+        "stagnation_tolerance",
+        "wall_time",
+        "max_requests",
+        "max_evaluations",
+        "target_value",
+    }
+    given = {key: value for key, value in settings.items() if value is not None}
+    for key, value in given.items():
+        if key not in known:
+            raise ProblemError(
+                f"Unknown stop setting {key!r}.{did_you_mean(key, known)}\nKnown are: {', '.join(sorted(known))}."
+            )
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+        _require(is_number and (value >= 0 or key == "target_value"), "stop settings", key, "a number, not below 0", value)
+    rules: list[AbstractStoppingRule] = []
+    if tolerance := given.get("gradient_tolerance"):
+        floor = float(jnp.finfo(dtype or np.float64).eps) ** 0.5
+        rules.append(GradientBelow(float(tolerance), relative=True, residual=max(1e-6, floor)))
+    if "target_value" in given:
+        rules.append(TargetValue(float(given["target_value"])))
+    if "patience" in given:
+        rules.append(Stagnation(int(given["patience"]), float(given.get("stagnation_tolerance", 1e-6))))
+    if "max_steps" in given:
+        rules.append(MaxSteps(int(given["max_steps"])))
+    if "max_evaluations" in given:
+        rules.append(MaxEvaluations(int(given["max_evaluations"])))
+    if "max_requests" in given:
+        rules.append(MaxRequests(int(given["max_requests"])))
+    if "wall_time" in given:
+        rules.append(WallTime(float(given["wall_time"])))
+    return tuple(rules)
+
+
+def as_rules(
+    stop: AbstractStoppingRule | Sequence[AbstractStoppingRule] | Mapping[str, Any] | None, dtype: np.dtype
+) -> tuple[AbstractStoppingRule, ...]:
+    """What `optimize(stop=...)` takes, as rules. Without a rule that ends every run, 200 steps are added.
+
+    Raises:
+        ProblemError: something that is not a rule.
+    """
+    match stop:
+        case None:
+            rules = default_rules(dtype)
+        case AbstractStoppingRule():
+            rules = (stop,)
+        case Mapping():
+            rules = stop_rules_from(stop, dtype)
+        case _:
+            rules = tuple(stop)
+    for rule in rules:
+        if not isinstance(rule, AbstractStoppingRule):
+            raise ProblemError(
+                f"stop takes stopping rules such as MaxSteps(100), or settings {{'max_steps': 100}}; received {rule!r}."
+            )
+    if not any(rule.is_budget for rule in rules):
+        rules = (*rules, MaxSteps(DEFAULT_MAX_STEPS))
+    return (*rules, Stalled())
+
+
+def first_reason(
+    rules: Sequence[AbstractStoppingRule], history: Sequence[StepRecord]
+) -> tuple[AbstractStoppingRule, str] | None:
+    """The first rule that wants to stop, with its reason. Rules that mean success speak first."""
+    for rule in sorted(rules, key=lambda rule: not rule.means_success):
+        if (reason := rule.reason_to_stop(history)) is not None:
+            return rule, reason
+    return None
+
+
+def _require(condition: bool, where: str, what: str, expected: str, received: Any) -> None:
+    if not condition:
+        raise ProblemError(f"{where}: {what} must be {expected}, received {received!r}.")

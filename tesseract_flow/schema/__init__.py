@@ -1,0 +1,42 @@
+"""A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
+
+from tesseract_flow.schema.fields import (
+    DTYPES,
+    ArrayField,
+    DictField,
+    Field,
+    LeafField,
+    ListField,
+    ModelField,
+    UnionField,
+    describe,
+    describe_shape,
+)
+from tesseract_flow.schema.model import TesseractSchema
+from tesseract_flow.schema.paths import Keys, array_templates, field_at, format_path, parse_path, template_of
+from tesseract_flow.schema.validate import array_leaves, check_inputs, is_arraylike, is_castable, resolve
+
+__all__ = [
+    "DTYPES",
+    "ArrayField",
+    "DictField",
+    "Field",
+    "Keys",
+    "LeafField",
+    "ListField",
+    "ModelField",
+    "TesseractSchema",
+    "UnionField",
+    "array_leaves",
+    "array_templates",
+    "check_inputs",
+    "describe",
+    "describe_shape",
+    "field_at",
+    "format_path",
+    "is_arraylike",
+    "is_castable",
+    "parse_path",
+    "resolve",
+    "template_of",
+]

@@ -1,0 +1,218 @@
+"""A Tesseract made from a JAX function, for tests without a server: same handles, same semantics, milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
+from tesseract_flow.errors import ComponentFailed
+from tesseract_flow.schema import (
+    ArrayField,
+    Field,
+    LeafField,
+    ListField,
+    ModelField,
+    TesseractSchema,
+    UnionField,
+    array_leaves,
+    parse_path,
+)
+
+ALL_ENDPOINTS = ("apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product")
+
+
+class FunctionTesseract(AbstractTesseract):
+    """A Tesseract whose endpoints are a JAX function and its derivatives, in this process.
+
+    Its schema is read off an example: floating-point arrays are differentiable and keep their rank, with any length;
+    nested dicts become models. It works in the precision of its example, whatever the caller's, as a served component
+    does: arrays are cast to the example's dtypes, and with a 64-bit one there, JAX's x64 mode is on inside. Two of them
+    are equal if they are the same object.
+
+    Args:
+        fn: inputs (a dict) → outputs (a dict), in JAX. It may return plain values beside arrays.
+        example: inputs that `fn` accepts.
+        name: what it is called.
+        endpoints: those that it offers; default all.
+        delay: seconds that each endpoint takes, to see what overlaps. `abstract_eval` takes none.
+        before: called with (endpoint, inputs) before each endpoint: raise there to inject a fault.
+        inputs, outputs: fields to use instead of those of the same name that the example gives: fixed lengths, any
+            rank, arrays that are not differentiable.
+
+    >>> square = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(3)})
+    >>> square.apply({"x": np.array([1.0, 2.0, 3.0])})["y"]
+    array([1., 4., 9.])
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        example: Mapping[str, Any],
+        *,
+        name: str = "function",
+        endpoints: Collection[str] = ALL_ENDPOINTS,
+        delay: float = 0.0,
+        before: Callable[[str, Any], object] | None = None,
+        inputs: Mapping[str, Field] | None = None,
+        outputs: Mapping[str, Field] | None = None,
+    ):
+        self.fn = fn
+        self.delay = delay
+        self.before = before
+        self._name = name
+        self._is_64_bit = any(_is_64_bit(leaf) for leaf in jax.tree_util.tree_leaves(example))
+        with self._own_jax():
+            # Outputs that are no arrays cannot pass through eval_shape; one evaluation of the example shows them.
+            answer = fn(_arrays(example))
+        self._schema = TesseractSchema(
+            name=name,
+            version="test",
+            endpoints=frozenset(endpoints),
+            inputs=_model_of(example, inputs or {}),
+            outputs=_model_of(answer, outputs or {}),
+            encodings=None,
+            compressions=None,
+            digest=f"function-{name}",
+        )
+
+    def __repr__(self) -> str:
+        return f"FunctionTesseract({self._name})"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def schema(self) -> TesseractSchema:
+        return self._schema
+
+    def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        record_request(self._name, endpoint)
+        inputs = payload["inputs"]
+        if self.before is not None:
+            self.before(endpoint, inputs)
+        if self.delay and endpoint != "abstract_eval":
+            time.sleep(self.delay)
+        try:
+            with self._own_jax():
+                return _as_answered(getattr(self, f"_{endpoint}")(**payload))
+        except Exception as error:
+            raise ComponentFailed(
+                f"{endpoint!r} of Tesseract {self._name!r}: the component raised an error.\n{error}",
+                tesseract=repr(self),
+                endpoint=endpoint,
+            ) from error
+
+    @contextlib.contextmanager
+    def _own_jax(self) -> Iterator[None]:
+        """JAX as in a process of its own: in our precision, and not a part of what the caller may be tracing."""
+        with jax.enable_x64(True) if self._is_64_bit else contextlib.nullcontext(), jax.ensure_compile_time_eval():
+            yield
+
+    def _abstract_eval(self, inputs: Tree) -> Tree:
+        zeros = jax.tree_util.tree_map(
+            lambda leaf: np.zeros(leaf["shape"], leaf["dtype"]) if _is_abstract(leaf) else leaf,
+            inputs,
+            is_leaf=_is_abstract,
+        )
+        return jax.tree_util.tree_map(
+            lambda leaf: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} if hasattr(leaf, "dtype") else leaf,
+            self._apply(zeros),
+        )
+
+    def _apply(self, inputs: Tree) -> Tree:
+        return self.fn(self._received(inputs))
+
+    def _received(self, inputs: Tree) -> Tree:
+        """The inputs as JAX arrays, in the dtypes of the schema."""
+        received = _arrays(inputs)
+        for keys, field in array_leaves(self._schema.inputs, inputs):
+            received = _replaced(received, keys, jnp.asarray(_at(inputs, keys), field.dtype))
+        return received
+
+    def _jacobian_vector_product(self, inputs, jvp_inputs, jvp_outputs, tangent_vector):
+        fn, x = self._between(inputs, jvp_inputs, jvp_outputs)
+        tangents = {path: jnp.asarray(tangent_vector[path], x[path].dtype) for path in jvp_inputs}
+        return jax.jvp(fn, (x,), (tangents,))[1]
+
+    def _vector_jacobian_product(self, inputs, vjp_inputs, vjp_outputs, cotangent_vector):
+        fn, x = self._between(inputs, vjp_inputs, vjp_outputs)
+        y, pullback = jax.vjp(fn, x)
+        return pullback({path: jnp.asarray(cotangent_vector[path], y[path].dtype) for path in vjp_outputs})[0]
+
+    def _jacobian(self, inputs, jac_inputs, jac_outputs):
+        fn, x = self._between(inputs, jac_inputs, jac_outputs)
+        return jax.jacrev(fn)(x)
+
+    def _between(self, inputs: Tree, in_paths: Any, out_paths: Any) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+        """The function from some inputs to some outputs, both by path."""
+        received = self._received(inputs)
+
+        def fn(x: dict[str, Any]) -> dict[str, Any]:
+            full = received
+            for path, value in x.items():
+                full = _replaced(full, parse_path(path), value)
+            out = self.fn(full)
+            return {path: _at(out, parse_path(path)) for path in out_paths}
+
+        return fn, {path: _at(received, parse_path(path)) for path in in_paths}
+
+
+def _model_of(example: Mapping[str, Any], fields: Mapping[str, Field]) -> ModelField:
+    return ModelField({key: fields.get(key) or _field_of(item) for key, item in example.items()}, frozenset(example))
+
+
+def _field_of(value: Any) -> Field:
+    if isinstance(value, Mapping):
+        return _model_of(value, {})
+    if isinstance(value, list | tuple):
+        items = [_field_of(item) for item in value] or [LeafField("any")]
+        if len(set(items)) == 1:
+            return ListField(items[0])
+        return ListField(UnionField(tuple(dict.fromkeys(items))), tuple(items), len(items), len(items))
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        differentiable = bool(jnp.issubdtype(value.dtype, jnp.inexact))
+        return ArrayField(str(value.dtype), (None,) * len(value.shape), differentiable)
+    return LeafField("any")
+
+
+def _arrays(tree: Any) -> Any:
+    return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf) if hasattr(leaf, "dtype") else leaf, tree)
+
+
+def _as_answered(tree: Any) -> Any:
+    """What arrives at a client: NumPy arrays in dicts and lists."""
+    if isinstance(tree, Mapping):
+        return {key: _as_answered(item) for key, item in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_as_answered(item) for item in tree]
+    return np.asarray(tree) if hasattr(tree, "dtype") else tree
+
+
+def _is_64_bit(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and str(leaf.dtype) in ("int64", "uint64", "float64", "complex128")
+
+
+def _is_abstract(node: Any) -> bool:
+    return isinstance(node, Mapping) and set(node) == {"shape", "dtype"}
+
+
+def _at(tree: Any, keys: tuple[Any, ...]) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+def _replaced(tree: Any, keys: tuple[Any, ...], value: Any) -> Any:
+    if not keys:
+        return value
+    copy = dict(tree) if isinstance(tree, Mapping) else list(tree)
+    copy[keys[0]] = _replaced(tree[keys[0]], keys[1:], value)  # type: ignore[index]
+    return copy

@@ -1,0 +1,82 @@
+"""What holds for every test: the numerical settings, a Prefect that is nobody's own, and keys that can be repeated.
+
+The environment is set before anything that reads it is imported, and processes that a test starts inherit it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import hypothesis
+import pytest
+
+if TYPE_CHECKING:
+    import jax
+
+_prefect_home = tempfile.TemporaryDirectory(prefix="tesseract-flow-tests-", ignore_cleanup_errors=True)
+
+# A server, key or profile that the developer uses must be out of reach, not merely overridden in part.
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+
+os.environ.update(
+    PREFECT_HOME=_prefect_home.name,
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    DO_NOT_TRACK="1",
+    JAX_PLATFORMS="cpu",
+    JAX_ENABLE_X64="1",
+    # Mixed precision in a rule is a mistake to be found, not to be promoted away.
+    JAX_NUMPY_DTYPE_PROMOTION="strict",
+    MPLBACKEND="Agg",
+)
+
+# Compilation makes the first example slow and says nothing about the property.
+hypothesis.settings.register_profile("tesseract-flow", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tesseract-flow")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of the `key` fixture, instead of one per test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "prefect_harness" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.prefect)
+
+
+def pytest_unconfigure() -> None:
+    _prefect_home.cleanup()
+
+
+@pytest.fixture
+def key(request: pytest.FixtureRequest) -> jax.Array:
+    """A random key that differs from test to test but not from run to run; a failure shows its seed."""
+    import jax
+
+    seed = request.config.getoption("--seed")
+    if seed is None:
+        seed = zlib.crc32(request.node.name.encode())
+    print(f"random key from --seed={seed}")
+    return jax.random.key(seed)
+
+
+@pytest.fixture(scope="session")
+def prefect_harness(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Prefect's API on a database of its own. It takes some 10 s once, so only tests that run a flow ask for it."""
+    from prefect.settings import PREFECT_API_URL
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        # Prefect 3.8 opens a client at the start of every flow to ask for the default result storage, and never
+        # closes it. Only Prefect connects to this port, so no leak of ours can hide behind the exception.
+        port = urlsplit(PREFECT_API_URL.value() or "").port
+        request.config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.*, {port}\)>:ResourceWarning")
+        yield
+        gc.collect()  # while the server answers: afterwards a forgotten socket no longer knows its port

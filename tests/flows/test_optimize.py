@@ -1,0 +1,166 @@
+"""The flow, on Prefect's test server, through components in this process."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from tesseract_flow import errors
+from tesseract_flow.flows import Optimizer, Stop, optimize_design
+
+PROBLEM = '''
+import numpy as np
+import jax.numpy as jnp
+import tesseract_flow as tf
+from tesseract_flow.testing import FunctionTesseract
+
+misfit = FunctionTesseract(
+    lambda i: {"r": jnp.stack([1.0 - i["x"][0], 10.0 * (i["x"][1] - i["x"][0] ** 2)])}, {"x": np.ones(2)}, name="misfit"
+)
+square = FunctionTesseract(lambda i: {"f": jnp.sum(i["r"] ** 2)}, {"r": np.ones(2)}, name="square")
+
+
+def rosenbrock(start=(-1.2, 1.0), fail_at=None):
+    def evaluate(design):
+        r = tf.apply_tesseract(misfit, {"x": design["x"]})["r"]
+        return tf.apply_tesseract(square, {"r": r})["f"]
+
+    applied = []
+
+    def before(endpoint, inputs):
+        applied.append(endpoint)
+        if fail_at is not None and len(applied) == fail_at:
+            raise KeyboardInterrupt
+
+    misfit.before = before
+    return tf.Problem({"x": jnp.array(start), "label": "valley"}, evaluate, name="Rosenbrock's valley")
+'''
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> str:
+    file = tmp_path / "valley.py"
+    file.write_text(PROBLEM)
+    return f"{file}:rosenbrock"
+
+
+def run(problem: str, tmp_path: Path, **options):
+    options.setdefault("optimizer", Optimizer(name="lbfgs"))
+    return optimize_design(problem, folder=str(tmp_path / "runs"), return_state=True, **options)
+
+
+def task_runs(state):
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id])), limit=200
+        )
+    return {run.name: run for run in runs}
+
+
+def test_finds_the_minimum_and_leaves_everything(prefect_harness, problem, tmp_path):
+    state = run(problem, tmp_path, run_key="valley", observe="run")
+    summary = state.result()
+    assert summary["value"] < 1e-10
+    folder = tmp_path / "runs" / "valley"
+    result = json.loads((folder / "result.json").read_text())
+    assert {"value", "reason", "steps", "constraints", "requests"} <= set(result)
+    assert result["requests"] == summary["requests"] > 0
+    with np.load(folder / "design.npz", allow_pickle=False) as design:
+        np.testing.assert_allclose(design["x"], [1.0, 1.0], atol=1e-5)
+    assert (folder / "history.csv").read_text().count("\n") == summary["steps"] + 2  # header and step 0
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+def test_run_again_with_the_same_key_costs_nothing(prefect_harness, problem, tmp_path):
+    first = run(problem, tmp_path, run_key="valley", observe="run").result()
+    again = run(problem, tmp_path, run_key="valley", observe="run").result()
+    assert again == first  # the total of requests included: none was added
+
+
+def test_interrupted_run_continues_to_the_same_bits(prefect_harness, problem, tmp_path):
+    whole = run(problem, tmp_path, run_key="whole", observe="run").result()
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, tmp_path, run_key="cut", observe="run", settings={"fail_at": 21})
+    resumed = run(problem, tmp_path, run_key="cut", observe="run").result()
+    assert resumed["value"] == whole["value"]
+    assert resumed["steps"] == whole["steps"]
+    designs = [np.load(tmp_path / "runs" / key / "design.npz")["x"].tobytes() for key in ("whole", "cut")]
+    assert designs[0] == designs[1]
+
+
+def test_calls_are_named_task_runs_with_their_producers_as_edges(prefect_harness, problem, tmp_path):
+    state = run(problem, tmp_path, observe="calls", stop=Stop(max_steps=1), optimizer=Optimizer(name="adam"))
+    state.result()
+    runs = task_runs(state)
+    expected = {f"{call} #{step}" for call in ("misfit.apply", "square.apply", "square.pullback", "misfit.pullback") for step in (0, 1)}
+    assert expected | {"checkpoint #0", "checkpoint #1"} <= set(runs)
+
+    def producers(name):
+        names = {run.id: key for key, run in runs.items()}
+        return {names[source.id] for source in runs[name].task_inputs.get("wait_for", [])}
+
+    assert producers("square.apply #1") == {"misfit.apply #1"}
+    assert producers("square.pullback #1") == {"misfit.apply #1"}
+    assert producers("misfit.pullback #1") == {"square.pullback #1"}
+
+
+def test_steps_are_task_runs_when_asked_for(prefect_harness, problem, tmp_path):
+    state = run(problem, tmp_path, observe="steps", stop=Stop(max_steps=2))
+    state.result()
+    assert {"step #0", "step #1", "step #2", "checkpoint #2"} <= set(task_runs(state))
+    assert not any("misfit" in name for name in task_runs(state))
+
+
+def test_artifacts_show_progress_picture_history_and_result(prefect_harness, problem, tmp_path):
+    state = run(problem, tmp_path, observe="run", stop=Stop(max_steps=3))
+    state.result()
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        )
+    kinds = {artifact.key: artifact.type for artifact in found}
+    assert kinds == {
+        "rosenbrock-s-valley-progress": "progress",
+        "rosenbrock-s-valley-convergence": "image",
+        "rosenbrock-s-valley-history": "table",
+        "rosenbrock-s-valley-result": "markdown",
+    }
+    (progress,) = [artifact.data for artifact in found if artifact.type == "progress"]
+    assert progress == 100.0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"problem": "valley.py:rosenbrok"}, errors.ProblemError, "Did you mean 'rosenbrock'"),
+        ({"problem": "vally.py:rosenbrock"}, errors.ProblemError, "valley.py"),
+        ({"settings": {"strat": [1.0, 1.0]}}, errors.ProblemError, "Did you mean 'start'"),
+        ({"optimizer": Optimizer(settings={"b3": 0.1})}, errors.DriverError, "adam takes"),
+    ],
+)
+def test_bad_input_is_refused_with_a_remedy_and_loses_nothing(prefect_harness, problem, tmp_path, change, error, says):
+    first = run(problem, tmp_path, run_key="kept", observe="run", stop=Stop(max_steps=3)).result()
+    options = dict(change)
+    path = str(tmp_path / options.pop("problem")) if "problem" in options else problem
+    with pytest.raises(error, match=says):
+        run(path, tmp_path, run_key="kept", observe="run", **options).result()
+    again = run(problem, tmp_path, run_key="kept", observe="run", stop=Stop(max_steps=3)).result()
+    assert again == first
+
+
+def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_path):
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match="adam"):
+        optimize_design(problem, optimizer={"name": "adm"}, folder=str(tmp_path))
+
+
+def test_form_has_flat_fields_with_descriptions():
+    schema = optimize_design.parameters.model_dump()
+    assert set(schema["properties"]) == {"problem", "settings", "optimizer", "stop", "run_key", "observe", "folder"}
+    assert all(field.get("description") for field in schema["properties"].values())
+    assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][0] == "adam"
+    assert schema["required"] == ["problem"]

@@ -1,0 +1,100 @@
+"""Importing the package is cheap and brings in nothing before it is used; every public name is really there."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tesseract_flow
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level names in `sys.modules` of a fresh interpreter that has run `code`."""
+    script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def exists(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
+PUBLIC = [name for name, module in tesseract_flow._EXPORTS.items() if exists(module)]
+SHARED = {name for name, module in tesseract_flow._EXPORTS.items() if module == f"tesseract_flow.{name}"}
+LOW = [name for name in ("errors", "wire", "schema", "client") if exists(f"tesseract_flow.{name}")]
+# Prefect's server imports the blocks when it starts, whether somebody uses them or not.
+BLOCKS = [name for name in ("blocks",) if exists(f"tesseract_flow.{name}")]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = {"prefect", "torch", "jax", "numpy", "equinox", "optax", "scipy", "matplotlib", "tesseract_core", "httpx"}
+    assert loaded_after("import tesseract_flow; tesseract_flow.__version__; dir(tesseract_flow)") & heavy == set()
+
+
+def test_public_names_work_without_prefect_and_torch() -> None:
+    uses = "\n".join(f"tesseract_flow.{name}" for name in PUBLIC)
+    assert loaded_after(f"import tesseract_flow\n{uses}") & {"prefect", "torch"} == set()
+
+
+@pytest.mark.parametrize("layer", [*LOW, *BLOCKS])
+def test_layer_works_without_jax(layer: str) -> None:
+    assert loaded_after(f"import tesseract_flow.{layer}") & {"jax", "torch"} == set()
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_resolves(name: str) -> None:
+    value = getattr(tesseract_flow, name)
+    assert getattr(tesseract_flow, name) is value
+
+
+@pytest.mark.parametrize("first", ["", "import {}", "from {} import *"], ids=["name", "module", "star"])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name in SHARED and name != "errors"])
+def test_function_that_shares_its_name_with_a_package_can_be_called(name: str, first: str) -> None:
+    """Importing the package sets the attribute that the function would have, whoever does it first."""
+    first = first.format(tesseract_flow._EXPORTS[name])
+    loaded_after(f"{first}\nimport tesseract_flow\nassert callable(tesseract_flow.{name})")
+
+
+def test_dir_lists_public_names_before_they_are_used() -> None:
+    loaded_after(f"import tesseract_flow\nassert {set(tesseract_flow._EXPORTS)} <= set(dir(tesseract_flow))")
+
+
+def test_all_is_the_table_and_the_version() -> None:
+    assert set(tesseract_flow.__all__) == {*tesseract_flow._EXPORTS, "__version__"}
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    (guarded,) = (
+        node
+        for node in ast.parse((ROOT / "tesseract_flow/__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {
+        alias.name: f"{node.module}.{alias.name}" if node.module == "tesseract_flow" else node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == tesseract_flow._EXPORTS
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'tesseract_flow' has no attribute 'optimise'"):
+        _ = tesseract_flow.optimise
+
+
+def test_tasks_and_flows_are_importable_inside_the_package() -> None:
+    for name in ("tasks", "flows"):
+        module = importlib.import_module(f"tesseract_flow.{name}")
+        assert module.__doc__ is not None
+        assert Path(module.__file__ or "").resolve() == ROOT / name / "__init__.py"
