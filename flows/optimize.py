@@ -121,7 +121,7 @@ def optimize_design(
             ],
         )
     _write(out, loaded, result, requests)
-    logger.info("%s after %d steps: %s = %.10g. Results in %s", result.reason, result.steps, loaded.name, result.value, out)
+    logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
     return {
         "value": result.value,
         "reason": result.reason,

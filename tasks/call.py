@@ -75,9 +75,7 @@ class PrefectSubmitter(AbstractSubmitter):
                 retries=retry.n_retries, retry_delay_seconds=retry.delays(), retry_jitter_factor=retry.jitter
             )
 
-    def submit(
-        self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]
-    ) -> AbstractFuture:
+    def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
         label = f"{node.label} #{self.step}"
         return self._task.submit(
             label,

@@ -112,9 +112,7 @@ class ObservedSubmitter(AbstractSubmitter):
         # Decided once per step, so that the graph of a shown step is complete.
         self._shows_calls = self.observation.shows_calls(step)
 
-    def submit(
-        self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]
-    ) -> AbstractFuture:
+    def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
         submitter = self.shown if self._shows_calls else self.hidden
         start = self._clock()
         future = submitter.submit(node, operands, producers)

@@ -32,8 +32,9 @@ _TABLE_ROWS = 100  # the UI shows tables as one page
 @task(name="publish", task_run_name="publish #{step}", cache_policy=NO_CACHE, persist_result=False)
 def publish_pictures(step: int, key: str, history: Sequence[StepRecord], figures: dict[str, Figure]) -> None:
     """Convergence plot, history table and further pictures as artifacts, each a new version of its key."""
-    plot = convergence_figure(history, {"any": 0.0} if any(record.violation for record in history) else None)
-    create_image_artifact(data_uri(plot), key=f"{key}-convergence", description=f"Convergence up to step {step}")
+    create_image_artifact(
+        data_uri(convergence_figure(history)), key=f"{key}-convergence", description=f"Convergence up to step {step}"
+    )
     for name, figure in figures.items():
         create_image_artifact(
             data_uri(figure), key=f"{key}-{slug(name)}", description=f"{name.capitalize()} at step {step}"

@@ -42,6 +42,4 @@ class TesseractEndpoint(Block):
             password = self.password.get_secret_value() if self.password is not None else ""
             basic = base64.b64encode(f"{self.user}:{password}".encode()).decode("ascii")  # RFC 7617
             headers["Authorization"] = f"Basic {basic}"
-        return open_tesseract(
-            self.url, label=self.label, token=token, headers=headers, read_timeout=self.read_timeout
-        )
+        return open_tesseract(self.url, label=self.label, token=token, headers=headers, read_timeout=self.read_timeout)

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tesseract-flow", description="Design optimisation through Tesseracts: differentiable, concurrent, resumable."
+        prog="tesseract-flow",
+        description="Design optimisation through Tesseracts: differentiable, concurrent, resumable.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -95,11 +96,11 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    from tesseract_flow.optimize import MaxSteps, load_problem, optimize
+    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, load_problem, optimize
     from tesseract_flow.report import TerminalProgress, write_result
 
     problem = load_problem(arguments.problem, _assignments(arguments.set))
-    stop = None if arguments.max_steps is None else MaxSteps(arguments.max_steps)
+    stop = None if arguments.max_steps is None else {"max_steps": arguments.max_steps, "gradient_tolerance": 1e-6}
     result = optimize(
         problem,
         arguments.driver,
@@ -107,7 +108,7 @@ def _optimize(arguments: argparse.Namespace) -> int:
         driver_settings=_assignments(arguments.driver_set),
         stop=stop,
         journal=arguments.journal,
-        observers=[TerminalProgress()],
+        observers=[TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS)],
     )
     if arguments.out is not None:
         figures = {}

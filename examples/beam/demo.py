@@ -1,4 +1,4 @@
-"""`make demo`: serve the beam's three Tesseracts, optimise through them in a Prefect flow, compare with the known optimum.
+"""`make demo`: serve the beam's three Tesseracts, optimise through them in a Prefect flow, compare with the known answer.
 
 Everything happens on this machine and below `runs/demo`: the components as three processes, Prefect's embedded server
 with its SQLite database, the journal, the result and the report. Kill it at any moment and start it again: it goes on
@@ -32,14 +32,15 @@ def main() -> None:
         shutil.rmtree(run)
     _keep_prefect_here(run / "prefect")
     # Prefect reads its settings when it is imported, so only now.
-    import tesseract_flow as tf
+    from tesseract_flow.client import ServedTesseract
     from tesseract_flow.flows.optimize import Optimizer, Stop, optimize_design
 
     here = Path(__file__).resolve().parent
     names = ("section", "fem", "compliance")
     print("Serving three Tesseracts ...", flush=True)
     with ThreadPoolExecutor(len(names)) as pool:  # each takes seconds to start, so together
-        urls = dict(zip(names, pool.map(lambda name: tf.open_tesseract(here / name).url, names), strict=True))  # type: ignore[attr-defined]
+        served = [ServedTesseract(here / name / "tesseract_api.py") for name in names]
+        urls = dict(zip(names, pool.map(lambda tesseract: tesseract.url, served), strict=True))
     for name, url in urls.items():
         print(f"  {name:<11} {url}")
 

@@ -17,6 +17,7 @@ from tesseract_flow.errors import OptionError, Unreachable
 
 Headers = tuple[tuple[str, str], ...]
 
+_HOST = re.compile(r"[\w.:%-]+")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?")
 # The client sets these, and the answer could not be read if they said something else.
@@ -25,7 +26,7 @@ _RESERVED = frozenset({"accept", "accept-encoding", "content-type", "content-len
 
 def shown(address: str) -> str:
     """`address` for a message, or what is said in its place if it may hold credentials."""
-    return "the address (not shown here: it may hold credentials)" if set("@?#") & set(address) else repr(address)
+    return "what was given (not shown here: it may hold credentials)" if set("@?#") & set(address) else repr(address)
 
 
 def split_url(url: str) -> tuple[str, Headers]:
@@ -37,7 +38,7 @@ def split_url(url: str) -> tuple[str, Headers]:
     text = url.strip()
     if "://" not in text:
         text = f"http://{text}"
-    refusal = Unreachable(f"{shown(text)} is not that of a Tesseract, which looks like http://host:8000.")
+    refusal = Unreachable(f"{shown(text)} is no address of a Tesseract. One looks like http://host:8000.")
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
@@ -48,7 +49,7 @@ def split_url(url: str) -> tuple[str, Headers]:
         httpx.URL(clean).host.encode("idna")
     except (ValueError, httpx.InvalidURL):
         raise refusal from None  # its text would quote the address
-    if parts.scheme not in ("http", "https") or not host:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise refusal
     if parts.query or parts.fragment or "@" in parts.path:
         raise Unreachable(

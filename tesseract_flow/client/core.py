@@ -115,8 +115,7 @@ def _translated(question: Question, fn: Callable[[], T]) -> T:
 
 
 def _translate(question: Question, error: Exception) -> CallError:
-    """tesseract-core's exceptions → ours. It speaks through requests, pydantic and orjson, which it brings along."""
-    import orjson
+    """tesseract-core's exceptions → ours. It speaks through requests and pydantic, which it brings along."""
     import pydantic
     import requests
 
@@ -138,7 +137,7 @@ def _translate(question: Question, error: Exception) -> CallError:
                 Unreachable, "it is not served yet. Use it inside `with tesseract:`, or call tesseract.serve() first."
             )
         return component_failed(question, text)
-    if isinstance(error, orjson.JSONEncodeError):
+    if isinstance(error, TypeError) and "JSON serializable" in text:  # orjson's, which has no class of its own
         return question.error(InvalidInput, f"the inputs cannot be sent: {text}")
     if isinstance(error, ValueError | TypeError | LookupError | AttributeError):
         # What the component itself raises arrives as RuntimeError. This is tesseract-core at a loss.

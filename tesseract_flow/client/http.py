@@ -186,15 +186,16 @@ class HttpTesseract(AbstractTesseract):
 
     def _send(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
         """The body of a good answer."""
-        start = time.monotonic()
-        try:
+        with self._session.lanes:
+            start = time.monotonic()
             try:
-                return self._send_once(method, question, body, params)
-            except _NOT_STARTED:
-                self.sleep(_RECONNECT_DELAY)
-                return self._send_once(method, question, body, params)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise error_of_transport(question, error, time.monotonic() - start) from error
+                try:
+                    return self._send_once(method, question, body, params)
+                except _NOT_STARTED:
+                    self.sleep(_RECONNECT_DELAY)
+                    return self._send_once(method, question, body, params)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise error_of_transport(question, error, time.monotonic() - start) from error
 
     def _send_once(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
         url = f"{self.url}/{question.endpoint}"
@@ -202,6 +203,8 @@ class HttpTesseract(AbstractTesseract):
             # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
             packing = response.headers.get("content-encoding", "").strip().lower() or "identity"
             content = self._read(response, question) if packing == "identity" else b"(a compressed text)"
+            if response.status_code >= 500:
+                _hang_up(response)
             if response.status_code != 200:
                 raise error_of_status(question, response.status_code, response.headers, content)
             if packing != "identity":
@@ -230,3 +233,14 @@ class HttpTesseract(AbstractTesseract):
             f"the answer has {n_bytes} bytes or more; at most {self.max_bytes} are accepted.\n"
             "Allow more with open_tesseract(url, max_bytes=...).",
         )
+
+
+def _hang_up(response: httpx.Response) -> None:
+    """Close the connection that brought `response`.
+
+    After an exception in the application uvicorn closes it in any case, a moment after the answer, and would take the
+    next request down with it.
+    """
+    stream = response.extensions.get("network_stream")
+    if stream is not None:  # there is none behind a test's transport
+        stream.close()

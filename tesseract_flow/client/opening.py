@@ -64,7 +64,7 @@ def open_tesseract(source: TesseractLike, **options: Any) -> AbstractTesseract:
 def _component_path(source: str | os.PathLike[str]) -> Path | None:
     """The file to serve, or None if `source` is an address."""
     text = os.fspath(source)
-    if "://" in text:
+    if "://" in text or not text.strip():
         return None
     path = Path(text)
     if path.is_dir():

@@ -53,7 +53,9 @@ class Session:
         ]
         if handle.token is not None:
             headers.append(("Authorization", f"Bearer {handle.token}"))
-        # pool=None: a call waits for a free lane for as long as the calls before it take.
+        # A call waits for a free lane for as long as the calls before it take. Here, and not in httpcore's pool, which
+        # under load sometimes closes a connection that has just become idle in order to open a new one.
+        self.lanes = threading.BoundedSemaphore(handle.n_lanes)
         timeout = httpx.Timeout(handle.read_timeout, connect=handle.connect_timeout, pool=None)
         self.client = httpx.Client(transport=transport, headers=headers, timeout=timeout, follow_redirects=False)
         self.schema: TesseractSchema | None = None

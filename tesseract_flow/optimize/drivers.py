@@ -7,7 +7,9 @@ A driver either takes a step per evaluation (Adam, SGD, ...), or searches along 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +45,6 @@ _LEARNING_RATES: dict[str, float | None] = {
     "sgd": 0.1,
     "sign_sgd": 0.01,
     "signum": 0.01,
-    "sm3": 0.1,
     "yogi": 0.03,
 }
 # Parameters that no form can fill in: functions, masks, dtypes, random keys.
@@ -60,6 +61,8 @@ class Driver:
 
     transformation: optax.GradientTransformationExtraArgs
     description: Mapping[str, Any]
+    # Compiled updates, kept here by `search`: a named driver is built once, so many runs share what one compiled.
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -99,7 +102,11 @@ def build_driver(
         DriverError: an unknown name, settings that it does not take, or settings beside an object.
     """
     if isinstance(driver, str):
-        return _named(driver, learning_rate, dict(settings or {}))
+        settings = dict(settings or {})
+        try:
+            return _named_once(driver, learning_rate, json.dumps(settings, sort_keys=True))
+        except TypeError:
+            return _named(driver, learning_rate, settings)  # which says what is wrong with them
     if not isinstance(driver, optax.GradientTransformation):
         raise DriverError(
             f"A driver is a name or an optax.GradientTransformation, received {type(driver).__name__}.\n"
@@ -111,6 +118,11 @@ def build_driver(
             "Build them into the object, for example optax.adam(1e-2), or pass the name."
         )
     return Driver(optax.with_extra_args_support(driver), {"name": "optax object"})
+
+
+@functools.lru_cache(maxsize=64)
+def _named_once(name: str, learning_rate: float | None, settings: str) -> Driver:
+    return _named(name, learning_rate, json.loads(settings))
 
 
 def _named(name: str, learning_rate: float | None, settings: dict[str, Any]) -> Driver:

@@ -86,7 +86,7 @@ def _leaf(leaf: Any) -> str:
     if eqx.is_array(leaf) or isinstance(leaf, np.ndarray | np.generic):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return f"key {np.asarray(jax.random.key_data(leaf)).tolist()}"
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf, order="C")
         values = array.astype(np.float64) if array.dtype.kind == "V" else array  # bfloat16 and its kin
         if array.size and (values == values.flat[0]).all():
             return f"{array.dtype}{list(array.shape)} = {values.flat[0]!s}"

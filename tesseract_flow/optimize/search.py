@@ -39,7 +39,7 @@ def _trial_aval(*leaves: Any, dtype: Any) -> list[Any]:
 
 
 class Updater:
-    """Updates of one driver inside one box. Traced once per structure of its state.
+    """Updates of one driver inside one box. Compiled once per driver and structure, for all runs.
 
     Trial points are projected before they are evaluated: the driver searches along the projected path, whose derivative
     is the projected gradient (Nocedal & Wright 2006, section 16.7).
@@ -47,7 +47,6 @@ class Updater:
 
     def __init__(self, driver: Driver, box: Box, value_dtype: np.dtype):
         self._driver, self._box, self._dtype = driver, box, np.dtype(value_dtype)
-        self._traces: dict[Any, tuple[_Block, Any]] = {}
 
     def is_searching(self, u: PyTree, state: PyTree) -> bool:
         """Whether the driver evaluates trial points of its own. Runs nothing.
@@ -55,29 +54,33 @@ class Updater:
         Raises:
             DriverError: the driver cannot be used on this design, or wants arguments that nobody offers.
         """
-        block, _ = self._trace(u, state, u, jnp.zeros((), self._dtype))
+        block, _ = self._trace(self._box, u, state, u, jnp.zeros((), self._dtype))
         return not all(isinstance(unit, _Segment) for unit in block.units)
 
     def __call__(
         self, u: PyTree, state: PyTree, gradient: PyTree, value: Float[Array, ""], sample: SampleFn
     ) -> tuple[PyTree, PyTree]:
         """The next point inside the box, and the driver's next state. `gradient` is raw; the driver sees it projected."""
-        treedef = jax.tree.structure(u)
+        own, treedef = jax.tree.flatten(u)
 
         def trial(leaves: Sequence[Array]) -> list[Array]:
-            point = treedef.unflatten(leaves)
+            # Optax counts steps in 64 bits where it may, and trial points of 32-bit designs come out wider.
+            point = treedef.unflatten([jnp.asarray(leaf, x.dtype) for leaf, x in zip(leaves, own, strict=True)])
             trial_value, trial_gradient = sample(self._box.project(point))
-            projected = self._box.projected_gradient(point, trial_gradient)
-            return [jnp.asarray(trial_value, self._dtype), *jax.tree.leaves(projected)]
+            slopes = jax.tree.leaves(self._box.projected_gradient(point, trial_gradient))
+            widened = [jnp.asarray(slope, leaf.dtype) for slope, leaf in zip(slopes, leaves, strict=True)]
+            return [jnp.asarray(trial_value, self._dtype), *widened]
 
-        block, out_tree = self._trace(u, state, gradient, value)
-        outputs = block.run(jax.tree.leaves((u, state, gradient, value)), trial)
+        arguments = self._box, u, state, gradient, jnp.asarray(value, self._dtype)
+        block, out_tree = self._trace(*arguments)
+        outputs = block.run(jax.tree.leaves(arguments), trial)
         return jax.tree.unflatten(out_tree, outputs)
 
     def _trace(self, *arguments: Any) -> tuple[_Block, Any]:
         leaves, treedef = jax.tree.flatten(arguments)
-        key = treedef, tuple(jax.typeof(leaf) for leaf in leaves)
-        if key not in self._traces:
+        compiled: dict[Any, tuple[_Block, Any]] = self._driver.compiled
+        key = treedef, tuple(jax.typeof(leaf) for leaf in leaves), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        if key not in compiled:
             out_tree = None
 
             def flat(*leaves: Array) -> list[Array]:
@@ -86,22 +89,22 @@ class Updater:
                 return outputs
 
             try:
-                closed = jax.make_jaxpr(flat)(*leaves)
+                block = _block(jax.make_jaxpr(flat)(*leaves))
             except Exception as error:
                 raise DriverError(
                     f"Driver {self._driver.name!r} cannot drive this design: {type(error).__name__}: {error}\n"
                     "It is called as update(gradient, state, design, value=..., grad=..., value_fn=...)."
                 ) from error
-            self._traces[key] = _block(closed), out_tree
-        return self._traces[key]
+            compiled[key] = block, out_tree
+        return compiled[key]
 
-    def _update(self, u: PyTree, state: PyTree, gradient: PyTree, value: Array) -> tuple[PyTree, PyTree]:
-        gradient = self._box.projected_gradient(u, gradient)
+    def _update(self, box: Box, u: PyTree, state: PyTree, gradient: PyTree, value: Array) -> tuple[PyTree, PyTree]:
+        gradient = box.projected_gradient(u, gradient)
         with lenient_promotion():
             updates, state = self._driver.transformation.update(
                 gradient, state, u, value=value, grad=gradient, value_fn=self._value_fn
             )
-            moved = self._box.project(optax.apply_updates(u, updates))
+            moved = box.project(optax.apply_updates(u, updates))
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (u, moved)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"it turns a design of shapes {shapes[0]} into one of shapes {shapes[1]}")
@@ -116,11 +119,25 @@ class Updater:
             return value, treedef.unflatten(gradient)
 
         value_fn = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
-        value_fn.defvjp(value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * bar.astype(g.dtype), grad),))
+        value_fn.defvjp(value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * jnp.asarray(bar, g.dtype), grad),))
         return value_fn(params)
 
 
 # -- walking a jaxpr
+
+# Primitives that only wrap one body with the same operands and results.
+_WRAPPERS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+}
 
 TrialFn = Callable[[Sequence[Array]], list[Array]]
 Env = dict[Any, Any]
@@ -236,13 +253,9 @@ def _walked(eqn: JaxprEqn) -> _Walked:
         return _Walked(eqn, _run_while, (_block(eqn.params["cond_jaxpr"]), _block(eqn.params["body_jaxpr"])))
     if eqn.primitive.name == "cond":
         return _Walked(eqn, _run_branch, tuple(_block(branch) for branch in eqn.params["branches"]))
-    bodies = list(_bodies(eqn.params))
-    # jit, custom_vjp_call, checkpoint and the like only wrap one body with the same operands and results.
-    if len(bodies) == 1 and (len(bodies[0].jaxpr.invars), len(bodies[0].jaxpr.outvars)) == (
-        len(eqn.invars),
-        len(eqn.outvars),
-    ):
-        return _Walked(eqn, _run_inside, (_block(bodies[0]),))
+    if eqn.primitive.name in _WRAPPERS:
+        (body,) = list(_bodies(eqn.params))
+        return _Walked(eqn, _run_inside, (_block(body),))
     raise NotImplementedError(
         f"it evaluates value_fn inside {eqn.primitive.name!r}; while_loop, cond and plain calls are understood"
     )

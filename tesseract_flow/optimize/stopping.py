@@ -164,9 +164,18 @@ class Stalled(AbstractStoppingRule):
 
 
 def default_rules(dtype: np.dtype) -> tuple[AbstractStoppingRule, ...]:
-    """A first-order point to ten times the square root of the precision (below, differences drown), or 200 steps."""
-    root = float(jnp.finfo(dtype).eps) ** 0.5
-    return GradientBelow(10 * root, relative=True, residual=max(1e-6, root)), MaxSteps(DEFAULT_MAX_STEPS)
+    """A first-order point as exactly as the precision reasonably allows, or 200 steps."""
+    tol = max(1e-7, _above_rounding(dtype))
+    return GradientBelow(tol, relative=True, residual=_settled(dtype)), MaxSteps(DEFAULT_MAX_STEPS)
+
+
+def _above_rounding(dtype: np.dtype) -> float:
+    return 1000 * float(jnp.finfo(dtype).eps)
+
+
+def _settled(dtype: np.dtype) -> float:
+    """Residuals of constraints below this are as good as none."""
+    return max(1e-6, _above_rounding(dtype))
 
 
 def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) -> tuple[AbstractStoppingRule, ...]:
@@ -198,8 +207,7 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
         _require(is_number and (value >= 0 or key == "target_value"), "stop settings", key, "a number, not below 0", value)
     rules: list[AbstractStoppingRule] = []
     if tolerance := given.get("gradient_tolerance"):
-        floor = float(jnp.finfo(dtype or np.float64).eps) ** 0.5
-        rules.append(GradientBelow(float(tolerance), relative=True, residual=max(1e-6, floor)))
+        rules.append(GradientBelow(float(tolerance), relative=True, residual=_settled(dtype or np.dtype(np.float64))))
     if "target_value" in given:
         rules.append(TargetValue(float(given["target_value"])))
     if "patience" in given:

@@ -57,7 +57,7 @@ def render_html(
         _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in getattr(result, "notes", ()))),
         _section("Constraints", _table(tables.constraint_rows(result.constraints or {}, _multipliers(result)))),
         _section("Requests", _table(tables.request_rows(result.requests))),
-        _section("Design", _table(design_rows(result.design))),
+        _section("Design in numbers", _table(design_rows(result.design))),
         *(_group(name, fact) for name, fact in (facts or {}).items() if isinstance(fact, Mapping)),
         _group("Settings", {name: fact for name, fact in (facts or {}).items() if not isinstance(fact, Mapping)}),
         _history(result.history),

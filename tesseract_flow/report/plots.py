@@ -84,7 +84,7 @@ def _objective(ax: Axes, step: np.ndarray, value: np.ndarray, best: np.ndarray) 
     known = best[np.isfinite(best)]
     _label(ax, "objective", f"best {number(float(known[-1]), 9)}" if known.size else "no finite value")
     if step.size:
-        ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="upper right", ncols=3)
+        _legend(ax)
 
 
 def design_figure(design: Any, start: Any = None, *, limit: int = 4) -> Figure | None:
@@ -119,7 +119,7 @@ def design_figure(design: Any, start: Any = None, *, limit: int = 4) -> Figure |
             _line(ax, index, x, color=BEST, linewidth=1.8, label="result")
             ax.set_xlabel("index", color=INK)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+            _legend(ax)
             _label(ax, name)
         else:
             image = ax.imshow(x, cmap="cividis", aspect="equal" if max(x.shape) < 8 * min(x.shape) else "auto")
@@ -211,6 +211,12 @@ def _label(ax: Axes, name: str, note: str = "") -> None:
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(MUTED)
+
+
+def _legend(ax: Axes) -> None:
+    """Between the two titles, where no curve can run through it."""
+    place: dict[str, Any] = dict(loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.1, ncols=3)
+    ax.legend(frameon=False, fontsize=8.5, labelcolor=INK, **place)
 
 
 def figure_to_svg(figure: Figure) -> str:

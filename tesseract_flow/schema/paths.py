@@ -17,6 +17,7 @@ from tesseract_flow.errors import SchemaError
 from tesseract_flow.schema.fields import ArrayField, DictField, Field, LeafField, ListField, ModelField, UnionField
 
 Keys: TypeAlias = tuple[str | int, ...]
+_Segments: TypeAlias = tuple[str, ...]
 
 _SEGMENT = re.compile(
     r"\[(?P<index>\d+)\]|\{(?P<key>(?:[^{}\\]|\\.)*)\}|(?P<name>[^.{}\[\]]+)",
@@ -76,9 +77,6 @@ def segment(field: Field, key: object) -> str:
     if isinstance(field, DictField):
         return "{" + re.sub(r"([{}\\])", r"\\\1", str(key)) + "}"
     return f"[{key}]" if isinstance(key, int) else str(key)
-
-
-_Segments: TypeAlias = tuple[str, ...]
 
 
 def _readings(field: Field, keys: Keys) -> Iterator[tuple[_Segments, _Segments, Field]]:

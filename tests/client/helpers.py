@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import socketserver
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class LocalServer(ThreadingHTTPServer):
         self.asked: list[Asked] = []
         self.n_connections = 0
         self.all_closed = threading.Event()  # by the clients
+        self.all_closed.set()
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
 
@@ -127,7 +129,7 @@ class Line:
 
     def reset(self) -> None:
         """Hang up at once, as the kernel of a killed process does with unread data."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
 
     def close(self) -> None:
@@ -183,7 +185,9 @@ def mocked(answer: Any = b"{}", status: int = 200, headers: Mapping[str, str] | 
     if callable(answer):
         return Mock(answer)
     pieces = (answer,) if isinstance(answer, bytes) else tuple(answer)
-    return Mock(lambda request: httpx.Response(status, headers=headers, stream=Pieces(*pieces)))
+    # As bytes, since a server may send what httpx would not.
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    return Mock(lambda request: httpx.Response(status, headers=raw, stream=Pieces(*pieces)))
 
 
 def array(values: list[float]) -> dict[str, Any]:

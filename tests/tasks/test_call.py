@@ -13,7 +13,13 @@ from tesseract_flow.tasks.call import run_id_of
 from tesseract_flow.testing import FunctionTesseract
 
 TRANSIENT = [errors.Unreachable, errors.ConnectionLost, errors.CallTimeout, errors.Overloaded]
-FINAL = [errors.InvalidInput, errors.ComponentFailed, errors.EndpointNotFound, errors.InvalidAnswer, errors.AccessDenied]
+FINAL = [
+    errors.InvalidInput,
+    errors.ComponentFailed,
+    errors.EndpointNotFound,
+    errors.InvalidAnswer,
+    errors.AccessDenied,
+]
 
 
 def doubler(**options) -> FunctionTesseract:
@@ -40,7 +46,9 @@ def test_every_call_error_has_a_verdict():
     def leaves(cls):
         return [leaf for sub in cls.__subclasses__() for leaf in leaves(sub)] or [cls]
 
-    assert set(leaves(errors.CallError)) - {errors.ShapesUnknown} == set(TRANSIENT) | (set(FINAL) - {errors.EndpointNotFound})
+    assert set(leaves(errors.CallError)) - {errors.ShapesUnknown} == set(TRANSIENT) | (
+        set(FINAL) - {errors.EndpointNotFound}
+    )
 
 
 def test_task_body_runs_without_a_server():

@@ -14,7 +14,7 @@ class InputSchema(BaseModel):
 
 class OutputSchema(BaseModel):
     y: Differentiable[Array[(None,), Float64]]
-    pid: int
+    pid: int = 0
 
 
 def apply(inputs: InputSchema) -> OutputSchema:

@@ -1,0 +1,84 @@
+"""Requests are counted once each, in every open block, whatever thread they come from."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tesseract_flow.client import HttpTesseract, count_requests, record_request
+from tesseract_flow.errors import ComponentFailed, Unreachable, WireError
+from tests.client.helpers import document, mocked
+
+
+def test_blocks_see_what_happens_while_they_are_open():
+    record_request("fem", "apply")
+    with count_requests() as outer:
+        record_request("fem", "apply")
+        with count_requests() as inner:
+            record_request("fem", "vector_jacobian_product")
+            record_request("section", "apply")
+        record_request("fem", "apply")
+    record_request("fem", "apply")
+    assert outer == {"fem.apply": 2, "fem.vector_jacobian_product": 1, "section.apply": 1}
+    assert inner == {"fem.vector_jacobian_product": 1, "section.apply": 1}
+    assert (outer.n_total, inner.n_total) == (4, 2)
+    assert (outer.n_of("apply"), inner.n_of("apply"), inner.n_of("jacobian")) == (3, 1, 0)
+
+
+def test_names_may_have_dots():
+    with count_requests() as counts:
+        record_request("10.0.0.1:8000", "apply")
+    assert counts.n_of("apply") == 1
+
+
+def test_closing_a_block_leaves_its_equal_open():
+    with count_requests() as outer:
+        with count_requests():
+            pass  # both are empty, so equal as mappings
+        record_request("fem", "apply")
+    assert outer.n_total == 1
+
+
+def test_a_block_closes_when_it_fails():
+    with pytest.raises(KeyError), count_requests() as counts:
+        raise KeyError
+    record_request("fem", "apply")
+    assert counts.n_total == 0
+
+
+def test_threads_lose_no_count():
+    n_threads, n_calls = 8, 500
+    start = threading.Barrier(n_threads)
+
+    def work(k: int) -> None:
+        start.wait()
+        for i in range(n_calls):
+            record_request(f"t{k}", f"endpoint{i % 50}")
+            assert counts.n_total > 0 and counts.n_of("endpoint0") > 0  # while others add keys
+
+    with count_requests() as counts, ThreadPoolExecutor(n_threads) as pool:
+        record_request("t", "endpoint0")
+        list(pool.map(work, range(n_threads)))
+    assert counts.n_total == n_threads * n_calls + 1
+
+
+def test_attempts_count_and_questions_for_the_schema_do_not():
+    handle = mocked(b"{}").handle(label="fem")
+    failing = mocked(b"", status=500).handle(label="fem")
+    with count_requests() as counts:
+        handle.apply({})
+        with pytest.raises(ComponentFailed):
+            failing.apply({})
+        assert mocked(document()).handle().schema.name == "probe"
+        with pytest.raises(WireError):  # never left
+            handle.apply({"x": object()})
+    assert counts == {"fem.apply": 2}
+
+
+def test_a_refused_connection_that_is_tried_twice_counts_once(refused_url):
+    handle = HttpTesseract(refused_url, label="fem", sleep=lambda seconds: None)
+    with count_requests() as counts, pytest.raises(Unreachable):
+        handle.apply({})
+    assert counts == {"fem.apply": 1}

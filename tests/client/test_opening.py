@@ -1,0 +1,166 @@
+"""`open_tesseract` understands what names a Tesseract, starts nothing, and says what it did not understand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tesseract_flow.client import (
+    AbstractTesseract,
+    CoreTesseract,
+    HttpTesseract,
+    ServedTesseract,
+    count_requests,
+    open_tesseract,
+)
+from tesseract_flow.errors import OptionError, Unreachable
+from tests.client.helpers import PROBE, mocked
+
+
+class NotServedYet:
+    """As a Tesseract of tesseract-core's `from_source` is, before it is served."""
+
+    @property
+    def openapi_schema(self):
+        raise RuntimeError("you must either use it as a context manager or call .serve() before use.")
+
+    def apply(self, inputs):
+        raise RuntimeError("you must either use it as a context manager or call .serve() before use.")
+
+    abstract_eval = apply
+
+
+class Wrapped:
+    """A spy that passes everything on."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize(
+    ("source", "url"),
+    [
+        ("http://solver:8000", "http://solver:8000"),
+        ("https://solver/fem/", "https://solver/fem"),
+        ("solver:8000", "http://solver:8000"),
+        ("solver", "http://solver"),
+        ("solver:8000/fem", "http://solver:8000/fem"),
+        ("me:password@solver/fem", "http://solver/fem"),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000"),
+    ],
+)
+def test_addresses(source, url):
+    handle = open_tesseract(source, label="fem")
+    assert handle == HttpTesseract(source, label="fem")
+    assert isinstance(handle, HttpTesseract) and handle.url == url
+
+
+def test_options_of_an_address():
+    headers = {"X-Project": "wing"}
+    options = {"token": "t", "encoding": "json", "read_timeout": 5.0, "n_lanes": 2, "verify": False, "max_bytes": 10}
+    handle = open_tesseract("http://solver", headers=headers, **options)
+    assert handle == HttpTesseract("http://solver", headers=tuple(headers.items()), **options)
+    assert headers == {"X-Project": "wing"}
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda path: os.path.relpath(path)])
+@pytest.mark.parametrize("part", [PROBE, PROBE.parent], ids=["file", "folder"])
+def test_paths(form, part):
+    handle = open_tesseract(form(part), n_workers=2)
+    assert handle == ServedTesseract(PROBE, n_workers=2)
+    assert hash(handle) == hash(ServedTesseract(PROBE, n_workers=2))
+    assert handle != open_tesseract(PROBE)
+
+
+def test_a_folder_wins_over_a_host_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "solver").mkdir()
+    (tmp_path / "solver" / "tesseract_api.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert open_tesseract("solver") == ServedTesseract(tmp_path / "solver" / "tesseract_api.py")
+    assert isinstance(open_tesseract("http://solver"), HttpTesseract)
+
+
+@pytest.mark.parametrize("source", ["missing/tesseract_api.py", "tesseract_api.py", "./missing", Path("missing")])
+def test_files_that_are_not_there(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Unreachable, match="no such file"):
+        open_tesseract(source)
+
+
+def test_a_folder_without_a_component(tmp_path):
+    with pytest.raises(Unreachable, match=r"holds no tesseract_api\.py"):
+        open_tesseract(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["ftp://solver", "http://", "http://solver:port", ""])
+def test_what_is_no_address(source):
+    with pytest.raises(Unreachable, match="http://host:8000"):
+        open_tesseract(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "option", "meant"),
+    [
+        ("http://me:s3cr3t@solver", "tokn", "token"),
+        ("http://solver", "timeout", "read_timeout"),
+        (PROBE, "workers", "n_workers"),
+    ],
+)
+def test_unknown_options(source, option, meant):
+    with pytest.raises(TypeError, match=f"{option!r}.*Did you mean {meant!r}") as caught:
+        open_tesseract(source, **{option: "s3cr3t"})
+    assert "s3cr3t" not in str(caught.value)
+    assert "label" in str(caught.value)  # the ones there are
+
+
+def test_options_with_useless_values():
+    with pytest.raises(OptionError, match="n_lanes"):
+        open_tesseract("http://solver", n_lanes=0)
+    with pytest.raises(OptionError, match="n_workers"):
+        open_tesseract(PROBE, n_workers=0)
+
+
+def test_handles_pass_through():
+    handle: AbstractTesseract = mocked().handle()
+    assert open_tesseract(handle) is handle
+    with pytest.raises(TypeError, match=r"\['token'\] come too late"):
+        open_tesseract(handle, token="t")
+
+
+def test_a_tesseract_of_tesseract_core(in_process):
+    assert open_tesseract(in_process) == CoreTesseract(in_process)
+    assert open_tesseract(in_process, label="fem").name == "fem"
+    with pytest.raises(TypeError, match="token"):
+        open_tesseract(in_process, token="t")
+
+
+def test_a_tesseract_that_is_not_served_yet():
+    handle = open_tesseract(NotServedYet())  # type: ignore[arg-type]
+    assert repr(handle) == "CoreTesseract(tesseract)"
+    with pytest.raises(Unreachable, match="with tesseract"):
+        handle.apply({})
+    with pytest.raises(Unreachable, match="with tesseract"):
+        _ = handle.schema
+
+
+def test_a_spy_around_a_tesseract(in_process):
+    handle = open_tesseract(Wrapped(in_process))  # type: ignore[arg-type]
+    assert isinstance(handle, CoreTesseract) and handle.schema == CoreTesseract(in_process).schema
+
+
+@pytest.mark.parametrize("source", [None, 7, b"http://solver", ["http://solver"], object(), {"url": "solver"}])
+def test_what_is_no_source(source):
+    with pytest.raises(TypeError, match=f"got {type(source).__name__}"):
+        open_tesseract(source)
+
+
+def test_opening_asks_nobody(local_server):
+    with count_requests() as counts:
+        open_tesseract(local_server.url)
+        repr(open_tesseract(PROBE))
+    assert local_server.n_connections == 0 and counts.n_total == 0

@@ -1,0 +1,103 @@
+"""Fingerprints: equal for the same run in another process, different for anything that matters."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from tesseract_flow.optimize import AugmentedLagrangian, Constraint, Evaluation, Problem, build_driver
+from tesseract_flow.optimize.fingerprint import differences, fingerprint_of
+
+
+def evaluate(design):
+    return Evaluation(design["x"].sum(), {"volume": design["x"].sum()})
+
+
+def problem(**changes) -> Problem:
+    design = {
+        "x": jnp.arange(1.0, 7.0),
+        "mesh": jnp.arange(6),
+        "label": "a",
+        "act": jnp.tanh,
+        "part": functools.partial(jnp.roll, shift=2),
+        "key": jax.random.key(1),
+        **changes.pop("design", {}),
+    }
+    return Problem(design, evaluate, **{"constraints": {"volume": Constraint(equals=1.0)}, **changes})
+
+
+def fingerprint(driver=None, method=None, tol=1e-4, **changes):
+    method = method or AugmentedLagrangian.for_steps()
+    return fingerprint_of(problem(**changes), driver or build_driver("adam", 0.01), method, tol)
+
+
+def test_the_same_run_has_the_same_fingerprint():
+    assert differences(fingerprint(), json.loads(json.dumps(fingerprint()))) == []
+
+
+def elsewhere(design):
+    return Evaluation(-design["x"].sum(), {"volume": design["x"].sum()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"design": {"x": jnp.arange(2.0, 8.0)}}, r"varying.x: "),
+        ({"design": {"x": jnp.arange(1.0, 7.0, dtype=jnp.float32)}}, "varying.x: "),
+        ({"design": {"label": "b"}}, """fixed.label: "str 'a'" -> "str 'b'\""""),
+        ({"design": {"mesh": jnp.arange(6) + 1}}, "fixed.mesh: "),
+        ({"design": {"act": jnp.sin}}, 'fixed.act: "callable tanh" -> "callable sin"'),
+        ({"design": {"part": functools.partial(jnp.roll, shift=3)}}, "fixed.part: "),
+        ({"design": {"key": jax.random.key(2)}}, "fixed.key: "),
+        ({"design": {"more": 1}}, 'fixed.more: (absent) -> "int 1"'),
+        ({"bounds": (0.0, None)}, 'lower.x: "float64[6] = -inf" -> "float64[6] = 0.0"'),
+        ({"constraints": {"volume": Constraint(equals=2.0)}}, 'constraints.volume.equals: "float64[] = 1.0" -> '),
+        ({"constraints": {"volume": Constraint(upper=1.0)}}, "constraints.volume.upper: (absent) -> "),
+        ({"scale": 2.0}, 'scale.x: "float64[6] = 1.0" -> "float64[6] = 2.0"'),
+        ({"settings": {"n": 50}}, "settings.n: (absent) -> 50"),
+        ({"name": "other"}, 'problem: "problem" -> "other"'),
+        ({"driver": build_driver("adam", 0.02)}, "driver.learning_rate: 0.01 -> 0.02"),
+        ({"driver": build_driver("adam", 0.01, {"b1": 0.8})}, "driver.b1: (absent) -> 0.8"),
+        ({"driver": build_driver("nadam", 0.01)}, 'driver.name: "adam" -> "nadam"'),
+        ({"method": AugmentedLagrangian.for_searches()}, 'constraint_method.penalty: "3.0" -> "10.0"'),
+        ({"tol": 1e-3}, "constraint_method.feasibility_tol: "),
+    ],
+)
+def test_whatever_matters_shows_in_the_difference(changes, line):
+    lines = differences(fingerprint(), fingerprint(**changes))
+    assert any(found.startswith(line) for found in lines), lines
+
+
+def test_what_does_not_matter_does_not_show():
+    same = Problem(problem().design, elsewhere, constraints={"volume": Constraint(equals=1.0)}, picture=print)
+    method = AugmentedLagrangian.for_steps()
+    assert differences(fingerprint(), fingerprint_of(same, build_driver("adam", 0.01), method, 1e-4)) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rate: optax.adam(rate),
+        lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate)),
+        lambda rate: optax.adam(optax.cosine_decay_schedule(rate, 20)),
+        lambda rate: optax.lbfgs(rate, linesearch=None),
+        lambda rate: optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(9, max_learning_rate=rate)),
+    ],
+    ids=["adam", "chain", "schedule", "lbfgs", "lbfgs with search"],
+)
+def test_an_optax_object_is_known_by_what_it_does(make):
+    first, second, other = (fingerprint(build_driver(make(rate))) for rate in (0.01, 0.01, 0.02))
+    assert differences(first, second) == []
+    assert all(line.startswith("driver.behaviour") for line in differences(first, other))
+    assert differences(first, other)
+
+
+def test_random_keys_do_not_disturb():
+    assert differences(
+        fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))), fingerprint(build_driver(optax.noisy_sgd(0.1, key=3)))
+    ) == []

@@ -1,0 +1,297 @@
+"""`optimize` as a whole: what it evaluates, what it keeps, when it stops, whom it tells."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tesseract_flow.errors import DriverError, NonFiniteError, ProblemError
+from tesseract_flow.optimize import (
+    Constraint,
+    Evaluation,
+    GradientBelow,
+    MaxEvaluations,
+    MaxRequests,
+    MaxSteps,
+    Observer,
+    Problem,
+    Stagnation,
+    TargetValue,
+    WallTime,
+    optimize,
+)
+from tests.optimize.helpers import Counted, rosenbrock, rosenbrock_problem, same_bits
+
+
+def bowl(design):
+    return ((design["x"] - 3.0) ** 2).sum()
+
+
+def bowl_problem(**kwargs) -> Problem:
+    return Problem({"x": jnp.array([0.0, 1.0]), "tag": "bowl", "n": 2}, bowl, **kwargs)
+
+
+def test_without_constraints_it_is_the_plain_optax_loop():
+    transformation = optax.sgd(1e-3, momentum=0.5)
+    result = optimize(rosenbrock_problem(), transformation, stop=MaxSteps(20), transform=jax.jit)
+    u = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
+    state = transformation.init(u)
+    for record in result.history:
+        assert record.value == pytest.approx(float(rosenbrock(u)), rel=1e-12)
+        updates, state = transformation.update(jax.grad(rosenbrock)(u), state)
+        u = optax.apply_updates(u, updates)
+
+
+def test_rosenbrock_by_lbfgs():
+    transform = Counted()
+    result = optimize(rosenbrock_problem(), "lbfgs", transform=transform)
+    assert result.value < 1e-8 and result.converged
+    assert float(result.design["x"]) == pytest.approx(1.0, abs=1e-4)
+    assert transform.n_calls == result.evaluations <= 60
+
+
+@pytest.mark.parametrize("search", ["zoom", "backtracking"])
+def test_every_trial_is_one_evaluation_and_the_accepted_one_none_more(search):
+    points = []
+
+    def transform(fn):
+        compiled = jax.jit(fn)
+
+        def call(varying, weights):
+            points.append((float(varying["x"]), float(varying["y"])))
+            return compiled(varying, weights)
+
+        return call
+
+    seen = []
+    watch = Observer(on_step=lambda record, design, evaluation: seen.append((float(design["x"]), float(design["y"]))))
+    result = optimize(
+        rosenbrock_problem(),
+        "lbfgs",
+        driver_settings={"linesearch": search},
+        stop=MaxSteps(10),
+        transform=transform,
+        observers=[watch],
+    )
+    assert len(points) == len(set(points)) == result.evaluations
+    assert set(seen) <= set(points)
+
+
+def test_bounds_hold_at_every_evaluation_and_are_exact_where_active():
+    points = []
+
+    def transform(fn):
+        compiled = jax.jit(fn)
+
+        def call(varying, weights):
+            points.append(np.asarray(varying["x"]))
+            return compiled(varying, weights)
+
+        return call
+
+    # 0.3 and 0.1 have no exact ratio: scaling back and forth must not leak over the bound.
+    for driver in ("adam", "lbfgs"):
+        problem = bowl_problem(bounds=(None, jnp.array([0.3, 10.0])), scale=0.1)
+        result = optimize(problem, driver, stop=MaxSteps(300), learning_rate=0.3 if driver == "adam" else None, transform=transform)
+        assert all((point <= np.array([0.3, 10.0])).all() for point in points)
+        assert result.design["x"].tolist() == pytest.approx([0.3, 3.0], abs=1e-5)
+        assert float(result.design["x"][0]) == 0.3
+    assert result.converged and result.reason.startswith("gradient below tolerance")
+
+
+def test_a_start_outside_the_bounds_is_moved_and_noted():
+    result = optimize(bowl_problem(bounds=(0.5, None)), stop=MaxSteps(0))
+    assert result.design["x"].tolist() == [0.5, 1.0]
+    assert result.notes == ("the start was outside the bounds, and was moved into them",)
+    assert optimize(bowl_problem(), stop=MaxSteps(0)).notes == ()
+
+
+def test_what_does_not_vary_never_changes():
+    mesh = np.arange(4)
+    design = {"x": jnp.array([0.0, 1.0]), "w": jnp.ones(2), "f": jnp.tanh, "p": 0.25, "mesh": mesh, "none": None, "s": "a"}
+
+    def evaluate(design):
+        assert design["p"] == 0.25 and design["f"] is jnp.tanh
+        return ((design["x"] - design["w"] * design["p"]) ** 2).sum() + design["mesh"].sum() * 0.0
+
+    problem = Problem(design, evaluate, vary=lambda leaf: eqx.is_inexact_array(leaf) and leaf is design["x"])
+    result = optimize(problem, learning_rate=0.1, stop=MaxSteps(200))
+    assert result.design["x"].tolist() == pytest.approx([0.25, 0.25], abs=1e-3)
+    assert result.design["w"] is design["w"] and result.design["mesh"] is mesh
+    assert type(result.design["p"]) is float and result.design["f"] is jnp.tanh and result.design["none"] is None
+
+
+def test_the_best_is_kept_when_the_last_is_worse():
+    result = optimize(bowl_problem(), optax.sgd(1.05), stop=MaxSteps(5), transform=jax.jit)
+    values = [record.value for record in result.history]
+    assert values == sorted(values) and result.value == values[0]
+    assert [record.best_step for record in result.history] == [0] * 6
+    assert result.design["x"].tolist() == [0.0, 1.0] and float(result.evaluation.objective) == result.value
+
+
+def test_a_feasible_design_beats_a_better_infeasible_one():
+    def evaluate(design):
+        return Evaluation(design["x"].sum(), {"x": design["x"]})
+
+    start = {"x": jnp.array([2.0])}
+    problem = Problem(start, evaluate, constraints={"x": Constraint(lower=1.0)})
+    # Steps of 0.4: feasible at 2.0, 1.6 and 1.2, not below.
+    result = optimize(problem, optax.sign_sgd(0.4), stop=MaxSteps(4), transform=jax.jit)
+    assert float(result.design["x"][0]) == pytest.approx(1.2)
+    assert min(record.value for record in result.history) < 1.0
+    infeasible = Problem({"x": jnp.array([0.0])}, evaluate, constraints={"x": Constraint(lower=1.0)})
+    never = optimize(infeasible, optax.sign_sgd(0.1), stop=MaxSteps(4), transform=jax.jit)
+    assert not never.feasible and float(never.design["x"][0]) == pytest.approx(0.4)
+    assert never.violation == pytest.approx(0.6)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("stop", "reason", "converged"),
+    [
+        (MaxSteps(3), "maximum number of steps reached (3)", False),
+        (GradientBelow(5.0), "gradient below tolerance", True),
+        ([MaxEvaluations(4), MaxSteps(50)], "maximum number of evaluations reached (4 of 4)", False),
+        (MaxRequests(9), "maximum number of requests reached (10 of 9)", False),
+        (WallTime(7.5), "wall time used up", False),
+        ({"target_value": 5.0}, "target value reached", True),
+        ([Stagnation(2, rtol=0.5), MaxSteps(50)], "no improvement by more than 0.5", False),
+        (TargetValue(-1.0), "maximum number of steps reached (200)", False),
+    ],
+)
+def test_the_reason_to_stop_is_in_the_result(stop, reason, converged):
+    transform = Counted()
+    result = optimize(
+        bowl_problem(),
+        learning_rate=0.1,
+        stop=stop,
+        transform=transform,
+        count=lambda: 100 + 2 * transform.n_calls,
+        clock=Clock(),
+    )
+    assert reason in result.reason and result.converged == converged
+    assert result.steps == len(result.history) - 1
+    assert [record.requests for record in result.history] == [2 * (k + 1) for k in range(len(result.history))]
+    assert (result.requests, result.evaluations) == (2 * transform.n_calls, transform.n_calls)
+
+
+def test_requests_can_only_be_limited_if_somebody_counts():
+    with pytest.raises(ProblemError, match="MaxRequests needs somebody who counts"):
+        optimize(bowl_problem(), stop=MaxRequests(5))
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda transform: optimize(bowl_problem(), "adm", transform=transform), DriverError),
+        (lambda transform: optimize(bowl_problem(), on_nonfinite="ignore", transform=transform), ProblemError),
+        (
+            lambda transform: optimize(bowl_problem(constraints={"v": Constraint(equals=1.0)}), transform=transform),
+            ProblemError,
+        ),
+    ],
+)
+def test_mistakes_are_reported_before_the_first_evaluation(call, error):
+    transform = Counted()
+    with pytest.raises(error):
+        call(transform)
+    assert transform.n_calls == 0
+
+
+def leaving_the_domain(design):
+    return jnp.log(design["x"]).sum()
+
+
+def test_nan_is_an_error_that_says_where():
+    problem = Problem({"x": jnp.array([0.25, 1.0])}, leaving_the_domain)
+    with pytest.raises(NonFiniteError, match="(?s)At step 3: the objective is nan"):
+        optimize(problem, optax.sign_sgd(0.1), transform=jax.jit)
+
+
+def test_nan_can_also_end_the_run_with_the_best_so_far():
+    problem = Problem({"x": jnp.array([0.25, 1.0])}, leaving_the_domain)
+    result = optimize(problem, optax.sign_sgd(0.1), transform=jax.jit, on_nonfinite="stop")
+    assert result.steps == 2 and "objective is nan" in result.reason and not result.converged
+    assert result.design["x"].tolist() == pytest.approx([0.05, 0.8])
+
+
+def test_searches_step_back_from_nan_on_their_own():
+    def evaluate(x):
+        return jnp.where(x > 0.9, jnp.nan, (x - 0.8) ** 2) + jnp.where(x < 0.5, 3 * (0.5 - x), 0.0)
+
+    result = optimize(Problem(jnp.asarray(-1.0), evaluate), "lbfgs", transform=jax.jit)
+    assert float(result.design) == pytest.approx(0.8, abs=1e-5)
+
+
+def test_a_driver_that_cannot_go_on_says_so():
+    """At |x| the line search ends in the kink, where no step along the gradient goes down."""
+    result = optimize(Problem(jnp.array([0.4, 0.7]), lambda x: jnp.abs(x - 0.3).sum()), "lbfgs", stop=MaxSteps(100))
+    assert "no better design, even after a restart" in result.reason and not result.converged
+    assert result.value < 1e-3 and result.history[-1].stalled
+
+
+def test_observers_see_every_finished_step_in_order():
+    events = []
+    watch = Observer(
+        on_start=lambda problem, history: events.append(("start", problem.name, len(history))),
+        on_step=lambda record, design, evaluation: events.append(
+            (record.step, design["tag"], float(evaluation.objective) == record.value)
+        ),
+        on_finish=lambda result: events.append(("finish", result.steps)),
+    )
+    optimize(bowl_problem(name="bowl"), stop=MaxSteps(2), observers=[watch, Observer()])
+    assert events == [("start", "bowl", 0), *((k, "bowl", True) for k in range(3)), ("finish", 2)]
+
+
+def test_steps_can_be_run_elsewhere():
+    steps = []
+
+    def run_step(step, fn):
+        steps.append(step)
+        return fn()
+
+    optimize(bowl_problem(), stop=MaxSteps(3), run_step=run_step)
+    assert steps == [0, 1, 2, 3]
+
+
+def test_the_scale_of_the_objective_does_not_matter_to_the_constrained_method():
+    def make(factor):
+        return Problem(
+            jnp.array([1.0, 2.0]),
+            lambda x: Evaluation(factor * ((x - 3) ** 2).sum(), {"sum": x.sum()}),
+            constraints={"sum": Constraint(equals=4.0)},
+        )
+
+    # A power of two, so that scaling is exact.
+    a, b = (optimize(make(factor), learning_rate=0.05, stop=MaxSteps(60), transform=jax.jit) for factor in (1.0, 1024.0))
+    assert b.value == pytest.approx(1024 * a.value, rel=1e-9)
+    assert b.design.tolist() == pytest.approx(a.design.tolist(), rel=1e-9)
+
+
+def test_the_scale_of_the_design_is_the_unit_of_the_driver():
+    def make(factor):
+        return Problem(jnp.array([0.0, 1.0]) * factor, lambda x: ((x / factor - 3) ** 2).sum(), scale=factor)
+
+    a, b = (optimize(make(factor), stop=MaxSteps(30), transform=jax.jit) for factor in (1.0, 1024.0))
+    assert (b.design == 1024.0 * a.design).all()
+    assert [r.value for r in a.history] == [r.value for r in b.history]
+
+
+def test_equal_runs_are_equal_to_the_bit():
+    a, b = (optimize(rosenbrock_problem(), "lbfgs", stop=MaxSteps(8), transform=jax.jit) for _ in range(2))
+    assert same_bits(a, b)
+    assert not same_bits(a, dataclasses.replace(b, history=b.history[:-1]))

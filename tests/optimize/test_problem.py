@@ -1,0 +1,76 @@
+"""Everything that can be wrong with a problem is said before the first evaluation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tesseract_flow.errors import BoundsError, ProblemError
+from tesseract_flow.optimize import Constraint, Evaluation, Problem, check_evaluation
+
+
+def volume(design):
+    return Evaluation(design["x"].sum(), {"volume": design["x"].sum(), "stress": design["x"]})
+
+
+def problem(evaluate=volume, **kwargs) -> Problem:
+    return Problem({"x": jnp.ones(3), "label": "case"}, evaluate, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"evaluate": 3.0}, ProblemError, "must be a function.*float"),
+        ({"constraints": {"volume": 0.01}}, ProblemError, r"'volume'.*expected Constraint\(equals"),
+        ({"settings": {"f": jnp.ones(2)}}, ProblemError, "settings.*plain JSON"),
+        ({"settings": {"f": float("nan")}}, ProblemError, "settings.*plain JSON"),
+        ({"bounds": (2.0, 1.0)}, BoundsError, "lower 2.0 > upper 1.0"),
+        ({"scale": -1.0}, ProblemError, "scale of 'x' must be positive"),
+    ],
+)
+def test_values_are_checked_where_the_problem_is_written_down(kwargs, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        problem(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "constraints", "message"),
+    [
+        (lambda d: d["x"], None, r"must be a scalar, received an array of shape \(3,\)"),
+        (lambda d: jax.lax.complex(d["x"].sum(), d["x"].sum()), None, "real floating-point number, received dtype complex128"),
+        (lambda d: (d["x"] > 0).sum(), None, "real floating-point number, received dtype int"),
+        (lambda d: None, None, "returned NoneType as its objective"),
+        (lambda d: {"loss": d["x"].sum()}, None, "returned dict as its objective"),
+        (lambda d: Evaluation(d["x"].sum(), [d["x"]]), None, "constraints as list"),  # type: ignore[arg-type]
+        (volume, {"volum": Constraint(equals=1.0)}, "(?s)constrains 'volum'.*Did you mean 'volume'"),
+        (lambda d: d["x"].sum(), {"volume": Constraint(equals=1.0)}, "evaluate returns no constraints"),
+        (volume, {"stress": Constraint(upper=jnp.ones(2))}, r"upper has shape \(2,\), but evaluate returns shape \(3,\)"),
+        (volume, {"volume": Constraint(upper=jnp.ones(3))}, r"upper has shape \(3,\), but evaluate returns shape \(\)"),
+        (
+            lambda d: Evaluation(d["x"].sum(), {"n": jnp.asarray(3)}),
+            {"n": Constraint(upper=1.0)},
+            "'n': evaluate returns dtype int",
+        ),
+    ],
+)
+def test_what_evaluate_returns_is_checked_without_running_it(evaluate, constraints, message):
+    with pytest.raises(ProblemError, match=message):
+        check_evaluation(problem(evaluate, constraints=constraints))
+
+
+def test_checking_runs_nothing():
+    ran = []
+
+    def evaluate(design):
+        x = jax.pure_callback(lambda x: ran.append(1) or x, jax.ShapeDtypeStruct((3,), jnp.float64), design["x"])
+        return Evaluation(x.sum(), {"volume": x.sum()}, aux=("text", x))
+
+    template = check_evaluation(problem(evaluate, constraints={"volume": Constraint(equals=1.0)}))
+    assert ran == []
+    assert template.objective.shape == () and template.aux[0] == "text" and template.aux[1].shape == (3,)
+
+
+def test_the_start_is_moved_into_the_bounds():
+    start = problem(bounds=(2.0, None)).start
+    assert start["x"].tolist() == [2.0, 2.0, 2.0]

@@ -1,0 +1,151 @@
+"""Updates with trials as calls: the same trajectories as plain Optax, and every trial counted once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+from tesseract_flow.errors import DriverError
+from tesseract_flow.optimize import build_driver
+from tesseract_flow.optimize.bounds import box_from
+from tesseract_flow.optimize.drivers import initial_state
+from tesseract_flow.optimize.search import Updater
+from tests.optimize.helpers import rosenbrock
+
+START = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
+VALUE_AND_GRAD = jax.jit(jax.value_and_grad(rosenbrock))
+
+SEARCHES = {
+    "zoom": optax.lbfgs(),
+    "backtracking": optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15)),
+    "backtracking with gradient": optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True)),
+    "steepest descent": optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(15)),
+}
+STEPS = {
+    "adam": optax.adam(0.01),
+    "plain transformation": optax.GradientTransformation(*optax.sgd(1e-3)[:2]),
+    "polyak": optax.polyak_sgd(max_learning_rate=1e-3),
+    "plateau": optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2)),
+    "schedule": optax.adam(optax.cosine_decay_schedule(0.1, 10)),
+    "noise": optax.noisy_sgd(1e-3, key=0),
+    "finite": optax.apply_if_finite(optax.adam(0.01), 3),
+}
+
+
+def plain(transformation, n: int) -> list[dict]:
+    """What Optax's own documentation says to do, all inside jit."""
+
+    @jax.jit
+    def step(u, state):
+        value, gradient = jax.value_and_grad(rosenbrock)(u)
+        transform = optax.with_extra_args_support(transformation)
+        updates, state = transform.update(gradient, state, u, value=value, grad=gradient, value_fn=rosenbrock)
+        return optax.apply_updates(u, updates), state
+
+    points, u = [], START
+    with jax.numpy_dtype_promotion("standard"):
+        state = transformation.init(START)
+        for _ in range(n):
+            u, state = step(u, state)
+            points.append(u)
+    return points
+
+
+def ours(transformation, n: int, sample=VALUE_AND_GRAD) -> list[dict]:
+    driver = build_driver(transformation)
+    update = Updater(driver, box_from(None, START), jnp.float64)
+    points, u, state = [], START, initial_state(driver, START)
+    for _ in range(n):
+        value, gradient = VALUE_AND_GRAD(u)
+        u, state = update(u, state, gradient, value, sample)
+        points.append(u)
+    return points
+
+
+@pytest.mark.parametrize("name", [*SEARCHES, *STEPS])
+def test_trajectories_are_those_of_plain_optax(name):
+    transformation = (SEARCHES | STEPS)[name]
+    for mine, theirs in zip(ours(transformation, 6), plain(transformation, 6), strict=True):
+        for key in START:
+            # Rounding differs where XLA fuses differently, and searches amplify it a little.
+            assert np.isclose(float(mine[key]), float(theirs[key]), rtol=1e-7), name
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_trials_are_calls_with_concrete_arrays(name):
+    trials = []
+
+    def sample(u):
+        assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(u))
+        trials.append(u)
+        return VALUE_AND_GRAD(u)
+
+    points = ours(SEARCHES[name], 3, sample)
+    assert len(trials) >= 3
+    # The accepted point is one of the trials, up to rounding.
+    distances = [abs(float(trial["x"] - points[-1]["x"])) for trial in trials]
+    assert min(distances) < 1e-14
+
+
+@pytest.mark.parametrize("name", [*SEARCHES, *STEPS])
+def test_searching_is_recognised_without_running_anything(name):
+    driver = build_driver((SEARCHES | STEPS)[name])
+    update = Updater(driver, box_from(None, START), jnp.float64)
+    assert update.is_searching(START, initial_state(driver, START)) == (name in SEARCHES)
+
+
+def test_a_search_follows_the_projected_path():
+    """The unconstrained step leaves the box; every trial stays inside, and so does the result."""
+    box = box_from(({"x": -1.5, "y": None}, {"x": 0.5, "y": 0.8}), START)
+    driver = build_driver("lbfgs")
+    update = Updater(driver, box, jnp.float64)
+    u, state = box.project(START), initial_state(driver, START)
+
+    def sample(trial):
+        assert box.contains(trial)
+        return VALUE_AND_GRAD(trial)
+
+    for _ in range(40):
+        value, gradient = VALUE_AND_GRAD(u)
+        u, state = update(u, state, gradient, value, sample)
+    # On x <= 0.5 the minimum over y is at y = x², and the objective (1 - x)² falls towards the bound.
+    assert float(u["x"]) == 0.5 and float(u["y"]) == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_driver_that_wants_what_nobody_offers_is_refused():
+    def update(updates, state, params=None, *, hessian, **_):
+        return updates, state
+
+    driver = build_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    with pytest.raises(DriverError, match="(?s)cannot drive this design.*hessian"):
+        Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
+
+
+def test_a_driver_that_changes_shapes_is_refused():
+    bad = optax.stateless(lambda updates, params: jax.tree.map(lambda g: jnp.stack([g, g]), updates))
+    with pytest.raises(DriverError, match="turns a design of shapes"):
+        Updater(build_driver(bad), box_from(None, START), jnp.float64).is_searching(START, optax.EmptyState())
+
+
+def test_a_trial_where_it_cannot_be_walked_is_refused():
+    def update(updates, state, params=None, *, value_fn, **_):
+        _, values = jax.lax.scan(lambda carry, _: (carry, value_fn(params)), 0, None, length=2)
+        return jax.tree.map(lambda g: g * values.sum(), updates), state
+
+    driver = build_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    with pytest.raises(DriverError, match="value_fn inside 'scan'"):
+        Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
+
+
+def test_float32_designs_stay_float32():
+    start = jax.tree.map(lambda x: x.astype(jnp.float32), START)
+    driver = build_driver("lbfgs")
+    update = Updater(driver, box_from(None, start), jnp.float32)
+    value, gradient = VALUE_AND_GRAD(start)
+    u, state = update(start, initial_state(driver, start), gradient, value, VALUE_AND_GRAD)
+    assert {leaf.dtype for leaf in jax.tree.leaves(u)} == {jnp.dtype(jnp.float32)}
+    assert float(rosenbrock(u)) < float(rosenbrock(start))

@@ -1,0 +1,141 @@
+"""Stop rules: pure functions of the history."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize import (
+    GradientBelow,
+    MaxEvaluations,
+    MaxRequests,
+    MaxSteps,
+    Stagnation,
+    Stalled,
+    StepRecord,
+    TargetValue,
+    WallTime,
+    stop_rules_from,
+)
+from tesseract_flow.optimize.stopping import as_rules, first_reason
+
+
+def record(step: int = 0, **fields) -> StepRecord:
+    base = StepRecord(
+        step=step,
+        value=10.0,
+        gradient_norm=1.0,
+        violation=0.0,
+        residual=0.0,
+        feasible=True,
+        best_value=10.0,
+        best_step=0,
+        best_feasible=True,
+        move=0.1,
+        changes=0,
+        evaluations=step + 1,
+        requests=2 * step + 2,
+        seconds=0.5 * step,
+    )
+    return dataclasses.replace(base, **fields)
+
+
+@pytest.mark.parametrize(
+    ("rule", "goes_on", "stops", "reason"),
+    [
+        (MaxSteps(5), record(4), record(5), "maximum number of steps reached (5)"),
+        (GradientBelow(0.5), record(gradient_norm=0.6), record(gradient_norm=0.4), "gradient below tolerance"),
+        (GradientBelow(0.5), record(gradient_norm=0.4, residual=1e-3), record(gradient_norm=0.4), "gradient below"),
+        (WallTime(2.0), record(3), record(4), "wall time used up (2.0 s of 2 s)"),
+        (MaxRequests(10), record(3), record(4), "maximum number of requests reached (10 of 10)"),
+        (MaxEvaluations(5), record(3), record(4), "maximum number of evaluations reached (5 of 5)"),
+        (TargetValue(3.0), record(best_value=3.1), record(best_value=3.0), "target value reached (3 <= 3)"),
+        (TargetValue(3.0), record(best_value=2.0, best_feasible=False), record(best_value=2.0), "target value reached"),
+        (Stalled(), record(), record(stalled=True), "even after a restart"),
+    ],
+)
+def test_rules_speak_at_their_limit_and_not_before(rule, goes_on, stops, reason):
+    assert rule.reason_to_stop([goes_on]) is None
+    assert reason in rule.reason_to_stop([stops])
+
+
+def test_relative_gradient_is_compared_with_the_size_of_the_start():
+    rule = GradientBelow(0.01, relative=True)
+    assert rule.reason_to_stop([record(value=-200.0), record(1, gradient_norm=1.9)])
+    assert rule.reason_to_stop([record(value=0.0, gradient_norm=100.0), record(1, gradient_norm=1.1)]) is None
+
+
+def test_stagnation_waits_for_patience_and_for_feasible_steps():
+    rule = Stagnation(3, rtol=0.01)
+    values = [10.0, 9.0, 8.0, 7.99, 7.985, 7.98]
+    history = [record(k, best_value=value) for k, value in enumerate(values)]
+    verdicts = [rule.reason_to_stop(history[: k + 1]) is not None for k in range(len(history))]
+    assert verdicts == [False, False, False, False, False, True]
+    on_an_excursion = [*history[:4], record(4, best_value=7.985, feasible=False), history[5]]
+    assert rule.reason_to_stop(on_an_excursion) is None
+
+
+def test_settings_from_a_form():
+    rules = stop_rules_from(
+        {
+            "max_steps": 7,
+            "gradient_tolerance": 1e-5,
+            "patience": 4,
+            "stagnation_tolerance": 1e-3,
+            "wall_time": 60,
+            "max_requests": 100,
+            "max_evaluations": 50,
+            "target_value": -3.0,
+        }
+    )
+    assert {type(rule) for rule in rules} == {
+        MaxSteps,
+        GradientBelow,
+        Stagnation,
+        WallTime,
+        MaxRequests,
+        MaxEvaluations,
+        TargetValue,
+    }
+    empty = stop_rules_from(dict.fromkeys(["max_steps", "wall_time", "target_value"]))
+    assert empty == ()
+    assert stop_rules_from({"gradient_tolerance": 0.0}) == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_step": 3}, "(?s)Unknown stop setting 'max_step'.*Did you mean 'max_steps'"),
+        ({"max_steps": -1}, "max_steps must be a number, not below 0"),
+        ({"wall_time": "long"}, "wall_time must be a number"),
+        ({"patience": True}, "patience must be a number"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ProblemError, match=message):
+        stop_rules_from(settings)
+
+
+def test_there_is_always_a_rule_that_ends_the_run():
+    for stop in (None, (), GradientBelow(1e-8), {"target_value": 0.0}, [Stagnation(3)]):
+        assert any(rule.is_budget for rule in as_rules(stop, jnp.dtype("float64")))
+    given = as_rules(MaxSteps(1000), jnp.dtype("float64"))
+    assert [rule.n for rule in given if isinstance(rule, MaxSteps)] == [1000]
+    with pytest.raises(ProblemError, match="received 'often'"):
+        as_rules(["often"], jnp.dtype("float64"))  # type: ignore[list-item]
+
+
+def test_success_speaks_first():
+    rules = (MaxSteps(0), GradientBelow(2.0))
+    verdict = first_reason(rules, [record()])
+    assert verdict is not None and isinstance(verdict[0], GradientBelow)
+    assert first_reason((MaxSteps(3),), [record()]) is None
+
+
+@pytest.mark.parametrize("make", [lambda: MaxSteps(-1), lambda: GradientBelow(-1.0), lambda: Stagnation(0)])
+def test_rules_refuse_limits_that_make_no_sense(make):
+    with pytest.raises(ProblemError):
+        make()
