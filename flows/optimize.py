@@ -114,7 +114,6 @@ def optimize_design(
             journal=PrefectJournal(FileJournal(out / "journal"), observation),
             transform=partial(concurrent, submitter=submitter),
             run_step=_step_runner(submitter, observe),
-            count=lambda: requests.n_total,
             observers=[
                 ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
                 TerminalProgress(max_steps=stop.max_steps),

@@ -24,7 +24,7 @@ from prefect.utilities.annotations import opaque
 
 from tesseract_flow.optimize import AbstractObserver, Evaluation, Problem, Result, StepRecord
 from tesseract_flow.report import convergence_figure, data_uri, history_rows, markdown_table
-from tesseract_flow.report.tables import constraint_rows, summary_rows
+from tesseract_flow.report.tables import constraint_rows, number, summary_rows
 
 _TABLE_ROWS = 100  # the UI shows tables as one page
 
@@ -39,9 +39,11 @@ def publish_pictures(step: int, key: str, history: Sequence[StepRecord], figures
         create_image_artifact(
             data_uri(figure), key=f"{key}-{slug(name)}", description=f"{name.capitalize()} at step {step}"
         )
-    create_table_artifact(
-        history_rows(history, _TABLE_ROWS), key=f"{key}-history", description=f"History up to step {step}"
-    )
+    rows = [
+        {name: number(x) if isinstance(x, float) else x for name, x in row.items()}  # the exact ones are in history.csv
+        for row in history_rows(history, _TABLE_ROWS)
+    ]
+    create_table_artifact(rows, key=f"{key}-history", description=f"History up to step {step}")
 
 
 @task(name="publish result", task_run_name="publish result", cache_policy=NO_CACHE, persist_result=False)

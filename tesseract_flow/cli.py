@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TesseractFlowError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
+            if not note.startswith("---"):  # JAX's remark on shortened tracebacks; none is shown
+                print(note, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -12,6 +12,7 @@ TesseractFlowError
 ├── OptionError (ValueError)              a handle was given something that it cannot use
 ├── CallError                             a call to a Tesseract failed; has .tesseract and .endpoint
 │   ├── InvalidInput (ValueError)         the inputs do not fit the schema; has .faults
+│   │   └── InvalidType (TypeError)       ... and need another type rather than another value
 │   ├── EndpointNotFound (NotImplementedError)
 │   │   └── ShapesUnknown (ValueError)    a transformation needs abstract_eval, and there is none
 │   ├── ComponentFailed (RuntimeError)    the component itself raised
@@ -107,6 +108,10 @@ class InvalidInput(CallError, ValueError):
     ):
         super().__init__(message, tesseract=tesseract, endpoint=endpoint)
         self.faults = tuple(faults)
+
+
+class InvalidType(InvalidInput, TypeError):
+    """An input needs another type: a list where an array is due, or a traced value where a plain one is."""
 
 
 class EndpointNotFound(CallError, NotImplementedError):

@@ -20,6 +20,7 @@ from examples.beam import closed_form
 
 HERE = Path(__file__).resolve().parent
 LOWER, UPPER = 1e-2, 10.0  # thickness
+INK, BEAM, LOAD = "#222222", "#7fb5d6", "#d55e00"
 
 
 def cantilever(
@@ -65,20 +66,24 @@ def cantilever(
 
 
 def thickness_profile(design: dict[str, Any], evaluation: tf.Evaluation, volume: float) -> Figure:
-    """The beam seen from the side, its deflected axis, and the known optimum as a dashed outline."""
+    """The beam seen from the side, clamped at the left and loaded at the right; dashed, the known optimum."""
     h = np.asarray(design["thickness"])
     best = closed_form.optimal_thickness(h.size, target_volume=volume, lower=LOWER, upper=UPPER)
-    x = np.linspace(0.0, 1.0, h.size + 1)
+    ends = np.linspace(0.0, 1.0, h.size + 1)
+    top = 0.62 * max(h.max(), best.max())
     figure = Figure(figsize=(8.0, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.stairs(h / 2, x, baseline=-h / 2, fill=True, color="#4477aa", alpha=0.85, label="design")
-    for sign in (1, -1):
-        label = "closed-form optimum" if sign > 0 else None
-        axes.stairs(sign * best / 2, x, baseline=None, color="#222222", linestyle="--", linewidth=1.2, label=label)
-    axes.plot([0, 0], [-0.11, 0.11], color="#222222", linewidth=4, solid_capstyle="butt")
-    axes.annotate("", (1.0, -0.09), (1.0, -0.02), arrowprops={"arrowstyle": "-|>", "color": "#bb5566"})
-    axes.set(xlabel="position along the beam", ylabel="thickness", xlim=(-0.02, 1.04), ylim=(-0.12, 0.12))
-    axes.set_title(f"compliance {float(evaluation.objective):.2f}")
+    axes.stairs(h / 2, ends, baseline=-h / 2, fill=True, color=BEAM, label="design")
+    dashes = {"color": INK, "linestyle": (0, (4, 2)), "linewidth": 1.3}
+    axes.stairs(best / 2, ends, baseline=None, label="closed-form optimum", **dashes)
+    axes.stairs(-best / 2, ends, baseline=None, **dashes)
+    axes.axhline(0.0, color=INK, linewidth=0.7, linestyle="-.", alpha=0.6)
+    axes.fill_between([-0.025, 0.0], -top, top, facecolor="white", edgecolor=INK, hatch="////", linewidth=0.0)
+    axes.plot([0.0, 0.0], [-top, top], color=INK, linewidth=1.8)
+    axes.annotate("", (1.0, -0.75 * top), (1.0, 0.0), arrowprops={"arrowstyle": "-|>", "color": LOAD, "linewidth": 2.0})
+    axes.text(1.0, -0.78 * top, "load", ha="center", va="top", color=LOAD)
+    axes.set(xlabel="position along the beam", ylabel="height", xlim=(-0.025, 1.03), ylim=(-1.05 * top, 1.05 * top))
+    axes.set_title(f"compliance {float(evaluation.objective):.2f}", loc="left", fontsize=11, fontweight="bold")
     axes.legend(loc="upper right", frameon=False, ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure

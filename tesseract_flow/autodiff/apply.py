@@ -43,7 +43,7 @@ def apply_tesseract(tesseract: TesseractLike, inputs: Mapping[str, Any]) -> Any:
 
     Raises:
         InvalidInput: the inputs do not fit the schema. Raised before any request.
-        TypeError: a list or tuple where the schema wants an array, or a traced value where it wants a plain one.
+        InvalidType: a list or tuple where the schema wants an array, or a traced value where it wants a plain one.
         NotDifferentiable: a derivative that the schema does not offer.
         ShapesUnknown: a transformation, and no `abstract_eval`.
         PrecisionError: 64-bit outputs while JAX's x64 mode is off.
@@ -95,9 +95,11 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], La
     found = {_keys_of(path): value for path, value in with_paths}
     if hidden := fields.keys() - found.keys():
         where = ", ".join(sorted(repr(format_path(root, at)) for at in hidden))
-        raise TypeError(
+        raise InvalidType(
             f"Inputs {where} of Tesseract {handle.name!r} sit in a container that JAX does not take apart by keys and "
-            "indices (such as a mapping proxy or a named tuple). Use dicts and lists."
+            "indices (such as a mapping proxy or a named tuple). Use dicts and lists.",
+            tesseract=repr(handle),
+            endpoint="apply",
         )
     operands, leaves, keys, paths, differentiable = [], [], [], [], []
     for at, value in found.items():
@@ -120,8 +122,7 @@ def _refuse_misfits(handle: AbstractTesseract, inputs: Any) -> None:
     lines = "\n".join(f"  {fault}" for fault in faults)
     message = f"The inputs do not fit the schema of Tesseract {handle.name!r}:\n{lines}\nNothing was sent."
     if all(fault.kind == "list_for_array" for fault in faults):
-        # TypeError, as tesseract-jax raises it, because the remedy is another type and not another value.
-        raise TypeError(message)
+        raise InvalidType(message, faults=faults, tesseract=repr(handle), endpoint="apply")
     raise InvalidInput(message, faults=faults, tesseract=repr(handle), endpoint="apply")
 
 
@@ -146,11 +147,13 @@ def _operand(value: Any, field: ArrayField) -> Any:
 
 def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:
     if isinstance(value, Tracer):
-        raise TypeError(
+        raise InvalidType(
             f"Input {path!r} of Tesseract {handle.name!r} is not an array in its schema, so it must be a plain Python "
             f"value, but it is traced by JAX ({value.aval}).\n"
             "Close over it, mark it static (jax.jit's static_argnames, eqx.filter_jit), or split it off with "
-            "equinox.partition."
+            "equinox.partition.",
+            tesseract=repr(handle),
+            endpoint="apply",
         )
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         return value.item() if value.ndim == 0 else np.asarray(value)

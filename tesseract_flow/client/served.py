@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tesseract_core.sdk.local_client import TesseractProcess
 
 _log = logging.getLogger("tesseract_flow")
+_STAND_INS = Path(__file__).with_name("stand_ins")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _start(handle: ServedTesseract) -> _Server:
             output_format="json+base64",
             # Debug mode is what makes the server tell a component's own error text.
             runtime_config={"debug": True},
+            environment=_without_debugger(handle),
             startup_timeout=handle.startup_timeout,
         )
     except Exception as error:
@@ -172,6 +174,16 @@ def _start(handle: ServedTesseract) -> _Server:
         server.stop()
         raise
     return server
+
+
+def _without_debugger(handle: ServedTesseract) -> dict[str, str]:
+    """The environment in which `import debugpy` finds our stand-in, which says why."""
+    from tesseract_core.sdk import local_client
+
+    declared, _ = local_client.declared_env_and_metadata(handle.path)  # which ours would replace
+    is_own = os.path.abspath(handle.python) == os.path.abspath(sys.executable)
+    before = declared.get("PYTHONPATH", os.environ.get("PYTHONPATH", "") if is_own else "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_STAND_INS), before)))}
 
 
 @atexit.register

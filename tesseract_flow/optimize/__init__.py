@@ -1,7 +1,7 @@
 """Optimising a design: problems, drivers, bounds, constraints, stop rules, and a journal that loses no finished step.
 
-Knows neither HTTP nor Tesseracts nor Prefect: the objective is any JAX function, and how it runs is a `transform` that is
-handed in. `optimize` is the way in; `loop` is where its steps are.
+Knows neither HTTP nor Tesseracts nor Prefect: the objective is any JAX function, and how it runs is a `transform` that
+is handed in. `optimize` is the way in; `loop` is where its steps are.
 """
 
 import sys
@@ -17,6 +17,7 @@ from tesseract_flow.optimize.observers import AbstractObserver, Observer
 from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.stopping import (
+    DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
     GradientBelow,
     MaxEvaluations,
@@ -30,6 +31,7 @@ from tesseract_flow.optimize.stopping import (
 )
 
 __all__ = [
+    "DEFAULT_MAX_STEPS",
     "AbstractJournal",
     "AbstractObserver",
     "AbstractStoppingRule",

@@ -1,7 +1,7 @@
 """Bounds by projection: a box, the nearest point in it, and the part of a gradient that can still move the design.
 
-All functions are pure and work leaf by leaf on trees of arrays. Where the box comes from (user-given prefixes) is settled
-once, in `box_from`.
+All functions are pure and work leaf by leaf on trees of arrays. Where the box comes from (user-given prefixes) is
+settled once, in `box_from`.
 """
 
 from __future__ import annotations

@@ -1,16 +1,18 @@
 """Constraints by augmented Lagrangian, for drivers that only know how to minimise.
 
 One idea carries all cases. A demand on a value is an interval: `equals=v` is `[v, v]`, `upper=v` is `(-inf, v]`. With a
-slack `s` inside the interval, the constraint is `c = s`, whose augmented Lagrangian term is `λ(c - s) + ρ/2 (c - s)²`. The
+slack `s` inside the interval, the constraint is `c = s`, whose augmented Lagrangian term is `λ(c - s) + ρ/2 (c - s)²`.
+The
 slack can be minimised out in closed form: it is `c + λ/ρ`, clipped to the interval. Hence, with `t = c - s`,
 
     term(c) = λ t + ρ/2 t²,    d term / dc = λ + ρ t,    and the next multiplier is λ + ρ t.
 
 For an equality this is the textbook term; for an inequality the multiplier falls to zero where the constraint is slack.
-Source: Nocedal & Wright, Numerical Optimization (2006), section 17.4, equations (17.62) to (17.65), there with one bound.
+Source: Nocedal & Wright, Numerical Optimization (2006), section 17.4, equations (17.62) to (17.65), there with one
+bound.
 
-Everything is scaled: values by the constraint's scale, the objective by its size at the start. Multipliers (`price`) and
-penalties are arguments of the traced function, so changing them never traces again.
+Everything is scaled: values by the constraint's scale, the objective by its size at the start. Multipliers (`price`)
+and penalties are arguments of the traced function, so changing them never traces again.
 """
 
 from __future__ import annotations
@@ -88,13 +90,13 @@ class Constraint:
                 fits = False
             if not fits:
                 raise ProblemError(
-                    f"Constraint {name!r}: its {what} has shape {array.shape}, but evaluate returns shape {value.shape}.\n"
-                    "Give a number, or an array that broadcasts to the value."
+                    f"Constraint {name!r}: its {what} has shape {array.shape}, but evaluate returns shape "
+                    f"{value.shape}.\nGive a number, or an array that broadcasts to the value."
                 )
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise ProblemError(
-                f"Constraint {name!r}: evaluate returns dtype {value.dtype}, expected real floating point (its gradient is "
-                "needed)."
+                f"Constraint {name!r}: evaluate returns dtype {value.dtype}, expected real floating point (its "
+                "gradient is needed)."
             )
 
 
@@ -115,8 +117,8 @@ class AugmentedLagrangian:
         decrease: how much smaller a residual has to be than at the last change to leave its penalty alone.
         max_penalty: penalties stop growing here; larger ones only make the subproblem stiff.
         every: steps between changes, at most.
-        inner_tolerance: change as soon as the projected gradient of the scaled Lagrangian is this small, ten times smaller
-            after each change down to `gradient_floor`; `None` waits for `every` steps.
+        inner_tolerance: change as soon as the projected gradient of the scaled Lagrangian is this small, ten times
+            smaller after each change down to `gradient_floor`; `None` waits for `every` steps.
         target: residuals below this need no more price changes.
     """
 
@@ -133,7 +135,8 @@ class AugmentedLagrangian:
     def for_steps(cls) -> AugmentedLagrangian:
         """For drivers that take a step per evaluation (Adam, SGD, ...).
 
-        They never solve a subproblem exactly, so prices move on after a fixed number of steps, by the mean residual over
+        They never solve a subproblem exactly, so prices move on after a fixed number of steps, by the mean residual
+        over
         them: the oscillation of the iterates cancels, where the last residual alone would feed it back.
         """
         return cls(penalty=3.0, growth=1.5, decrease=0.5, max_penalty=1e4, every=15, inner_tolerance=None)
@@ -174,9 +177,7 @@ class ConstraintSet(eqx.Module):
     size: dict[str, Array]
 
     @classmethod
-    def build(
-        cls, constraints: Mapping[str, Constraint], shapes: Mapping[str, jax.ShapeDtypeStruct], dtype: np.dtype
-    ) -> ConstraintSet:
+    def build(cls, constraints: Mapping[str, Constraint], shapes: Mapping[str, Any], dtype: np.dtype) -> ConstraintSet:
         lower, upper, size = {}, {}, {}
         for name, constraint in sorted(constraints.items()):
             shape = shapes[name].shape

@@ -6,6 +6,7 @@ A driver either takes a step per evaluation (Adam, SGD, ...), or searches along 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -83,7 +84,7 @@ def driver_settings(name: str) -> dict[str, Any]:
     if name not in _LEARNING_RATES:
         raise DriverError(
             f"Unknown driver {name!r}.{did_you_mean(name, _LEARNING_RATES)}\n"
-            f"Known are: {', '.join(driver_names())}. Any other optax.GradientTransformation can be passed as an object."
+            f"Known are: {', '.join(driver_names())}. Any other optax.GradientTransformation can be passed as object."
         )
     parameters = inspect.signature(getattr(optax, name)).parameters
     own = {key: parameter.default for key, parameter in parameters.items() if key not in _NOT_SETTINGS}
@@ -114,8 +115,8 @@ def build_driver(
         )
     if learning_rate is not None or settings:
         raise DriverError(
-            "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has its own.\n"
-            "Build them into the object, for example optax.adam(1e-2), or pass the name."
+            "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has "
+            "its own.\nBuild them into the object, for example optax.adam(1e-2), or pass the name."
         )
     return Driver(optax.with_extra_args_support(driver), {"name": "optax object"})
 
@@ -131,7 +132,8 @@ def _named(name: str, learning_rate: float | None, settings: dict[str, Any]) -> 
         if key not in known:
             hint = "; pass it as the argument learning_rate" if key == "learning_rate" else ""
             raise DriverError(
-                f"Driver {name!r} does not take the setting {key!r}{hint}.{did_you_mean(key, known)}\n{_takes(name, known)}"
+                f"Driver {name!r} does not take the setting {key!r}{hint}.{did_you_mean(key, known)}\n"
+                f"{_takes(name, known)}"
             )
         if not _fits(value, known[key]):
             raise DriverError(
@@ -206,8 +208,8 @@ def _line_search(settings: Mapping[str, Any]) -> optax.GradientTransformation | 
         case "zoom":
             return optax.scale_by_zoom_linesearch(max_linesearch_steps=steps, initial_guess_strategy="one")
         case "backtracking":
-            # Starting each search at 1 is what quasi-Newton directions are made for (Nocedal & Wright, section 3.1); the
-            # default of growing the last step would creep after one short step.
+            # Starting each search at 1 is what quasi-Newton directions are made for (Nocedal & Wright, section 3.1);
+            # the default of growing the last step would creep after one short step.
             return optax.scale_by_backtracking_linesearch(steps, decrease_factor=0.5, increase_factor=1e6)
         case "none":
             return None
@@ -223,14 +225,14 @@ def initial_state(driver: Driver, u: PyTree) -> PyTree:
         return strongly_typed(driver.transformation.init(u))
 
 
-def lenient_promotion():
-    # Optax mixes int32 counters with floats, which JAX's strict promotion mode refuses; that mode is the user's choice for
-    # the user's code.
+def lenient_promotion() -> contextlib.AbstractContextManager[None]:
+    # Optax mixes int32 counters with floats, which JAX's strict promotion mode refuses; that mode is the user's choice
+    # for the user's code.
     return jax.numpy_dtype_promotion("standard")
 
 
 def strongly_typed(tree: PyTree) -> PyTree:
-    """The tree with no weak types, as it would come back from a journal: promotion must not depend on having been saved."""
+    """The tree with no weak types, as a journal would give it back: promotion must not depend on having been saved."""
 
     def leaf(x):
         x = jnp.asarray(x)

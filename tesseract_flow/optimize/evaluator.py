@@ -1,8 +1,8 @@
 """Evaluating a problem: one traced function, the calls of it that a step makes, and whether the answers are finite.
 
-The traced function is the augmented Lagrangian, with multipliers, penalties and the objective's scale as arguments, so it
-is traced once. `transform` decides how it runs: compiled here, or spread over Tesseracts as they become ready. This is the
-only place of the package where a solver may be behind a call.
+The traced function is the augmented Lagrangian, with multipliers, penalties and the objective's scale as arguments, so
+it is traced once. `transform` decides how it runs: compiled here, or spread over Tesseracts as they become ready. This
+is the only place of the package where a solver may be behind a call.
 """
 
 from __future__ import annotations
@@ -107,13 +107,11 @@ def check_finite(sample: Sample, evaluation: Evaluation, what: str) -> None:
     if bad:
         raise NonFiniteError(
             f"{what}: {'; '.join(bad)}.\n"
-            "Bounds that keep the design where evaluate is defined, or a smaller learning rate, usually help; a journal "
-            "holds the steps before this one."
+            "Bounds that keep the design where evaluate is defined, or a smaller learning rate, usually help; a "
+            "journal holds the steps before this one."
         )
 
 
 def _count(array: Array) -> str:
     finite = np.isfinite(np.asarray(array, np.float64))
     return f"{int((~finite).sum())} of {finite.size} entries"
-
-

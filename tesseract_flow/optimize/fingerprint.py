@@ -1,7 +1,8 @@
-"""What makes two runs the same run: a description of problem, driver and method as plain JSON, and how two of them differ.
+"""What makes two runs the same run: a description of problem, driver and method as plain JSON, and how two of them
+differ.
 
-Stop rules are not part of it: more steps continue a run. Neither is the source code of `evaluate`, which has no value to
-compare; say what it depends on in `Problem.settings`.
+Stop rules are not part of it: more steps continue a run. Neither is the source code of `evaluate`, which has no value
+to compare; say what it depends on in `Problem.settings`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from tesseract_flow.optimize.search import Updater
 _ABSENT = "(absent)"
 
 
-def fingerprint_of(problem: Problem, driver: Driver, method: AugmentedLagrangian, feasibility_tol: float) -> dict[str, Any]:
+def fingerprint_of(
+    problem: Problem, driver: Driver, method: AugmentedLagrangian, feasibility_tol: float
+) -> dict[str, Any]:
     """A JSON description of everything that decides where a run goes, except the code of `evaluate`."""
     partition = problem.partition
     description = {
@@ -122,7 +125,8 @@ def _behaviour(driver: Driver, varying: PyTree) -> list[str]:
     pattern = [np.cos(1.0 + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape) for leaf in leaves]
     point = treedef.unflatten([jnp.asarray(array, leaf.dtype) for array, leaf in zip(pattern, leaves, strict=True)])
     everywhere = Box(
-        jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), point), jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), point)
+        jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), point),
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), point),
     )
 
     def sample(x: PyTree):

@@ -2,13 +2,13 @@
 
 A folder holds
 
-* `step-00000042.ckpt`, the last few checkpoints: one line of JSON (what the arrays are, how long, their digest), then raw bytes;
-* `history.jsonl`, one line per step, append-only; each checkpoint knows the length and digest of the history up to its step;
+* `step-00000042.ckpt`, the last few checkpoints: a line of JSON (which arrays, how long, their digest), then raw bytes;
+* `history.jsonl`, a line per step, append-only; each checkpoint knows length and digest of the history up to its step;
 * `fingerprint.json`, what the run was about; another problem in the same folder is refused with a difference to read;
 * `lock`, held by the kernel on behalf of the running process, hence released even by `kill -9`.
 
-A checkpoint is written aside, synced, and renamed, so at every instant the folder describes some finished step completely.
-No pickle anywhere: a journal is data, and reading one runs nothing. What the arrays mean is the business of `loop`.
+A checkpoint is written aside, synced, and renamed, so at every instant the folder describes some finished step
+completely. No pickle anywhere: a journal is data, and reading one runs nothing. What the arrays mean is in `state`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resumption:
-    """Where an earlier run stopped: its last intact checkpoint, the history up to it, and what went wrong if anything did."""
+    """Where an earlier run stopped: its last intact checkpoint, the history up to it, and what was wrong, if at all."""
 
     checkpoint: Checkpoint
     history: Sequence[Mapping[str, Any]]
@@ -117,8 +117,8 @@ class FileJournal(AbstractJournal):
         if self._lock is None:
             raise JournalError(f"Journal {self.directory} is not open, so step {checkpoint.step} cannot be saved.")
         with self._translated("written"):
-            # History first: a line without its checkpoint is cut off on resumption, a checkpoint without its line is not
-            # usable.
+            # History first: a line without its checkpoint is cut off on resumption, a checkpoint without its line is
+            # not usable.
             self._append_history(json.dumps(dict(record), sort_keys=True, allow_nan=False).encode() + b"\n")
             data = encode_checkpoint(checkpoint, self._history_length, self._history_digest.hexdigest())
             self._write_aside(self._path(checkpoint.step), data)
@@ -218,8 +218,8 @@ class FileJournal(AbstractJournal):
         if not path.exists():
             if any(self._checkpoints()):
                 raise JournalError(
-                    f"Journal {self.directory} has checkpoints but no fingerprint.json, so nobody can tell whose they are.\n"
-                    "Restore that file, or use another folder."
+                    f"Journal {self.directory} has checkpoints but no fingerprint.json, so nobody can tell whose they "
+                    "are.\nRestore that file, or use another folder."
                 )
             self._write_aside(path, text.encode())
             return
@@ -231,8 +231,8 @@ class FileJournal(AbstractJournal):
             raise JournalError(
                 f"Journal {self.directory} belongs to another run. What changed (journal -> now):\n"
                 + "".join(f"  {line}\n" for line in lines)
-                + "Undo these changes to go on from it, use another folder (another key) for the changed run, or remove "
-                "the folder if its run is no longer wanted."
+                + "Undo these changes to go on from it, use another folder (another key) for the changed run, or "
+                "remove the folder if its run is no longer wanted."
             )
 
     def _acquire(self) -> None:

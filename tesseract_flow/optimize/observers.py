@@ -1,7 +1,7 @@
 """Who watches a run: terminals, artifacts, files. Observers see finished steps and change nothing.
 
-The default of doing nothing lives in the final class `Observer`, which holds three functions; classes with state of their
-own implement `AbstractObserver`.
+The default of doing nothing lives in the final class `Observer`, which holds three functions; classes with state of
+their own implement `AbstractObserver`.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ class Partition:
     @property
     def dtype(self) -> np.dtype:
         """The least precise dtype among the varying leaves: what tolerances have to live with."""
-        return max((leaf.dtype for leaf in jax.tree.leaves(self.varying)), key=lambda dtype: float(jnp.finfo(dtype).eps))
+        return max(
+            (leaf.dtype for leaf in jax.tree.leaves(self.varying)), key=lambda dtype: float(jnp.finfo(dtype).eps)
+        )
 
     def combine(self, varying: PyTree) -> PyTree:
         """The full design around the given varying part."""

@@ -48,8 +48,8 @@ class Problem:
         constraints: demands on the values in `Evaluation.constraints`, by name.
         scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part).
         name: what reports and journals call it.
-        settings: how the problem was built, as plain JSON values. Part of a journal's fingerprint: change a setting and a
-            journal of the old problem is refused.
+        settings: how the problem was built, as plain JSON values. Part of a journal's fingerprint: change a setting
+            and a journal of the old problem is refused.
         picture: `(design, evaluation) -> matplotlib Figure`, for reports.
 
     Raises:
@@ -84,7 +84,8 @@ class Problem:
             json.dumps(self.settings, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ProblemError(
-                f"settings of problem {self.name!r} must be plain JSON values (they are written to the journal): {error}."
+                f"settings of problem {self.name!r} must be plain JSON values (they are written to the journal): "
+                f"{error}."
             ) from error
         # Touched here so that mistakes surface where the problem is written down; both are cached.
         _ = self.partition, self.box
@@ -143,13 +144,13 @@ def _call(problem: Problem, design: PyTree) -> Any:
     value = answer.objective if isinstance(answer, Evaluation) else answer
     if not eqx.is_array_like(value):
         raise ProblemError(
-            f"evaluate of problem {problem.name!r} returned {type(value).__name__} as its objective, expected a scalar.\n"
-            "Return the objective, or tesseract_flow.Evaluation(objective, constraints={...}, aux=...)."
+            f"evaluate of problem {problem.name!r} returned {type(value).__name__} as its objective, expected a "
+            "scalar.\nReturn the objective, or tesseract_flow.Evaluation(objective, constraints={...}, aux=...)."
         )
     if isinstance(answer, Evaluation) and not isinstance(answer.constraints or {}, Mapping):
         raise ProblemError(
-            f"evaluate of problem {problem.name!r} returned constraints as {type(answer.constraints).__name__}, expected "
-            "a dictionary {name: value}."
+            f"evaluate of problem {problem.name!r} returned constraints as {type(answer.constraints).__name__}, "
+            "expected a dictionary {name: value}."
         )
     return answer
 
@@ -162,6 +163,6 @@ def _check_objective(name: str, objective: jax.ShapeDtypeStruct) -> None:
         )
     if not jnp.issubdtype(objective.dtype, jnp.floating):
         raise ProblemError(
-            f"The objective of problem {name!r} must be a real floating-point number, received dtype {objective.dtype}.\n"
-            "Convert it inside evaluate; of a complex number take the real part or the modulus."
+            f"The objective of problem {name!r} must be a real floating-point number, received dtype "
+            f"{objective.dtype}.\nConvert it inside evaluate; of a complex number take the real part or the modulus."
         )

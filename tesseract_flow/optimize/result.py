@@ -71,8 +71,8 @@ class Result:
         converged: whether that reason means success, and the design is feasible.
         steps: updates made, over all runs of the journal.
         constraints: values of all constraints that `evaluate` returned, at `design`.
-        multipliers: λ in objective + λ·value: asking for ε more of a constraint's value changes the optimum by -λ·ε; 0 where
-            a constraint is slack.
+        multipliers: λ in objective + λ·value: asking for ε more of a constraint's value changes the optimum by -λ·ε; 0
+            where a constraint is slack.
         violation, feasible: of `design`.
         history: one record per step, step 0 included.
         evaluations, requests, seconds: totals over all runs of the journal.

@@ -1,7 +1,8 @@
 """One update of a driver, with its trial evaluations as calls like any other.
 
-Optax writes a line search as `jax.lax.while_loop`, inside which an evaluation would be an opaque host callback. Here the
-update is traced with a stand-in for the objective, the primitive `trial`. Whatever contains no trial is compiled; loops and
+Optax writes a line search as `jax.lax.while_loop`, inside which an evaluation would be an opaque host callback. Here
+the update is traced with a stand-in for the objective, the primitive `trial`. Whatever contains no trial is compiled;
+loops and
 branches that contain one are walked in Python, and each trial becomes a call of `sample` with concrete arrays: visible,
 cached, counted. A driver without a line search has no trial in it, and is one compiled function.
 
@@ -35,7 +36,7 @@ _trial_p.multiple_results = True
 
 @_trial_p.def_abstract_eval
 def _trial_aval(*leaves: Any, dtype: Any) -> list[Any]:
-    return [jax.core.ShapedArray((), dtype), *leaves]
+    return [leaves[0].update(shape=(), dtype=dtype, weak_type=False), *leaves]
 
 
 class Updater:
@@ -60,7 +61,10 @@ class Updater:
     def __call__(
         self, u: PyTree, state: PyTree, gradient: PyTree, value: Float[Array, ""], sample: SampleFn
     ) -> tuple[PyTree, PyTree]:
-        """The next point inside the box, and the driver's next state. `gradient` is raw; the driver sees it projected."""
+        """The next point inside the box, and the driver's next state.
+
+        `gradient` is raw; the driver sees it projected.
+        """
         own, treedef = jax.tree.flatten(u)
 
         def trial(leaves: Sequence[Array]) -> list[Array]:
@@ -119,7 +123,9 @@ class Updater:
             return value, treedef.unflatten(gradient)
 
         value_fn = jax.custom_vjp(lambda params: value_and_gradient(params)[0])
-        value_fn.defvjp(value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * jnp.asarray(bar, g.dtype), grad),))
+        value_fn.defvjp(
+            value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * jnp.asarray(bar, g.dtype), grad),)
+        )
         return value_fn(params)
 
 
@@ -185,7 +191,10 @@ class _Block:
 
 
 def _read(env: Env, atom: Any) -> Any:
-    return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
+    if not isinstance(atom, Literal):
+        return env[atom]
+    aval: Any = atom.aval
+    return jnp.asarray(atom.val, aval.dtype)
 
 
 def _run_trial(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:

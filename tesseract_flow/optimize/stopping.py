@@ -204,7 +204,9 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
                 f"Unknown stop setting {key!r}.{did_you_mean(key, known)}\nKnown are: {', '.join(sorted(known))}."
             )
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-        _require(is_number and (value >= 0 or key == "target_value"), "stop settings", key, "a number, not below 0", value)
+        _require(
+            is_number and (value >= 0 or key == "target_value"), "stop settings", key, "a number, not below 0", value
+        )
     rules: list[AbstractStoppingRule] = []
     if tolerance := given.get("gradient_tolerance"):
         rules.append(GradientBelow(float(tolerance), relative=True, residual=_settled(dtype or np.dtype(np.float64))))

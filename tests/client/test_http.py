@@ -601,20 +601,25 @@ def test_a_connection_survives_an_error(local_server, status):
 
 
 def test_after_a_failure_of_the_component_the_connection_is_not_used_again(line_server):
-    ends: list[bytes] = []
+    lines: list[int] = []
+    second_requests: list[bytes] = []
+    ended = threading.Event()
 
     def script(line):
-        line.read_request()
-        if ends:
-            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-        else:
+        lines.append(1)
+        if len(lines) == 1:
+            line.read_request()
             line.send(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\ntext")
             # uvicorn closes the connection about now. A second request would find it open, and then lose it.
-            ends.append(line.read_request())
+            second_requests.append(line.read_request())
+            ended.set()
+        while line.read_request():
+            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 
-    handle = HttpTesseract(line_server(script))
+    handle = HttpTesseract(line_server(script), read_timeout=5.0)
     with pytest.raises(ComponentFailed, match="text"):
         handle.apply({})
-    for _ in range(20):
+    for _ in range(3):
         assert handle.apply({}) == {}
-    assert ends == [b""]
+    assert ended.wait(5)
+    assert second_requests == [b""] and len(lines) == 2

@@ -96,10 +96,8 @@ def test_round_trip(served):
     assert served.schema.endpoints == {"apply", "abstract_eval", "vector_jacobian_product", "health"}
     with count_requests() as counts:
         np.testing.assert_array_equal(served.apply({"x": X})["y"], X**2)
-        assert served.abstract_eval({"x": {"shape": [3], "dtype": "float64"}})["y"] == {
-            "shape": [3],
-            "dtype": "float64",
-        }
+        abstract = {"shape": [3], "dtype": "float64"}
+        assert served.abstract_eval({"x": abstract})["y"] == abstract
         pulled = served.vector_jacobian_product({"x": X}, ["x"], ["y"], {"y": np.ones(3)})
     np.testing.assert_array_equal(pulled["x"], 2 * X)
     assert counts == {"probe.apply": 1, "probe.abstract_eval": 1, "probe.vector_jacobian_product": 1}
@@ -120,6 +118,15 @@ def test_the_component_fails_in_its_own_words(served):
         served.apply({"x": X, "mode": "raise"})
     assert "tesseract_api.py" in str(caught.value)  # the line where it happened
     np.testing.assert_array_equal(served.apply({"x": X})["y"], X**2)
+
+
+@pytest.mark.server
+def test_failures_do_no_harm_to_the_next_call(served):
+    # The server closes the connection a moment after it has answered that the component failed.
+    for _ in range(20):
+        with pytest.raises(ComponentFailed):
+            served.apply({"x": X, "mode": "raise"})
+        np.testing.assert_array_equal(served.apply({"x": X})["y"], X**2)
 
 
 @pytest.mark.server
@@ -153,6 +160,11 @@ def test_what_the_process_says(served):
     served.apply({"x": X}, run_id="loud")
     assert "POST /apply?run_id=loud" in served.logs()
     assert served.logs() == open_tesseract(PROBE).logs()
+
+
+@pytest.mark.server
+def test_no_debugger_listens_and_slows_it_down(served):
+    assert served.apply({"x": X, "mode": "trace"})["y"].tolist() == [0.0]
 
 
 @pytest.mark.server

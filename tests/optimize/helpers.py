@@ -13,6 +13,7 @@ BEAM_OPTIMUM = 23762.153678
 N_ELEMENTS = 50
 
 
+@jax.jit
 def beam_compliance(thickness: jax.Array) -> jax.Array:
     """Tip-loaded Euler–Bernoulli cantilever: stiffness matrix of Hermite elements, dense solve."""
     n = thickness.shape[0]
@@ -30,7 +31,9 @@ def beam_compliance(thickness: jax.Array) -> jax.Array:
 def beam_problem(constraint: Constraint | None = None, start: float = 0.1) -> Problem:
     def evaluate(design):
         h = design["thickness"]
-        return Evaluation(beam_compliance(h), {"volume": 0.1 / N_ELEMENTS * h.sum()}, aux={"thickness": h, "kind": "beam"})
+        return Evaluation(
+            beam_compliance(h), {"volume": 0.1 / N_ELEMENTS * h.sum()}, aux={"thickness": h, "kind": "beam"}
+        )
 
     return Problem(
         {"thickness": jnp.full(N_ELEMENTS, start), "label": "beam"},
@@ -95,7 +98,9 @@ def same_bits(a: Result, b: Result) -> bool:
     """Equal designs to the bit, and equal histories but for the clock."""
 
     def timeless(result):
-        return [{key: value for key, value in record.to_json().items() if key != "seconds"} for record in result.history]
+        return [
+            {key: value for key, value in record.to_json().items() if key != "seconds"} for record in result.history
+        ]
 
     leaves = zip(jax.tree.leaves(a.design), jax.tree.leaves(b.design), strict=True)
     return timeless(a) == timeless(b) and all(

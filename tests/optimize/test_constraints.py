@@ -38,12 +38,15 @@ def duals(price, penalty=2.0) -> Duals:
 def test_equality_is_the_textbook_term(value, target, price):
     demands = one(Constraint(equals=target, scale=1.0))
     h = value - target
-    assert np.isclose(float(demands.augmentation({"c": jnp.asarray(value)}, duals(price), jnp.float64)), price * h + h * h)
+    assert np.isclose(
+        float(demands.augmentation({"c": jnp.asarray(value)}, duals(price), jnp.float64)), price * h + h * h
+    )
 
 
 @given(numbers, numbers, numbers)
 def test_one_sided_term_is_that_of_nocedal_and_wright(value, limit, price):
-    # For c >= limit with multiplier mu >= 0: equation (17.65) with c_i(x) = value - limit, mu_k = 1/ρ; our price is -mu.
+    # For c >= limit with multiplier mu >= 0: equation (17.65) with c_i(x) = value - limit, mu_k = 1/ρ; our price is
+    # -mu.
     price, rho = -abs(price), 2.0
     demands = one(Constraint(lower=limit, scale=1.0))
     c = value - limit

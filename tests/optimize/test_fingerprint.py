@@ -98,6 +98,10 @@ def test_an_optax_object_is_known_by_what_it_does(make):
 
 
 def test_random_keys_do_not_disturb():
-    assert differences(
-        fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))), fingerprint(build_driver(optax.noisy_sgd(0.1, key=3)))
-    ) == []
+    assert (
+        differences(
+            fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))),
+            fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))),
+        )
+        == []
+    )

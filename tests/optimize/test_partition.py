@@ -51,11 +51,11 @@ def test_python_floats_vary_when_asked_to():
     assert isinstance(partition.varying["x"], jax.Array) and not partition.varying["x"].weak_type
 
 
-@given(scale=st.floats(1e-6, 1e6), x=st.floats(-1e6, 1e6))
+@given(scale=st.floats(1e-6, 1e6), x=st.floats(-1e6, 1e6, allow_subnormal=False))
 def test_scaling_and_back_is_the_identity_up_to_rounding(scale, x):
     partition = partition_design(jnp.asarray(x), eqx.is_inexact_array, scale)
     again = partition.from_scaled(partition.to_scaled(partition.varying))
-    assert abs(float(again) - x) <= 4 * np.finfo(float).eps * abs(x)
+    assert abs(float(again) - x) <= 4 * np.finfo(float).eps * abs(x) + 1e-300
 
 
 def test_scaled_gradient_is_the_gradient_of_the_scaled_function():

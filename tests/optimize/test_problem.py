@@ -38,14 +38,22 @@ def test_values_are_checked_where_the_problem_is_written_down(kwargs, error, mes
     ("evaluate", "constraints", "message"),
     [
         (lambda d: d["x"], None, r"must be a scalar, received an array of shape \(3,\)"),
-        (lambda d: jax.lax.complex(d["x"].sum(), d["x"].sum()), None, "real floating-point number, received dtype complex128"),
+        (
+            lambda d: jax.lax.complex(d["x"].sum(), d["x"].sum()),
+            None,
+            "real floating-point number, received dtype complex128",
+        ),
         (lambda d: (d["x"] > 0).sum(), None, "real floating-point number, received dtype int"),
         (lambda d: None, None, "returned NoneType as its objective"),
         (lambda d: {"loss": d["x"].sum()}, None, "returned dict as its objective"),
         (lambda d: Evaluation(d["x"].sum(), [d["x"]]), None, "constraints as list"),  # type: ignore[arg-type]
         (volume, {"volum": Constraint(equals=1.0)}, "(?s)constrains 'volum'.*Did you mean 'volume'"),
         (lambda d: d["x"].sum(), {"volume": Constraint(equals=1.0)}, "evaluate returns no constraints"),
-        (volume, {"stress": Constraint(upper=jnp.ones(2))}, r"upper has shape \(2,\), but evaluate returns shape \(3,\)"),
+        (
+            volume,
+            {"stress": Constraint(upper=jnp.ones(2))},
+            r"upper has shape \(2,\), but evaluate returns shape \(3,\)",
+        ),
         (volume, {"volume": Constraint(upper=jnp.ones(3))}, r"upper has shape \(3,\), but evaluate returns shape \(\)"),
         (
             lambda d: Evaluation(d["x"].sum(), {"n": jnp.asarray(3)}),

@@ -28,7 +28,9 @@ def state(fill: float, driver) -> State:
 def test_pack_and_unpack_are_inverse_to_the_bit():
     key = jax.random.key(5)
     original = state(0.1, (jnp.asarray(3, jnp.int32), {"key": key, "old": jax.random.PRNGKey(2)}))
-    again = unpack(pack(original), state(9.0, (jnp.asarray(0), {"key": jax.random.key(0), "old": jax.random.PRNGKey(0)})))
+    again = unpack(
+        pack(original), state(9.0, (jnp.asarray(0), {"key": jax.random.key(0), "old": jax.random.PRNGKey(0)}))
+    )
     assert jax.tree.structure(again) == jax.tree.structure(original)
     for a, b in zip(pack(again).values(), pack(original).values(), strict=True):
         assert (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())

@@ -1,0 +1,141 @@
+"""What the tests of the UI share: Prefect's REST API, flow runs, a browser, and waiting for conditions.
+
+Prefect is spoken to as any other program would, by HTTP; its Python client has been told by `tests/conftest.py` to
+know no server.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+PATIENCE = 300.0  # seconds; on a busy machine a served run takes a while to start
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def wait_for(what: str, ask: Callable[[], T | None], timeout: float = PATIENCE) -> T:
+    """The first answer of `ask` that is not empty."""
+    end = time.monotonic() + timeout
+    while not (answer := ask()):
+        if time.monotonic() > end:
+            raise AssertionError(f"waited {timeout:.0f} s for {what}")
+        time.sleep(0.2)
+    return answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished flow run and the folder that it left."""
+
+    id: str
+    folder: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return json.loads((self.folder / "result.json").read_text())
+
+    @property
+    def history(self) -> list[dict[str, str]]:
+        with open(self.folder / "history.csv", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+class Prefect:
+    """The few requests to Prefect's REST API that the tests need."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self._http = httpx.Client(base_url=url + "/", timeout=60.0, trust_env=False)
+
+    def __enter__(self) -> Prefect:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._http.close()
+
+    def get(self, path: str) -> Any:
+        return self._http.get(path).raise_for_status().json()
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._http.post(path, json=body).raise_for_status().json()
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        return self.get(f"deployments/name/optimize-design/{name}")
+
+    def trigger(self, deployment: str, parameters: Mapping[str, Any]) -> str:
+        """Id of a new flow run."""
+        path = f"deployments/{self.deployment(deployment)['id']}/create_flow_run"
+        return self.post(path, {"parameters": parameters, "state": {"type": "SCHEDULED"}})["id"]
+
+    def finished(self, run: str) -> dict[str, Any]:
+        """The flow run, once it is in a final state."""
+
+        def ask() -> dict[str, Any] | None:
+            found = self.get(f"flow_runs/{run}")
+            return found if found["state"]["type"] in FINAL else None
+
+        return wait_for("the end of a flow run", ask)
+
+    def completed(self, run: str, checkout: Path) -> Run:
+        found = self.finished(run)
+        assert found["state"]["type"] == "COMPLETED", f"{found['state']}\n{self.logs(run)}"
+        return Run(run, checkout / "runs" / (found["parameters"].get("run_key") or run))
+
+    def logs(self, run: str) -> str:
+        body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_DESC", "limit": 30}
+        return "\n".join(line["message"] for line in reversed(self.post("logs/filter", body)))
+
+    def artifacts(self, run: str) -> dict[str, dict[str, Any]]:
+        """The newest artifact of each key."""
+        body = {"artifacts": {"flow_run_id": {"any_": [run]}}, "sort": "CREATED_DESC", "limit": 100}
+        found: dict[str, dict[str, Any]] = {}
+        for artifact in self.post("artifacts/filter", body):
+            found.setdefault(artifact["key"], artifact)
+        return found
+
+    def parents(self, run: str) -> dict[str, set[str]]:
+        """The graph of the run page: name of each task run -> names of those it waited for."""
+        nodes = [node for _, node in self.get(f"flow_runs/{run}/graph-v2")["nodes"]]
+        names = {node["id"]: node["label"] for node in nodes}
+        return {node["label"]: {names[parent["id"]] for parent in node["parents"]} for node in nodes}
+
+    def save_endpoint_block(self, name: str, **data: Any) -> None:
+        """As the page "Blocks" does it. The server knows the type because it comes with the installed package."""
+        kind = self.get("block_types/slug/tesseract-endpoint")["id"]
+        (schema,) = self.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
+        self.post(
+            "block_documents/", {"name": name, "data": data, "block_type_id": kind, "block_schema_id": schema["id"]}
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Browser:
+    """A headless Chromium, driven by `browser.mjs`; each visit is a fresh one."""
+
+    chromium: str
+    pages: str  # address of the UI
+    work: Path
+    pictures: Path
+
+    def visit(self, task: str, **options: Any) -> dict[str, Any]:
+        """What `browser.mjs` reports about `task`, after the visit."""
+        options |= {"chromium": self.chromium, "pages": self.pages, "work": str(self.work)}
+        options |= {"pictures": str(self.pictures), "patience": PATIENCE * 1000}
+        script = Path(__file__).with_name("browser.mjs")
+        done = subprocess.run(
+            ["node", str(script), task, json.dumps(options)], capture_output=True, text=True, timeout=2 * PATIENCE
+        )
+        assert done.returncode == 0, f"browser.mjs {task} failed:\n{done.stdout}\n{done.stderr}"
+        report = json.loads(done.stdout.splitlines()[-1])
+        # Whoever runs this on a closed network, or does not like to be watched, relies on it.
+        assert report["hosts"] == [self.pages.removeprefix("http://")], "the pages asked somebody else"
+        return report["answer"]

@@ -1,0 +1,109 @@
+"""The flow behind `serve.py`, triggered by the API: what it finds, and what the server then knows about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.beam.demo import OPTIMUM
+from tests.ui.helpers import Browser, Prefect, Run, wait_for
+
+
+def test_run_triggered_by_the_api_finds_the_optimum(optimised: Run) -> None:
+    result = optimised.result
+    assert result["converged"]
+    assert result["value"] == pytest.approx(OPTIMUM, rel=1e-3)
+    np.testing.assert_allclose(result["constraints"]["volume"], 0.01, rtol=1e-6)
+    assert [int(row["step"]) for row in optimised.history] == list(range(result["steps"] + 1))
+
+
+def test_graph_has_the_names_and_edges_of_the_dataflow(api: Prefect, optimised: Run) -> None:
+    # Task runs reach the server as events, some seconds after they happened.
+    wait_for("all task runs", lambda: "publish result" in api.parents(optimised.id))
+    parents = api.parents(optimised.id)
+    for step in (0, 1, 19, 20):
+        assert {name: parents.get(f"{name} #{step}") for name in CALLS} == {
+            name: {f"{parent} #{step}" for parent in names} for name, names in CALLS.items()
+        }
+        assert parents[f"checkpoint #{step}"] == set()
+    # Beyond the first twenty, fast calls are shown at every tenth step.
+    assert "section.apply #21" not in parents
+
+
+# The pullback of the section waits for its apply as well: the volume decides how much more volume costs.
+CALLS = {
+    "section.apply": set(),
+    "fem.apply": {"section.apply"},
+    "compliance.apply": {"fem.apply"},
+    "compliance.pullback": {"fem.apply"},
+    "fem.pullback": {"compliance.pullback", "section.apply"},
+    "section.pullback": {"fem.pullback", "section.apply"},
+}
+
+
+def test_artifacts_tell_the_outcome(api: Prefect, optimised: Run) -> None:
+    artifacts = api.artifacts(optimised.id)
+    assert {key.removeprefix("cantilever-"): artifact["type"] for key, artifact in artifacts.items()} == {
+        "progress": "progress",
+        "convergence": "image",
+        "design": "image",
+        "history": "table",
+        "result": "markdown",
+    }
+    assert artifacts["cantilever-progress"]["data"] == 100.0
+    for key in ("cantilever-convergence", "cantilever-design"):
+        assert artifacts[key]["data"].startswith("data:image/svg+xml;base64,")
+    rows = json.loads(artifacts["cantilever-history"]["data"])
+    assert rows[0]["step"] == 0
+    assert rows[-1]["step"] == optimised.result["steps"]
+    assert f"{optimised.result['value']:.8g}" in artifacts["cantilever-result"]["data"]
+
+
+def test_killed_run_continues_when_retry_is_pressed(
+    api: Prefect, browser: Browser, optimised: Run, checkout: Path
+) -> None:
+    run = api.trigger("beam", {"run_key": "killed", "observe": "run", "stop": {"max_steps": 300}})
+    journal = checkout / "runs" / "killed" / "journal"
+    history = journal / "history.jsonl"
+    wait_for("thirty steps", lambda: history.exists() and history.read_bytes().count(b"\n") > 30)
+    process = int((journal / "lock").read_text().split()[1])
+    environment = Path(f"/proc/{process}/environ").read_bytes()
+    assert f"PREFECT__FLOW_RUN_ID={run}".encode() in environment, "this is the process of another run"
+    components = children_of(process)
+    assert len(components) == 3
+
+    os.kill(process, signal.SIGKILL)
+    assert api.finished(run)["state"]["type"] == "CRASHED"
+    wait_for("the end of the components", lambda: not any(is_alive(child) for child in components))
+    n_finished = max(int(path.stem.removeprefix("step-")) for path in journal.glob("step-*.ckpt"))
+    kept = b"".join(history.read_bytes().splitlines(keepends=True)[: n_finished + 1])
+
+    assert browser.visit("retry", run=run) == "ACCEPT"
+    wait_for("the second attempt", lambda: api.get(f"flow_runs/{run}")["run_count"] == 2)
+    retried = api.completed(run, checkout)
+    assert history.read_bytes().startswith(kept)
+    assert [int(row["step"]) for row in retried.history] == list(range(retried.result["steps"] + 1))
+    # No step was computed twice, and the design is that of the run which nobody disturbed, to the last bit.
+    requests = retried.result["extra"]["requests_of_this_run"]
+    assert requests["fem.pullback"] == retried.result["steps"] - n_finished
+    assert retried.result["value"] == optimised.result["value"]
+    with np.load(optimised.folder / "design.npz") as whole, np.load(retried.folder / "design.npz") as parts:
+        assert whole["thickness"].tobytes() == parts["thickness"].tobytes()
+
+
+def children_of(process: int) -> list[int]:
+    threads = Path(f"/proc/{process}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # dead already, though nobody has asked how it died
