@@ -75,8 +75,9 @@ format: install ## format the code and mend what the linter can
 	$(PY) -m ruff format .
 
 # Keeps what is pinned already where it still fits; make constraints ARGS=--upgrade moves everything to the newest.
+# dev names all other extras but torch, which would pin a build of PyTorch and all of CUDA.
 constraints: $(UV) ## pin the versions of all dependencies, for every supported Python
-	$(UV) pip compile --quiet --universal --no-header --no-annotate --all-extras pyproject.toml -o constraints.txt $(ARGS)
+	$(UV) pip compile --quiet --universal --no-header --no-annotate --extra dev pyproject.toml -o constraints.txt $(ARGS)
 
 clean: ## remove the environment, caches and build results
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

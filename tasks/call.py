@@ -30,6 +30,15 @@ def retry_if_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any
     return isinstance(state.data, BaseException) and is_transient(state.data)
 
 
+class Outputs(list[np.ndarray]):
+    """The arrays of a call, as a list that weak references can point to.
+
+    Prefect remembers by address which task returned what, and notices that an address has a new owner by a weak
+    reference alone, which a plain list refuses: the graph would show edges from results that are long gone, see
+    https://github.com/PrefectHQ/prefect/issues/20558.
+    """
+
+
 @task(
     name="tesseract-call",
     task_run_name="{label}",
@@ -41,7 +50,7 @@ def retry_if_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_id: str) -> list[np.ndarray]:
+def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_id: str) -> Outputs:
     """One request to one Tesseract: `apply`, a pushforward or a pullback.
 
     Args:
@@ -51,7 +60,7 @@ def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_i
         run_id: names the server's output folder, so that its logs can be matched with this run.
     """
     try:
-        return node.run(operands, run_id)
+        return Outputs(node.run(operands, run_id))
     except Overloaded as error:
         if error.retry_after is not None:
             time.sleep(min(error.retry_after, _LONGEST_WAIT))

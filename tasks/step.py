@@ -11,14 +11,17 @@ T = TypeVar("T")
 
 
 @task(name="step", task_run_name="step #{step}", cache_policy=NO_CACHE, persist_result=False)
-def run_step(step: int, fn: Callable[[], T]) -> T:
+def run_step(step: int, fn: Callable[[], object]) -> None:
     """One step of the optimisation, its calls included.
 
     Not retried: the calls inside have their own policy, and attempts would multiply.
     """
-    return fn()
+    fn()
 
 
 def run_step_as_task(step: int, fn: Callable[[], T]) -> T:
     """`fn()` inside a task run of the current flow run, on the calling thread."""
-    return run_step(step, opaque(fn))  # type: ignore[arg-type]
+    outcome: list[T] = []
+    # Not returned by the task: Prefect takes a later tuple at the same address for this one (see call.Outputs).
+    run_step(step, opaque(lambda: outcome.append(fn())))  # type: ignore[arg-type]
+    return outcome[0]

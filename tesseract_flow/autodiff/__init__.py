@@ -5,6 +5,7 @@ import jax
 from tesseract_flow.autodiff.apply import apply_tesseract
 from tesseract_flow.autodiff.call import Call, Layout
 from tesseract_flow.autodiff.primitives import ENDPOINTS, HOST, apply_p, pullback_p, pushforward_p
+from tesseract_flow.autodiff.sow import save_intermediates, sow
 from tesseract_flow.client import CoreTesseract, HttpTesseract, ServedTesseract
 
 # A handle inside a tree that is passed to jit is part of the structure: a node without leaves.
@@ -20,4 +21,6 @@ __all__ = [
     "apply_tesseract",
     "pullback_p",
     "pushforward_p",
+    "save_intermediates",
+    "sow",
 ]

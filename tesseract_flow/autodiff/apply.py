@@ -17,7 +17,7 @@ from jax.tree_util import DictKey, SequenceKey
 from tesseract_flow.autodiff.call import ARRAY, Call, Layout, Static, follow
 from tesseract_flow.autodiff.primitives import apply_p, is_staging
 from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
-from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, PrecisionError, ShapesUnknown
+from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, InvalidType, PrecisionError, ShapesUnknown
 from tesseract_flow.schema import (
     ArrayField,
     Keys,

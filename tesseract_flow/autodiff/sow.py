@@ -1,10 +1,10 @@
-"""`sow` and `save_intermediates`: see the values, and their derivatives, at named points of a computation.
+"""`sow` and `save_intermediates`: the values at named points of a computation, and their derivatives.
 
-`sow` is an identity that leaves an equation in what JAX traces, one per array leaf, so that it ties no leaf to another.
-JAX's transformations do the rest: forward mode adds an equation for the tangent, transposition turns that into one for
-the cotangent. `save_intermediates` traces a function with everything that is inside of it and evaluates the trace once
-more, collecting what passes through these equations. Bodies that contain some are built anew with one more output, by
-the same public functions that made them (`jax.jit`, `lax.scan`, ...); all others stay as they are.
+`sow` is an identity that leaves an equation in what JAX traces. JAX's transformations do the rest: forward mode adds an
+equation for the tangents, and transposition turns that into one for the cotangents. `save_intermediates` traces a
+function with all that is inside of it, evaluates the trace once more, and collects what passes through these equations.
+Loops, branches and compiled functions with such an equation inside are built anew with one more output, by the public
+functions that made them; everything else stays as it is.
 """
 
 from __future__ import annotations
@@ -18,73 +18,73 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, jaxpr_as_fun
+from jax.core import Tracer
+from jax.dtypes import float0
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
-T = TypeVar("T")
-Key = tuple[str, str, int]  # name, part, number of the leaf
-Found = dict[Key, Any]
+from tesseract_flow.autodiff.call import ARRAY, Static
 
-PARTS = ("primal", "tangent", "cotangent")
+T = TypeVar("T")
 
 
 def sow(value: T, name: str, *, tag: str = "intermediates") -> T:
-    """`value`, unchanged; `save_intermediates` around it sees what passes here. Compiled code has no trace of it.
+    """`value`, unchanged; a `save_intermediates` around it sees what passes here. In compiled code nothing is left.
 
-    Go on with the result, as in `y = sow(y, "y")`: what nobody uses, JAX may drop.
+    Go on with what it returns, as in `y = sow(y, "y")`: what nobody uses, JAX may drop.
 
     Args:
-        value: a tree of arrays. Numbers in it are recorded, other leaves (text, ...) only handed on.
+        value: a tree of arrays. Numbers among them are recorded too, other leaves (text, ...) handed on.
         name: unique within the function that is watched.
-        tag: a group of points; `save_intermediates` with the same tag sees it.
+        tag: a group of points, seen by a `save_intermediates` with the same tag.
     """
     leaves, treedef = jax.tree_util.tree_flatten(value)
-    point = _Point(name, tag, treedef, tuple(_Slot.of(leaf) for leaf in leaves))
-    sown = [
-        leaf if slot.dtype is None else _sow_leaf(leaf, point, k)
-        for k, (leaf, slot) in enumerate(zip(leaves, point.slots, strict=True))
-    ]
-    return jax.tree_util.tree_unflatten(treedef, sown)
+    known = [np.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf for leaf in leaves]
+    form = (treedef, tuple(x.dtype if _is_array(x) else Static(x) for x in known))
+    arrays = [x for x in known if _is_array(x)]
+    sown = iter(sow_p.bind(*arrays, name=name, tag=tag, form=form, part="primal", is_new=True))
+    for k, x in enumerate(known):
+        if _is_array(x) and isinstance(y := next(sown), Tracer) and x is leaves[k]:
+            leaves[k] = y  # a plain number stays one: a schema may ask for it
+    return jax.tree_util.tree_unflatten(treedef, leaves)
 
 
 def save_intermediates(
     fn: Callable[..., Any], *, tag: str = "intermediates"
 ) -> Callable[..., tuple[Any, dict[str, dict[str, Any]]]]:
-    """`fn`, returning besides its result what passed through each `sow` with this tag: `{name: {part: tree}}`.
+    """`fn`, which now returns a pair: its result, and `{name: {part: tree}}` with what passed through each `sow`.
 
     The parts are `"primal"`, and `"tangent"` or `"cotangent"` where forward or reverse mode passed: an outermost
-    transformation, to be written `save_intermediates(jax.value_and_grad(f))`. A leaf that no derivative reached is zero
-    there, and `None` if it has none (integers, text), as in `equinox.filter_grad`. Of nested derivatives, those of the
-    innermost are recorded. Like under `jit`, `fn` sees traced arrays; other arguments (numbers too) it gets as they are.
+    transformation, as in `save_intermediates(jax.value_and_grad(f))`. Leaves that a derivative did not reach are zero
+    there, and those that have none (integers, text) are `None`, as in `equinox.filter_grad`. Of nested derivatives the
+    innermost is recorded. `fn` sees traced arrays, like under `jit`; other arguments, numbers too, it gets as they are.
 
-    Extra axes come in front: first one per `scan`, `map` or `fori_loop` around the point, then one per `vmap` if the
-    leaf differs along it. From a `while_loop` comes the last turn. Where nothing passed (a branch of `cond` that was not
-    taken, a loop without turns) there is NaN, or zero for integers.
+    Loops add axes in front: first one for each `scan`, `map` or `fori_loop` around the point, then one for each `vmap`
+    along which the leaf differs. A branch of `cond` that was not taken gives NaN, or zero for integers. Where values
+    have no way out (a `while_loop`, whose length is not known, or `shard_map`), there is a warning instead.
 
     Raises:
-        ValueError: a name was sown twice (not counting branches of one `cond`, of which only one is taken).
+        ValueError: a name was sown twice. The branches of one `cond` may share names.
     """
 
     @functools.wraps(fn, updated=())
     def saving(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
-        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
-        results: list[Any] = []
-        out_tree: Any = None
+        arrays, fill = _split((args, kwargs))
+        filled: Any = None
 
         def flat(*arrays: Any) -> list[Any]:
-            nonlocal results, out_tree
-            remaining = iter(arrays)
-            full = [next(remaining) if _is_array(leaf) else leaf for leaf in leaves]
-            args, kwargs = jax.tree_util.tree_unflatten(treedef, full)
-            results, out_tree = jax.tree_util.tree_flatten(fn(*args, **kwargs))
-            return [leaf for leaf in results if _is_array(leaf)]
+            nonlocal filled
+            args, kwargs = fill(arrays)
+            results, filled = _split(fn(*args, **kwargs))
+            return results
 
-        arrays = [leaf for leaf in leaves if _is_array(leaf)]
-        harvest = _Harvest(tag)
-        outputs, found = harvest.run(jax.make_jaxpr(flat)(*arrays), arrays)
-        remaining = iter(outputs)
-        filled = [next(remaining) if _is_array(leaf) else leaf for leaf in results]
-        return jax.tree_util.tree_unflatten(out_tree, filled), harvest.trees(found)
+        with jax.disable_jit(False):  # it would unroll loops, whose turns all sow the same names
+            closed = jax.make_jaxpr(flat)(*arrays)
+        results, found = _run(tag, closed, arrays)
+        seen: dict[str, dict[str, Any]] = {}
+        for (name, part), record in found.items():
+            seen.setdefault(name, {})[part] = record.tree()
+        return filled(results), seen
 
     return saving
 
@@ -94,53 +94,71 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm")
 
 
-# --- the primitive ----------------------------------------------------------------------------------------------------
+def _split(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """The arrays of a tree, and the tree as a function of its arrays."""
+    leaves, treedef = jax.tree_util.tree_flatten(tree)
+    others = [ARRAY if _is_array(leaf) else leaf for leaf in leaves]  # no tracer may outlive its trace
+
+    def fill(arrays: Sequence[Any]) -> Any:
+        remaining = iter(arrays)
+        return jax.tree_util.tree_unflatten(treedef, [next(remaining) if x is ARRAY else x for x in others])
+
+    return [leaf for leaf in leaves if _is_array(leaf)], fill
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Point:
-    """One call of `sow`. Equal only to itself, so that JAX never takes two points for one another."""
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["part", "form"])
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What passed through a point. Its form is the treedef, and per leaf the dtype or, if it is no array, a `Static`."""
 
-    name: str
-    tag: str
-    treedef: Any
-    leaves: tuple[jax.ShapeDtypeStruct | Static, ...]  # Static: no number, so there is nothing to record
+    part: str
+    form: tuple[Any, tuple[Any, ...]]
+    arrays: Sequence[Any]
 
-    def __repr__(self) -> str:  # as a jaxpr prints it
-        return repr(self.name)
+    def tree(self) -> Any:
+        treedef, leaves = self.form
+        remaining = iter(self.arrays)
+
+        def leaf(known: Any) -> Any:
+            if isinstance(known, Static):
+                return known.value if self.part == "primal" else None
+            return next(remaining) if self.part == "primal" or jnp.issubdtype(known, jnp.inexact) else None
+
+        return treedef.unflatten([leaf(known) for known in leaves])
 
 
-def _sow_leaf(leaf: T, point: _Point, k: int) -> T:
-    if _is_array(leaf):
-        return sow_p.bind(leaf, point=point, leaf=k, part="primal", is_new=True)
-    sow_p.bind(np.asarray(leaf), point=point, leaf=k, part="primal", is_new=True)
-    return leaf  # still a Python number, which a Tesseract's schema may ask for
+Found = dict[tuple[str, str], _Record]  # by name and part
 
 
 sow_p = Primitive("sow")
-sow_p.def_impl(lambda x, **_: x)
-sow_p.def_abstract_eval(lambda x, **_: x)
-mlir.register_lowering(sow_p, lambda ctx, x, **_: [x])
+sow_p.multiple_results = True
+sow_p.def_impl(lambda *values, **_: list(values))
+sow_p.def_abstract_eval(lambda *avals, **_: list(avals))
+mlir.register_lowering(sow_p, lambda ctx, *values, **_: values)
 
 
 def _jvp(primals, tangents, *, part: str, is_new: bool, **params: Any):
-    (x,), (x_dot,) = primals, tangents
-    # Old from now on: a derivative of the derivative would come under the same name.
-    y = sow_p.bind(x, part=part, is_new=False, **params)
-    if not is_new or isinstance(x_dot, ad.Zero):
-        return y, x_dot
-    return y, sow_p.bind(x_dot, part="tangent", is_new=False, **params)
+    # No longer new: the derivative of a derivative would come under the same name.
+    y = sow_p.bind(*primals, part=part, is_new=False, **params)
+    return y, _sow_derivative("tangent", tangents, **params) if is_new else tangents
 
 
-def _transpose(y_bar, x, *, part: str, is_new: bool, **params: Any):
-    if isinstance(y_bar, ad.Zero):
-        return [y_bar]
-    return [sow_p.bind(y_bar, part="tangent" if part == "cotangent" else "cotangent", is_new=False, **params)]
+def _transpose(y_bar, *operands, part: str, is_new: bool, **params: Any):
+    x_bar = _sow_derivative("tangent" if part == "cotangent" else "cotangent", y_bar, **params)
+    return [c if ad.is_undefined_primal(x) else None for c, x in zip(x_bar, operands, strict=True)]
+
+
+def _sow_derivative(part: str, derivatives: Sequence[Any], **params: Any) -> list[Any]:
+    """Records a zero for a symbolic one, but hands on the symbol: a Tesseract must not be asked for its derivative."""
+    real = [k for k, x in enumerate(derivatives) if (x.aval if isinstance(x, ad.Zero) else x).dtype != float0]
+    sown = sow_p.bind(*(ad.instantiate_zeros(derivatives[k]) for k in real), part=part, is_new=False, **params)
+    passed = dict(zip(real, sown, strict=True))
+    return [x if isinstance(x, ad.Zero) else passed[k] for k, x in enumerate(derivatives)]
 
 
 def _batch(operands, axes, **params: Any):
-    (x,), (axis,) = operands, axes
-    return sow_p.bind(jnp.moveaxis(x, axis, 0), **params), 0
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True)]
+    return sow_p.bind(*moved, **params), [None if axis is None else 0 for axis in axes]
 
 
 ad.primitive_jvps[sow_p] = _jvp
@@ -148,201 +166,136 @@ ad.primitive_transposes[sow_p] = _transpose
 batching.primitive_batchers[sow_p] = _batch
 
 
-# --- the second evaluation --------------------------------------------------------------------------------------------
+def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
+    """Outputs of a jaxpr, open or closed, and what it sows."""
+    jaxpr: Jaxpr = getattr(body, "jaxpr", body)
+    env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
+    env.update(zip(jaxpr.constvars, getattr(body, "consts", ()), strict=True))
 
-# Primitives that only wrap a body, which is evaluated in their place, and the parameter that holds it. A custom
-# derivative is not needed any more: what was to be differentiated is, by the time that we see the trace.
-_WRAPPERS = {
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    def read(atom: Any) -> Any:
+        # A literal may be a Python number, and only its aval knows the dtype.
+        return jnp.asarray(atom.val, getattr(atom.aval, "dtype", None)) if isinstance(atom, Literal) else env[atom]
+
+    found: Found = {}
+    for eqn in jaxpr.eqns:
+        names = set(_names([eqn], tag))
+        rule = _RULES.get(eqn.primitive.name)
+        if names and rule is not None:
+            outputs, new = rule(functools.partial(_run, tag), eqn, [read(atom) for atom in eqn.invars])
+            _refuse_doubles(found.keys() & new.keys())
+            found.update(new)
+        else:
+            outputs = _evaluate(eqn, env)
+            for name in names:
+                warnings.warn(f"Nothing is recorded inside of {eqn.primitive.name!r}, so not {name!r}.", stacklevel=3)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars], found
+
+
+def _run_sow(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    y = sow_p.bind(*values, **eqn.params)  # again, for a save_intermediates around this one
+    name, part = eqn.params["name"], eqn.params["part"]
+    return y, {(name, part): _Record(part, eqn.params["form"], y)}
+
+
+def _run_wrapper(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    if eqn.primitive.name.startswith("custom"):
+        values = _without_derivative(values)
+    (body,) = _bodies(eqn)
+    outputs, found = run(body, values)
+    if eqn.params.get("differentiated"):
+        # The backward pass of jax.checkpoint computes primals again; the forward pass has given them already.
+        found = {key: value for key, value in found.items() if key[1] != "primal"}
+    return outputs, found
+
+
+def _run_jit(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    return jax.jit(lambda values: run(eqn.params["jaxpr"], values))(values)
+
+
+def _run_scan(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    body = eqn.params["jaxpr"]
+    # Operands are constants, carry and slices, results are carry and slices. How many of each, JAX's versions write
+    # down differently; but only slices have one axis less inside.
+    n_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True))
+    n_whole = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True))
+    consts, carry, xs = values[: n_whole - n_carry], values[n_whole - n_carry : n_whole], values[n_whole:]
+
+    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], Any]:
+        outputs, found = run(body, [*consts, *carry, *x])
+        return outputs[:n_carry], (outputs[n_carry:], found)
+
+    how = {key: eqn.params[key] for key in ("length", "reverse", "unroll")}
+    carry, (ys, found) = jax.lax.scan(step, carry, xs, **how)
+    return [*carry, *ys], found
+
+
+def _run_cond(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    branches = [functools.partial(run, branch) for branch in eqn.params["branches"]]
+    avals = {key: aval for branch in branches for key, aval in jax.eval_shape(branch, values[1:])[1].items()}
+
+    def nothing(aval: Any) -> Any:
+        return jnp.full(aval.shape, jnp.nan if jnp.issubdtype(aval.dtype, jnp.inexact) else 0, aval.dtype)
+
+    def filled(branch: Any, operands: list[Any]) -> tuple[Sequence[Any], Found]:
+        outputs, found = branch(operands)
+        return outputs, {
+            key: found[key] if key in found else jax.tree_util.tree_map(nothing, avals[key]) for key in avals
+        }
+
+    return jax.lax.switch(values[0], [functools.partial(filled, branch) for branch in branches], values[1:])
+
+
+_RULES: dict[str, Callable[..., tuple[Sequence[Any], Found]]] = {
+    "sow": _run_sow,
+    "scan": _run_scan,
+    "cond": _run_cond,
+    **dict.fromkeys(("jit", "pjit"), _run_jit),
+    # They only wrap a body, which is evaluated in their place.
+    **dict.fromkeys(("eval_jaxpr", "closed_call", "core_call", "checkpoint", "remat", "remat2"), _run_wrapper),
+    **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _run_wrapper),
 }
 
 
-class _Harvest:
-    """One evaluation of a trace: `run` gives its outputs, and what was found on the way."""
-
-    def __init__(self, tag: str):
-        self.tag = tag
-        self.points: dict[str, _Point] = {}
-        self.rules: dict[str, Callable[[Any, list[Any]], tuple[Sequence[Any], Found]]] = {
-            "sow": self._sow,
-            "jit": self._jit,
-            "pjit": self._jit,
-            "scan": self._scan,
-            "while": self._while,
-            "cond": self._cond,
-            **dict.fromkeys(_WRAPPERS, self._wrapper),
-        }
-
-    def run(self, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
-        """Outputs of a jaxpr, open or closed, and what it sows."""
-        jaxpr: Jaxpr = getattr(body, "jaxpr", body)
-        env: dict[Any, Any] = dict(zip(jaxpr.invars, args, strict=True))
-        env.update(zip(jaxpr.constvars, getattr(body, "consts", ()), strict=True))
-
-        def read(atom: Any) -> Any:
-            # A literal may be a Python number, and only its aval knows the dtype.
-            return jnp.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
-
-        found: Found = {}
-        for eqn in jaxpr.eqns:
-            names = [point.name for point in _points(eqn, self.tag)]
-            rule = self.rules.get(eqn.primitive.name) if names else None
-            if names and rule is None:
-                warnings.warn(
-                    f"Nothing is recorded of {', '.join(map(repr, names))}, sown inside of {eqn.primitive.name!r}.",
-                    stacklevel=2,
-                )
-            if rule is None:
-                outputs, new = _evaluate(eqn, env), {}
-            else:
-                outputs, new = rule(eqn, [read(atom) for atom in eqn.invars])
-            _refuse_doubles(found, new)
-            found.update(new)
-            env.update(zip(eqn.outvars, outputs, strict=True))
-        return [read(atom) for atom in jaxpr.outvars], found
-
-    def trees(self, found: Found) -> dict[str, dict[str, Any]]:
-        """What was found, as the trees that were sown."""
-        return {
-            name: {
-                part: jax.tree_util.tree_unflatten(
-                    point.treedef, [_leaf(found, (name, part, k), slot) for k, slot in enumerate(point.slots)]
-                )
-                for part in PARTS
-                if any((name, part, k) in found for k in range(len(point.slots)))
-            }
-            for name, point in self.points.items()
-        }
-
-    def _sow(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        point: _Point = eqn.params["point"]
-        known = self.points.setdefault(point.name, point)
-        if (known.treedef, known.slots) != (point.treedef, point.slots):
-            raise ValueError(f"{point.name!r} is sown twice, with trees of another structure, shape or dtype.")
-        # Sown again, for a save_intermediates around this one.
-        y = sow_p.bind(*values, **eqn.params)
-        return [y], {(point.name, eqn.params["part"], eqn.params["leaf"]): y}
-
-    def _wrapper(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        if eqn.primitive.name.startswith("custom"):
-            values = list(_without_derivative(*values))
-        outputs, found = self.run(eqn.params[_WRAPPERS[eqn.primitive.name]], values)
-        if eqn.params.get("differentiated"):
-            # The backward pass of a checkpoint computes primals again, which the forward pass has recorded.
-            found = {key: value for key, value in found.items() if key[1] != "primal"}
-        return outputs, found
-
-    def _jit(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        return jax.jit(lambda *args: self.run(eqn.params["jaxpr"], args))(*values)
-
-    def _scan(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        params = eqn.params
-        body = params["jaxpr"]
-        # Operands are constants, carry and slices, results are carry and slices; slices have lost an axis in the body.
-        n_carry = sum(map(_same_rank, eqn.outvars, body.jaxpr.outvars))
-        n_whole = sum(map(_same_rank, eqn.invars, body.jaxpr.invars))
-        consts, carry, xs = values[: n_whole - n_carry], values[n_whole - n_carry : n_whole], values[n_whole:]
-
-        def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], Any]:
-            outputs, found = self.run(body, [*consts, *carry, *x])
-            return outputs[:n_carry], (outputs[n_carry:], found)
-
-        carry, (ys, found) = jax.lax.scan(
-            step, carry, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
-        )
-        return [*carry, *ys], found
-
-    def _while(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        params = eqn.params
-        n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
-        cond_consts, body_consts, carry = values[:n_cond], values[n_cond : n_cond + n_body], values[n_cond + n_body :]
-        test = jaxpr_as_fun(params["cond_jaxpr"])
-
-        def turn(state: tuple[list[Any], Found]) -> tuple[list[Any], Found]:
-            return self.run(params["body_jaxpr"], [*body_consts, *state[0]])
-
-        nothing = {key: _absent(aval) for key, aval in jax.eval_shape(turn, (carry, {}))[1].items()}
-        return jax.lax.while_loop(lambda state: test(*cond_consts, *state[0])[0], turn, (carry, nothing))
-
-    def _cond(self, eqn: JaxprEqn, values: list[Any]) -> tuple[Sequence[Any], Found]:
-        index, *operands = values
-        branches = [functools.partial(self.run, branch) for branch in eqn.params["branches"]]
-        avals: Found = {}
-        for branch in branches:
-            avals |= jax.eval_shape(branch, operands)[1]
-
-        def filled(branch: Callable[..., Any], *operands: Any) -> tuple[Sequence[Any], Found]:
-            outputs, found = branch(operands)
-            return outputs, {key: found[key] if key in found else _absent(aval) for key, aval in avals.items()}
-
-        return jax.lax.switch(index, [functools.partial(filled, branch) for branch in branches], *operands)
+def _bodies(eqn: Any) -> list[Any]:
+    values = [value if isinstance(value, tuple | list) else [value] for value in eqn.params.values()]
+    return [item for value in values for item in value if isinstance(item, ClosedJaxpr | Jaxpr)]
 
 
-def _points(eqn: Any, tag: str) -> Iterator[_Point]:
-    """The points with this tag in an equation and its bodies."""
-    if eqn.primitive is sow_p and eqn.params["point"].tag == tag:
-        yield eqn.params["point"]
-    for value in eqn.params.values():
-        for body in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(body, ClosedJaxpr | Jaxpr):
-                for inner in body.eqns:
-                    yield from _points(inner, tag)
+def _names(eqns: Sequence[Any], tag: str) -> Iterator[str]:
+    """What is sown under this tag in some equations and their bodies."""
+    for eqn in eqns:
+        if eqn.primitive is sow_p and eqn.params["tag"] == tag:
+            yield eqn.params["name"]
+        for body in _bodies(eqn):
+            yield from _names(body.eqns, tag)
 
 
-def _evaluate(eqn: Any, env: dict[Any, Any]) -> list[Any]:
-    """An equation without anything to record, as a jaxpr of its own: how it is evaluated is JAX's business."""
+def _evaluate(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
+    """An equation in which nothing is sown, as a jaxpr of its own: how to evaluate it is JAX's business."""
     operands = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, Literal)))
     info = DebugInfo("save_intermediates", "tesseract_flow", ("x",) * len(operands), ("y",) * len(eqn.outvars))
     alone = Jaxpr((), operands, eqn.outvars, [eqn], eqn.effects, debug_info=info)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(env[var] for var in operands))
 
 
-def _leaf(found: Found, key: Key, slot: _Slot) -> Any:
-    """A leaf of the tree of one part."""
-    name, part, k = key
-    if key in found:
-        return found[key]
-    if part == "primal":
-        return slot.value
-    if not slot.is_inexact:
-        return None
-    return jnp.zeros_like(found.get((name, "primal", k), jax.ShapeDtypeStruct(slot.shape, slot.dtype)))
-
-
-def _absent(aval: Any) -> jax.Array:
-    """What stands where nothing passed."""
-    return jnp.full(aval.shape, jnp.nan if jnp.issubdtype(aval.dtype, jnp.inexact) else 0, aval.dtype)
-
-
-def _same_rank(outside: Any, inside: Any) -> bool:
-    return len(outside.aval.shape) == len(inside.aval.shape)
-
-
-def _refuse_doubles(found: Found, new: Found) -> None:
-    for name, part, _ in sorted(found.keys() & new.keys()):
+def _refuse_doubles(keys: Any) -> None:
+    for name, part in sorted(keys):
         raise ValueError(
-            f"{name!r} is sown twice in one function (its {part} came up again).\n"
-            "Give each point a name of its own: in a Python loop one per turn, as in sow(x, f'step {i}'); in a function "
-            "that is called several times, a prefix for each call. lax.scan stacks its turns under one name."
+            f"{name!r} is sown twice in one function: its {part} came up again.\n"
+            "Give each point a name of its own: one per turn of a Python loop, as in sow(x, f'step {i}'); a prefix per "
+            "call of a function that is called more than once. (lax.scan stacks its turns under one name.)"
         )
 
 
 @jax.custom_jvp
-def _without_derivative(*values: Any) -> tuple[Any, ...]:
+def _without_derivative(values: list[Any]) -> list[Any]:
     return values
 
 
 @_without_derivative.defjvp
 def _refuse_derivative(primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
-        "A derivative was taken of save_intermediates(f), where f sows inside of a function with a derivative of its own "
-        "(custom_jvp, custom_vjp), which would be lost.\n"
-        "Put the derivative inside: save_intermediates(jax.grad(f)), not jax.grad(save_intermediates(f))."
+        "save_intermediates(f) was differentiated, and f sows inside of a function with a derivative of its own, which "
+        "would get lost.\nPut the derivative inside: save_intermediates(jax.grad(f)) and not the other way round."
     )

@@ -17,10 +17,7 @@ import optax
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import NonFiniteError, ProblemError
 from tesseract_flow.execute import concurrent
-from tesseract_flow.optimize.constraints import (
-    AugmentedLagrangian,
-    change_duals,
-)
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals
 from tesseract_flow.optimize.drivers import build_driver
 from tesseract_flow.optimize.evaluator import Evaluator, Transform
 from tesseract_flow.optimize.fingerprint import fingerprint_of

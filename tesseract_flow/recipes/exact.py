@@ -76,7 +76,9 @@ class InputKey:
 
     def __init__(self, tree: Any, *, copy: bool = False):
         leaves, self._structure = jax.tree_util.tree_flatten(tree)
-        self._leaves = [_frozen(leaf) if copy and isinstance(leaf, np.ndarray | np.generic) else leaf for leaf in leaves]
+        self._leaves = [
+            _frozen(leaf) if copy and isinstance(leaf, np.ndarray | np.generic) else leaf for leaf in leaves
+        ]
         self._arrays = [_words(leaf) for leaf in self._leaves if eqx.is_array(leaf)]
         self._identity = str(self._structure), tuple(_description(leaf) for leaf in self._leaves)
         # A sum is a poor digest and costs a tenth of a checksum. It only has to keep most comparisons from being made.

@@ -207,6 +207,7 @@ class JaxRecipe:
     def _keep(self, key: InputKey, patterns: frozenset[Pattern] | None) -> tuple[Any, Static, _Residuals]:
         """Run the function at the key's input and keep what its pullback needs."""
         assert self.residual_cache is not None
+        self.residual_cache.make_room((self, key))
         dynamic, constants = self._split(key.tree)
         out, out_constants, avals, pullback = self._run_with_residuals(dynamic, constants, patterns)
         residuals = _Residuals(pullback, avals)
@@ -335,7 +336,9 @@ def _inexact_at(tree: Any, path: str, role: str) -> Any:
     if eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
     found = f"an array of {leaf.dtype}" if eqx.is_array(leaf) else f"no array ({type(leaf).__name__})"
-    raise ValueError(f"A derivative was requested for {role} {path!r}, which is {found}; expected a floating-point one.")
+    raise ValueError(
+        f"A derivative was requested for {role} {path!r}, which is {found}; expected a floating-point one."
+    )
 
 
 def _vector(vector: Mapping[str, Any], paths: tuple[str, ...], name: str) -> dict[str, Any]:

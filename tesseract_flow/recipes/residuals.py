@@ -62,7 +62,7 @@ class ResidualCache:
     def put(self, key: Hashable, value: Any, n_bytes: int) -> None:
         """Keep a value, in place of an older one of the same key, and let go of the least recently used for it."""
         with self._lock:
-            self.bytes -= self._entries.pop(key, (None, 0))[1]
+            self._drop(key)
             if n_bytes > self.max_bytes:
                 self.oversized += 1
                 if self.oversized == 1:
@@ -73,12 +73,27 @@ class ResidualCache:
                         self.max_bytes,
                     )
                 return
+            self._make_room(n_bytes)
             self._entries[key] = value, n_bytes
             self.bytes += n_bytes
-            while len(self._entries) > self.max_entries or self.bytes > self.max_bytes:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self.bytes -= freed
-                self.evictions += 1
+
+    def make_room(self, key: Hashable) -> None:
+        """Let go of what a `put` of this key would push out, as far as that is known before the value is.
+
+        To be called before residuals are computed, so that no more than `max_entries` of them exist at a time.
+        """
+        with self._lock:
+            self._drop(key)
+            self._make_room(0)
+
+    def _drop(self, key: Hashable) -> None:
+        self.bytes -= self._entries.pop(key, (None, 0))[1]
+
+    def _make_room(self, n_bytes: int) -> None:
+        while self._entries and (len(self._entries) >= self.max_entries or self.bytes + n_bytes > self.max_bytes):
+            _, (_, freed) = self._entries.popitem(last=False)
+            self.bytes -= freed
+            self.evictions += 1
 
     def clear(self) -> None:
         """Let go of everything. Counters go on."""

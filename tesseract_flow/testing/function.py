@@ -134,18 +134,18 @@ class FunctionTesseract(AbstractTesseract):
         """The inputs as JAX arrays, in the dtypes of the schema."""
         received = _arrays(inputs)
         for keys, field in array_leaves(self._schema.inputs, inputs):
-            received = _replaced(received, keys, jnp.asarray(_at(inputs, keys), field.dtype))
+            received = _replaced(received, keys, _array(_at(inputs, keys), field.dtype))
         return received
 
     def _jacobian_vector_product(self, inputs, jvp_inputs, jvp_outputs, tangent_vector):
         fn, x = self._between(inputs, jvp_inputs, jvp_outputs)
-        tangents = {path: jnp.asarray(tangent_vector[path], x[path].dtype) for path in jvp_inputs}
+        tangents = {path: _array(tangent_vector[path], x[path].dtype) for path in jvp_inputs}
         return jax.jvp(fn, (x,), (tangents,))[1]
 
     def _vector_jacobian_product(self, inputs, vjp_inputs, vjp_outputs, cotangent_vector):
         fn, x = self._between(inputs, vjp_inputs, vjp_outputs)
         y, pullback = jax.vjp(fn, x)
-        return pullback({path: jnp.asarray(cotangent_vector[path], y[path].dtype) for path in vjp_outputs})[0]
+        return pullback({path: _array(cotangent_vector[path], y[path].dtype) for path in vjp_outputs})[0]
 
     def _jacobian(self, inputs, jac_inputs, jac_outputs):
         fn, x = self._between(inputs, jac_inputs, jac_outputs)
@@ -184,7 +184,13 @@ def _field_of(value: Any) -> Field:
 
 
 def _arrays(tree: Any) -> Any:
-    return jax.tree_util.tree_map(lambda leaf: jnp.asarray(leaf) if hasattr(leaf, "dtype") else leaf, tree)
+    return jax.tree_util.tree_map(lambda leaf: _array(leaf) if hasattr(leaf, "dtype") else leaf, tree)
+
+
+def _array(value: Any, dtype: Any = None) -> jax.Array:
+    # Not jnp.asarray, which copies on XLA's thread pool: inside host callbacks of jitted code, when each thread of the
+    # pool is in a callback that waits for such a copy, large arrays would wait for ever.
+    return jax.device_put(np.asarray(value, dtype))
 
 
 def _as_answered(tree: Any) -> Any:

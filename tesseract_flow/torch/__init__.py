@@ -6,7 +6,7 @@ function.
 """
 
 try:
-    import torch as _torch  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import torch as _torch  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -1,13 +1,16 @@
 """`apply_tesseract`: a Tesseract as a function of tensors, differentiable where its schema says so."""
 
+# Where PyTorch is not installed, pyright takes this package for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 
 from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
 from tesseract_flow.errors import Fault
@@ -15,14 +18,14 @@ from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, 
 from tesseract_flow.torch.call import SHAPES_LATER, Call, Operand
 from tesseract_flow.torch.function import refuse_transforms, run
 from tesseract_flow.torch.refusals import refuse_misfits, require_method
-from tesseract_flow.torch.trees import Constant, Slot, Tree, follow, leaves_of, map_leaves
+from tesseract_flow.torch.trees import Constant, Slot, map_leaves
 
 # Faults that the batch dimension may heal.
 _OF_SHAPE = frozenset({"wrong_rank", "wrong_shape"})
 
 
 def apply_tesseract(tesseract: TesseractLike, inputs: Mapping[str, Any], *, vmap_method: str | None = None) -> Any:
-    """Outputs of a Tesseract at `inputs`: tensors where they are differentiable, NumPy arrays and plain values elsewhere.
+    """Outputs of a Tesseract at `inputs`: tensors where they are differentiable, else NumPy arrays and plain values.
 
     One request, and one more per backward pass: for the inputs that require grad, and the outputs that have a gradient
     other than zero. Forward mode (`torch.autograd.forward_ad`) takes one more as well. Tensors in fields that are not
@@ -46,6 +49,15 @@ def apply_tesseract(tesseract: TesseractLike, inputs: Mapping[str, Any], *, vmap
         SecondDerivative: from the backward pass through a gradient that was taken with `create_graph=True`.
         CallError: the request failed; see `tesseract_flow.errors`.
     """
+    if torch.compiler.is_compiling():
+        # The compiler makes a break in its graph here, as no request can be compiled. Said here and not with a
+        # decorator, which would import the whole compiler for everybody.
+        uncompiled = torch.compiler.disable(_apply)
+        return uncompiled(tesseract, inputs, vmap_method)  # pyright: ignore[reportCallIssue]
+    return _apply(tesseract, inputs, vmap_method)
+
+
+def _apply(tesseract: TesseractLike, inputs: Mapping[str, Any], vmap_method: str | None) -> Any:
     require_method(vmap_method)
     handle = _open_text(tesseract) if isinstance(tesseract, str) else open_tesseract(tesseract)
     call, operands = _split_inputs(handle, inputs, vmap_method)
@@ -63,10 +75,10 @@ def _open_text(source: str) -> AbstractTesseract:
 def _split_inputs(handle: AbstractTesseract, inputs: Any, vmap_method: str | None) -> tuple[Call, list[torch.Tensor]]:
     """All tensors of the inputs, as the request needs them, and the call without them."""
     root = handle.schema.inputs
-    faults = [
-        fault for fault in check_inputs(root, inputs) if not (vmap_method in SHAPES_LATER and fault.kind in _OF_SHAPE)
-    ]
-    refuse_misfits(handle, faults or _faults_of_layout(handle, inputs))
+    faults = check_inputs(root, inputs)
+    if vmap_method in SHAPES_LATER:
+        faults = [fault for fault in faults if fault.kind not in _OF_SHAPE]
+    refuse_misfits(handle, faults)
     fields = dict(array_leaves(root, inputs))
     operands: list[Operand] = []
     tensors: list[torch.Tensor] = []
@@ -75,21 +87,17 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any, vmap_method: str | Non
         field = fields.get(keys)
         if not isinstance(leaf, torch.Tensor):
             return _plain(leaf) if field is None else _array(leaf, field)
-        is_differentiable = field is not None and field.differentiable
-        leaf = leaf if is_differentiable else leaf.detach()
+        path, is_differentiable = format_path(root, keys), field is not None and field.differentiable
+        if leaf.layout is not torch.strided:
+            fault = Fault(path, f"a tensor of layout {leaf.layout} cannot be sent; use .to_dense()", "wrong_layout")
+            refuse_misfits(handle, [fault])
+        if not is_differentiable:
+            leaf = leaf.detach()
         tensors.append(leaf if field is None else _tensor(leaf, field))
-        operands.append(Operand(format_path(root, keys), field is not None, is_differentiable))
+        operands.append(Operand(path, field is not None, is_differentiable))
         return Slot(len(tensors) - 1)
 
     return Call(handle, map_leaves(split, inputs), tuple(operands), vmap_method), tensors
-
-
-def _faults_of_layout(handle: AbstractTesseract, inputs: Any) -> list[Fault]:
-    return [
-        Fault(format_path(handle.schema.inputs, keys), f"a {leaf.layout} tensor cannot be sent; use .to_dense()")
-        for keys, leaf in leaves_of(inputs).items()
-        if isinstance(leaf, torch.Tensor) and leaf.layout is not torch.strided
-    ]
 
 
 def _tensor(tensor: torch.Tensor, field: ArrayField) -> torch.Tensor:
@@ -98,11 +106,11 @@ def _tensor(tensor: torch.Tensor, field: ArrayField) -> torch.Tensor:
     Casting and broadcasting on this side makes them part of the graph, so that autograd differentiates them: a server
     that broadcasts (1,) to (3,) would answer a pullback with three numbers where one is due.
     """
-    if field.dtype is not None:
-        tensor = tensor.to(getattr(torch, field.dtype))
-    if field.shape is not None and len(field.shape) == tensor.ndim:
-        tensor = tensor.expand([have if want is None else want for have, want in zip(tensor.shape, field.shape)])
-    return tensor
+    dtype = tensor.dtype if field.dtype is None else getattr(torch, field.dtype)
+    shape = _full_shape(tensor.shape, field)
+    # Only where needed: inside of torch.func even an operation that does nothing makes a tensor without numbers.
+    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return tensor if tensor.shape == shape else tensor.expand(shape)
 
 
 def _array(value: Any, field: ArrayField) -> Any:
@@ -110,10 +118,16 @@ def _array(value: Any, field: ArrayField) -> Any:
     array = np.array(value, dtype=field.dtype)
     if isinstance(value, bool | int | float | complex):
         return array  # a number stays one under vmap
-    if field.shape is not None and len(field.shape) == array.ndim:
-        shape = tuple(have if want is None else want for have, want in zip(array.shape, field.shape, strict=True))
-        array = np.broadcast_to(array, shape)
-    return Constant(array)
+    return Constant(np.broadcast_to(array, _full_shape(array.shape, field)))
+
+
+def _full_shape(shape: Sequence[int], field: ArrayField) -> tuple[int, ...]:
+    """`shape` with the schema's lengths in place of those of 1 that it broadcasts."""
+    if field.shape is None or len(field.shape) != len(shape):
+        return tuple(shape)
+    return tuple(
+        want if have == 1 and want is not None else have for have, want in zip(shape, field.shape, strict=True)
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -1,9 +1,12 @@
 """Tensors to NumPy arrays and back, on whatever device they live."""
 
+# Where PyTorch is not installed, pyright takes this package for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 
 
 def has_numbers(tensor: torch.Tensor) -> bool:

@@ -3,9 +3,12 @@
 Here: the three `vmap_method`s of tesseract-torch. Both ways run ordinary calls on ordinary tensors, so derivatives of
 mapped calls, and maps of maps, need nothing of their own.
 
-Every array of a mapped call comes back as a tensor with the batch first, also those that are not differentiable: a NumPy
-array has no place for the dimension that vmap hides. What is no array comes back once.
+Every array of a mapped call comes back as a tensor, also those that are not differentiable: a NumPy array has no place
+for the dimension that vmap hides. What is no array comes back once.
 """
+
+# Where PyTorch is not installed, pyright takes this package for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch  # pyright: ignore[reportMissingImports]
+import torch
 
 from tesseract_flow.errors import InvalidAnswer, OptionError
 from tesseract_flow.schema import DTYPES, Keys, describe_shape, format_path

@@ -81,7 +81,12 @@ class Call:
         """The outputs. One request."""
         inputs = self._filled(primals)
         if self.vmap_method in SHAPES_LATER:
-            refuse_misfits(self.tesseract, check_inputs(self.tesseract.schema.inputs, inputs))
+            refuse_misfits(
+                self.tesseract,
+                check_inputs(self.tesseract.schema.inputs, inputs),
+                f"With vmap_method={self.vmap_method!r} shapes are checked as they are sent; where the schema has no "
+                "room for a batch dimension, use 'sequential'.",
+            )
         return read_answer(self.tesseract, self.tesseract.apply(inputs))
 
     def pushforward(

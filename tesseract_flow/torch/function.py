@@ -7,14 +7,17 @@ Complex numbers: PyTorch's gradient is the conjugate of the bilinear pullback Já
 cotangents are conjugated on their way out and gradients on their way back.
 """
 
+# Where PyTorch is not installed, pyright takes this package for it.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch  # pyright: ignore[reportMissingImports]
-from torch.autograd import forward_ad  # pyright: ignore[reportMissingImports]
+import torch
+from torch.autograd import forward_ad
 
 from tesseract_flow.torch.arrays import has_numbers, to_numpy, to_tensor
 from tesseract_flow.torch.batching import batched
@@ -83,14 +86,14 @@ class _Apply(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         call, primals = ctx.call, ctx.saved_tensors
         wanted = [i for i, needs in enumerate(ctx.needs_input_grad[len(_BEFORE_TENSORS) :]) if needs]
-        given = {j: y_bar for j, y_bar in enumerate(cotangents) if not _is_zero(call, y_bar)}
+        given = _given(call, cotangents)
         x_bar: list[torch.Tensor | None] = [None] * len(primals)
         if given:
             answer = call.pullback(
                 [to_numpy(x) for x in primals], wanted, {ctx.paths[j]: to_numpy(c.conj()) for j, c in given.items()}
             )
             for i, array in zip(wanted, answer, strict=True):
-                x_bar[i] = to_tensor(array.conj(), primals[i].device)
+                x_bar[i] = to_tensor(array, primals[i].device).conj().resolve_conj()
         else:
             # Not None: to autograd that is an input that was never used.
             for i in wanted:
@@ -102,7 +105,7 @@ class _Apply(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         call, primals = ctx.call, ctx.saved_tensors
         operand_tangents = tangents[len(_BEFORE_TENSORS) :]
-        given = {i: x_dot for i, x_dot in enumerate(operand_tangents) if not _is_zero(call, x_dot)}
+        given = _given(call, operand_tangents)
         if given and ctx.paths:
             answer = call.pushforward(
                 [to_numpy(x) for x in primals], {i: to_numpy(t) for i, t in given.items()}, ctx.paths, ctx.avals
@@ -125,13 +128,15 @@ class _Apply(torch.autograd.Function):
         return tuple(outputs), (0,) * len(outputs)
 
 
-def _is_zero(call: Call, tensor: torch.Tensor | None) -> bool:
-    """Whether a tangent or cotangent is absent or all zero: such a request would be a solve for nothing."""
-    if tensor is None:
-        return True
-    if not has_numbers(tensor):
+def _given(call: Call, tensors: Sequence[torch.Tensor | None]) -> dict[int, torch.Tensor]:
+    """The tangents or cotangents that are there and not all zero, by index: others would be a solve for nothing."""
+    present = {k: tensor for k, tensor in enumerate(tensors) if tensor is not None}
+    if not all(map(has_numbers, present.values())):
         raise batched_derivative(call.tesseract)
-    return not bool(tensor.any())  # NaN counts as something
+    try:
+        return {k: tensor for k, tensor in present.items() if tensor.any()}  # NaN counts as something
+    except RuntimeError as error:  # tensors that record what is done with them, as torch.func.linearize hands out
+        raise torch_func(call.tesseract) from error
 
 
 # --- second derivatives -----------------------------------------------------------------------------------------------
@@ -161,7 +166,7 @@ class _Final(torch.autograd.Function):
 def _differentiable_no_more(
     call: Call, derivatives: Sequence[torch.Tensor | None], sources: Sequence[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    """The derivatives, tied to what they were computed from: as constants they would drop out of a second derivative."""
+    """The derivatives, tied to what they depend on: constants would silently drop out of a second derivative."""
     values = [value for value in derivatives if value is not None]
     tied = iter(_Final.apply(call.tesseract.name, len(values), *values, *sources))
     return [None if value is None else next(tied) for value in derivatives]
@@ -189,13 +194,17 @@ class _Probe(torch.autograd.Function):
         found.is_differentiated |= not all(map(has_numbers, tensors))
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> torch.Tensor:
+        return torch.zeros(())  # asked for dual tensors as well, which are welcome
+
+    @staticmethod
     def vmap(info: Any, in_dims: Any, found: _Found, *tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
         found.is_mapped = True
         return _Probe.apply(found, *tensors), None
 
 
 def refuse_transforms(call: Call, operands: Sequence[torch.Tensor]) -> None:
-    """Raise `UnsupportedTransform` for operands that are in the hands of a transform that a call cannot pass through."""
+    """Raise `UnsupportedTransform` for operands in the hands of a transform that no call can pass through."""
     if all(map(has_numbers, operands)):
         return
     found = _Found()

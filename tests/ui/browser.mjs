@@ -1,7 +1,7 @@
 // One visit to the Prefect UI: node browser.mjs TASK OPTIONS-AS-JSON. The last line of output is a report as JSON.
 //
 // Selectors follow what people see (labels, button names) where the pages allow it, and Prefect's class names elsewhere.
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
@@ -35,6 +35,9 @@ const page = await context.newPage();
 try {
   const answer = await { form, run, artifacts, retry }[task]();
   console.log(JSON.stringify({ answer, hosts: [...hosts] }));
+} catch (error) {
+  await page.screenshot({ path: join(options.pictures, "failure.png") });
+  throw error;
 } finally {
   await context.close();
 }
@@ -48,6 +51,8 @@ async function form() {
   await field("Max Steps").locator("input[type=number]").fill(String(options.maxSteps));
   const optimizers = await choose("Name", "adam");
   await choose("observe", options.observe);
+  await page.getByText("Parameters", { exact: true }).click(); // takes the focus out of the field
+  await page.locator(".flow-run-name-input").scrollIntoViewIfNeeded();
   await picture("ui-form", 1560);
   await field("run_key").getByRole("button", { name: "str", exact: true }).click();
   await field("run_key").locator("textarea").fill(options.runKey);
@@ -57,35 +62,33 @@ async function form() {
   return { fields, optimizers, run: created.id, parameters: created.parameters };
 }
 
-// The page of a short run: the graph of its calls, and its artifacts.
+// The page of a short run: the graph of its first calls, large enough to read, and its artifacts.
 async function run() {
   await visit(`/runs/flow-run/${options.run}`);
   await layOut("Dependency grid");
   const artifacts = await openArtifacts();
-  await picture("ui-run", 1160);
-  await page.setViewportSize({ width: WIDTH, height: 900 });
-  await page.getByTitle("Toggle fullscreen").click();
-  await page.getByTitle("Recenter graph").click();
-  await picture("ui-graph", 900);
+  await rest();
+  await zoomIn(9);
+  await picture("ui-run", 1240);
   return { artifacts };
 }
 
 // The artifacts of a long run, and those with a picture opened.
 async function artifacts() {
   await visit(`/runs/flow-run/${options.run}`);
-  await page.locator(".run-graph canvas").waitFor();
-  const found = await openArtifacts();
-  await picture("ui-artifacts", 1160);
-  const images = {};
-  for (const { key, href } of found.filter(({ kind }) => kind === "image")) {
+  const artifacts = await openArtifacts();
+  const widths = {};
+  for (const { key, href } of artifacts.filter(({ kind }) => kind === "image")) {
     await visit(href);
     const image = page.locator("img[src^='data:image']");
     await image.waitFor();
-    images[key] = await image.evaluate((it) => it.decode().then(() => it.naturalWidth));
-    const { y, height } = await image.boundingBox();
-    await picture(`ui-${key}`, Math.ceil(y + height) + 16); // what follows is the address of the image, which is the image
+    widths[key] = await image.evaluate((it) => it.decode().then(() => it.naturalWidth));
+    if (key.endsWith("-convergence")) {
+      const { y, height } = await image.boundingBox();
+      await picture("ui-artifacts", Math.ceil(y + height) + 16); // below is the address of the image, which is the image
+    }
   }
-  return { artifacts: found, images };
+  return { artifacts, widths };
 }
 
 // Presses Retry on the page of a run that is over.
@@ -109,7 +112,7 @@ function field(label) {
 
 // Selects a value in a menu, and returns all that it offers.
 async function choose(label, value) {
-  await field(label).locator(".p-select-button button").click();
+  await field(label).locator(".p-select-button button").press("Space"); // a click this quick opens it and closes it again
   const menu = page.getByRole("option");
   await menu.first().waitFor();
   const offered = (await menu.allInnerTexts()).map((text) => text.trim());
@@ -141,19 +144,34 @@ async function openArtifacts() {
   );
 }
 
-// A screenshot, once the page has come to rest: graphs fly into place.
+// Turns the wheel over the middle of the graph's upper edge, so that it grows downwards and to both sides.
+async function zoomIn(nTurns) {
+  const { x, y, width } = await page.locator(".run-graph canvas").boundingBox();
+  await page.mouse.move(x + width / 2, y + 8);
+  for (let i = 0; i < nTurns; i++) {
+    await page.mouse.wheel(0, -100);
+    await rest();
+  }
+}
+
 async function picture(name, height) {
   await page.mouse.move(WIDTH - 4, 4); // away from what lights up under the pointer
   await page.setViewportSize({ width: WIDTH, height });
+  writeFileSync(join(options.pictures, `${name}.png`), await rest());
+}
+
+// A screenshot, once the page has come to rest: graphs fly into place.
+async function rest() {
   const end = Date.now() + options.patience;
-  let before = null;
+  let before = await page.screenshot();
   for (let nSame = 0; nSame < 3; ) {
-    if (Date.now() > end) throw new Error(`the page does not come to rest for ${name}`);
-    const shot = await page.screenshot({ path: join(options.pictures, `${name}.png`) });
-    nSame = before && shot.equals(before) ? nSame + 1 : 0;
-    before = shot;
-    await page.waitForTimeout(400);
+    if (Date.now() > end) throw new Error("the page does not come to rest");
+    await page.waitForTimeout(300);
+    const now = await page.screenshot();
+    nSame = now.equals(before) ? nSame + 1 : 0;
+    before = now;
   }
+  return before;
 }
 
 // In the page: label and kind of each field, those of groups included.

@@ -129,7 +129,7 @@ class Browser:
     def visit(self, task: str, **options: Any) -> dict[str, Any]:
         """What `browser.mjs` reports about `task`, after the visit."""
         options |= {"chromium": self.chromium, "pages": self.pages, "work": str(self.work)}
-        options |= {"pictures": str(self.pictures), "patience": PATIENCE * 1000}
+        options |= {"pictures": str(self.pictures), "patience": 90_000}
         script = Path(__file__).with_name("browser.mjs")
         done = subprocess.run(
             ["node", str(script), task, json.dumps(options)], capture_output=True, text=True, timeout=2 * PATIENCE

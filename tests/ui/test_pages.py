@@ -18,7 +18,7 @@ def submitted(api: Prefect, browser: Browser) -> dict[str, Any]:
         "form",
         deployment=api.deployment("beam")["id"],
         name="first-look",
-        maxSteps=2,
+        maxSteps=8,
         observe="calls",
         runKey="from-the-form",
     )
@@ -52,8 +52,8 @@ def test_run_submitted_by_the_form_completes_and_shows_its_calls(
     run = api.completed(submitted["run"], checkout)
     assert api.get(f"flow_runs/{run.id}")["name"] == "first-look"
     assert run.folder.name == "from-the-form"
-    assert run.result["steps"] == 2
-    assert {"fem.apply #2", "fem.pullback #2"} <= set(api.parents(run.id))
+    assert run.result["steps"] == 8
+    assert {"fem.apply #8", "fem.pullback #8"} <= set(api.parents(run.id))
     shown = browser.visit("run", run=run.id, nArtifacts=5)["artifacts"]
     assert {card["key"] for card in shown} == set(api.artifacts(run.id))
 
@@ -62,7 +62,7 @@ def test_artifacts_of_a_long_run_are_shown_with_their_pictures(browser: Browser,
     visit = browser.visit("artifacts", run=optimised.id, nArtifacts=5)
     assert {card["kind"] for card in visit["artifacts"]} == {"progress", "image", "table", "markdown"}
     # An image that the browser cannot draw has no width.
-    assert {key: width > 300 for key, width in visit["images"].items()} == {
+    assert {key: width > 300 for key, width in visit["widths"].items()} == {
         "cantilever-convergence": True,
         "cantilever-design": True,
     }

@@ -1,0 +1,76 @@
+"""What a step keeps, and what it lets go."""
+
+from __future__ import annotations
+
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tesseract_flow.optimize import Constraint, Evaluation, MaxSteps, Observer, Problem, optimize
+from tesseract_flow.optimize.evaluator import Sample
+from tesseract_flow.optimize.steps import _accepted
+from tests.optimize.helpers import rosenbrock_problem
+
+
+def sample(number: float) -> Sample:
+    return Sample(jnp.asarray(number), {}, [])
+
+
+def test_the_accepted_point_is_the_trial_that_it_is_up_to_rounding():
+    before = {"x": jnp.array([1.0, -3.0])}
+    trials = [({"x": before["x"] + step}, sample(step)) for step in (0.5, 0.25, 0.125)]
+    # As if the step had been put together with a fused multiply-add.
+    twin = {"x": jnp.asarray(np.nextafter(np.array([1.25, -2.75]), 10))}
+    found = _accepted(before, twin, trials)
+    assert found is not None
+    point, its_sample = found
+    assert point is trials[1][0] and float(its_sample.lagrangian) == 0.25
+    other = {"x": jnp.array([1.25, -2.75]) * (1 + 1e-14)}
+    assert _accepted(before, other, trials) is None
+    assert _accepted(before, twin, []) is None
+
+
+@pytest.mark.parametrize("driver", ["adam", "lbfgs"])
+def test_evaluations_of_earlier_steps_are_let_go(driver):
+    made: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def transform(fn):
+        compiled = jax.jit(fn)
+
+        def call(*args):
+            answer = compiled(*args)
+            made.append(weakref.ref(answer[1]["x"]))
+            return answer
+
+        return call
+
+    watch = Observer(on_step=lambda *_: alive.append(sum(ref() is not None for ref in made)))
+    optimize(rosenbrock_problem(), driver, stop=MaxSteps(12), transform=transform, observers=[watch])
+    assert len(made) >= 12
+    assert max(alive) <= 6  # the trials of one step
+
+
+def test_a_thousand_variables_with_active_bounds():
+    """The beam of 1000 elements in closed form: thickness at its lower bound in the last elements."""
+    n, optimum = 1000, 23710.856198
+    s = np.arange(n + 1) / n
+    c = jnp.asarray(120 * ((1 - s[:-1]) ** 3 - (1 - s[1:]) ** 3) / 3)
+
+    def evaluate(h):
+        return Evaluation((c / h**3).sum(), {"volume": 0.1 / n * h.sum()})
+
+    problem = Problem(
+        jnp.full(n, 0.1),
+        evaluate,
+        bounds=(1e-2, 10.0),
+        constraints={"volume": Constraint(equals=0.01)},
+        scale=0.1,
+    )
+    result = optimize(problem, "lbfgs", transform=jax.jit)
+    assert abs(result.value / optimum - 1) < 1e-6
+    assert abs(float(result.constraints["volume"]) / 0.01 - 1) < 1e-6
+    assert float(result.design[-1]) == 0.01
