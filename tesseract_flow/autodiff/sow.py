@@ -60,8 +60,9 @@ def save_intermediates(
     innermost is recorded. `fn` sees traced arrays, like under `jit`; other arguments, numbers too, it gets as they are.
 
     Loops add axes in front: first one for each `scan`, `map` or `fori_loop` around the point, then one for each `vmap`
-    along which the leaf differs. A branch of `cond` that was not taken gives NaN, or zero for integers. Where values
-    have no way out (a `while_loop`, whose length is not known, or `shard_map`), there is a warning instead.
+    along which the leaf differs. (Reverse mode may take out of a loop, and show once, what is the same in all turns.) A
+    branch of `cond` that was not taken gives NaN, or zero for integers. Where values have no way out (a `while_loop`,
+    whose length is not known, or `shard_map`), there is a warning instead.
 
     Raises:
         ValueError: a name was sown twice. The branches of one `cond` may share names.
@@ -109,7 +110,7 @@ def _split(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["part", "form"])
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What passed through a point. Its form is the treedef, and per leaf the dtype or, if it is no array, a `Static`."""
+    """What passed through a point. Its form is a treedef, and per leaf the dtype, or a `Static` where there is none."""
 
     part: str
     form: tuple[Any, tuple[Any, ...]]
@@ -128,6 +129,10 @@ class _Record:
 
 
 Found = dict[tuple[str, str], _Record]  # by name and part
+
+_TWICE = """{name!r} is sown twice in one function: its {part} came up again.
+Give each point a name of its own: one per turn of a Python loop, as in sow(x, f"step {{i}}"); a prefix per call of a \
+function that is called more than once. (lax.scan stacks its turns under one name.)"""
 
 
 sow_p = Primitive("sow")
@@ -150,7 +155,8 @@ def _transpose(y_bar, *operands, part: str, is_new: bool, **params: Any):
 
 def _sow_derivative(part: str, derivatives: Sequence[Any], **params: Any) -> list[Any]:
     """Records a zero for a symbolic one, but hands on the symbol: a Tesseract must not be asked for its derivative."""
-    real = [k for k, x in enumerate(derivatives) if (x.aval if isinstance(x, ad.Zero) else x).dtype != float0]
+    dtypes = [(x.aval if isinstance(x, ad.Zero) else x).dtype for x in derivatives]  # type: ignore[attr-defined]
+    real = [k for k, dtype in enumerate(dtypes) if dtype != float0]
     sown = sow_p.bind(*(ad.instantiate_zeros(derivatives[k]) for k in real), part=part, is_new=False, **params)
     passed = dict(zip(real, sown, strict=True))
     return [x if isinstance(x, ad.Zero) else passed[k] for k, x in enumerate(derivatives)]
@@ -182,7 +188,8 @@ def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
         rule = _RULES.get(eqn.primitive.name)
         if names and rule is not None:
             outputs, new = rule(functools.partial(_run, tag), eqn, [read(atom) for atom in eqn.invars])
-            _refuse_doubles(found.keys() & new.keys())
+            for name, part in sorted(found.keys() & new.keys()):
+                raise ValueError(_TWICE.format(name=name, part=part))
             found.update(new)
         else:
             outputs = _evaluate(eqn, env)
@@ -277,15 +284,6 @@ def _evaluate(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
     info = DebugInfo("save_intermediates", "tesseract_flow", ("x",) * len(operands), ("y",) * len(eqn.outvars))
     alone = Jaxpr((), operands, eqn.outvars, [eqn], eqn.effects, debug_info=info)
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(env[var] for var in operands))
-
-
-def _refuse_doubles(keys: Any) -> None:
-    for name, part in sorted(keys):
-        raise ValueError(
-            f"{name!r} is sown twice in one function: its {part} came up again.\n"
-            "Give each point a name of its own: one per turn of a Python loop, as in sow(x, f'step {i}'); a prefix per "
-            "call of a function that is called more than once. (lax.scan stacks its turns under one name.)"
-        )
 
 
 @jax.custom_jvp

@@ -1,0 +1,33 @@
+"""The endpoint block: an address with credentials that stay where they belong."""
+
+import base64
+
+from pydantic import SecretStr
+
+from tesseract_flow.blocks import TesseractEndpoint
+from tesseract_flow.client import HttpTesseract
+
+
+def test_block_opens_the_tesseract_with_its_credentials_and_shows_none():
+    block = TesseractEndpoint(url="http://solver:8000", label="fem", token=SecretStr("t0k3n"), read_timeout=60.0)
+    handle = block.open()
+    assert handle == HttpTesseract("http://solver:8000", label="fem", token="t0k3n", read_timeout=60.0)
+    assert "t0k3n" not in repr(handle) + repr(block) + str(block) + block.model_dump_json()
+
+
+def test_basic_authentication_becomes_a_header():
+    handle = TesseractEndpoint(url="http://solver:8000", user="ann", password=SecretStr("s3cret")).open()
+    assert isinstance(handle, HttpTesseract)
+    ((name, value),) = handle.headers
+    assert name == "Authorization"
+    assert base64.b64decode(value.removeprefix("Basic ")) == b"ann:s3cret"
+    assert "s3cret" not in repr(handle)
+
+
+def test_block_is_stored_with_its_secrets_and_found_by_settings_of_a_flow(prefect_harness):
+    from tesseract_flow.flows.optimize import _resolved
+
+    TesseractEndpoint(url="http://solver:8000", token=SecretStr("t0k3n")).save("solver")
+    assert _resolved("block:solver") == HttpTesseract("http://solver:8000", token="t0k3n")
+    assert _resolved("http://solver:8000") == "http://solver:8000"
+    assert _resolved(3) == 3
