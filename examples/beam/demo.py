@@ -1,4 +1,4 @@
-"""`make demo`: serve the beam's three Tesseracts, optimise through them in a Prefect flow, compare with the known answer.
+"""`make demo`: serve the beam's three Tesseracts, optimise through them in a Prefect flow, compare with the optimum.
 
 Everything happens on this machine and below `runs/demo`: the components as three processes, Prefect's embedded server
 with its SQLite database, the journal, the result and the report. Kill it at any moment and start it again: it goes on
@@ -36,7 +36,7 @@ def main() -> None:
     from tesseract_flow.flows.optimize import Optimizer, Stop, optimize_design
 
     here = Path(__file__).resolve().parent
-    names = ("section", "fem", "compliance")
+    names: tuple[str, ...] = ("section", "fem", "compliance")
     print("Serving three Tesseracts ...", flush=True)
     with ThreadPoolExecutor(len(names)) as pool:  # each takes seconds to start, so together
         served = [ServedTesseract(here / name / "tesseract_api.py") for name in names]
@@ -47,7 +47,7 @@ def main() -> None:
     start = time.monotonic()
     summary = optimize_design(
         problem=str(here / "problem.py") + ":cantilever",
-        settings=urls,
+        settings=dict(urls),
         optimizer=Optimizer(name=arguments.optimizer),
         stop=Stop(max_steps=arguments.max_steps),
         run_key="demo",

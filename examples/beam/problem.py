@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import tesseract_flow as tf
 from examples.beam import closed_form
+from tesseract_flow.client import AbstractTesseract, TesseractLike
 
 HERE = Path(__file__).resolve().parent
 LOWER, UPPER = 1e-2, 10.0  # thickness
@@ -26,21 +27,19 @@ INK, BEAM, LOAD = "#222222", "#7fb5d6", "#d55e00"
 def cantilever(
     n_elements: int = 50,
     volume: float = 0.01,
-    section: str | None = None,
-    fem: str | None = None,
-    compliance: str | None = None,
+    section: TesseractLike | None = None,
+    fem: TesseractLike | None = None,
+    compliance: TesseractLike | None = None,
 ) -> tf.Problem:
     """Minimise compliance over the thickness of each element, at a given volume.
 
     Args:
         n_elements: equal elements along the unit length.
         volume: of material, with unit length and width 0.1.
-        section, fem, compliance: addresses of the three Tesseracts; those left out are served from this folder.
+        section, fem, compliance: the three Tesseracts, or their addresses; those left out are served from this folder.
     """
     jax.config.update("jax_enable_x64", True)  # the components work in float64
-    sections = tf.open_tesseract(section or HERE / "section", label="section")
-    solver = tf.open_tesseract(fem or HERE / "fem", label="fem")
-    work = tf.open_tesseract(compliance or HERE / "compliance", label="compliance")
+    sections, solver, work = _opened(section, "section"), _opened(fem, "fem"), _opened(compliance, "compliance")
 
     def evaluate(design: dict[str, Any]) -> tf.Evaluation:
         beam = tf.apply_tesseract(sections, {"thickness": design["thickness"]})
@@ -63,6 +62,12 @@ def cantilever(
         settings={"n_elements": n_elements, "volume": volume},
         picture=lambda design, evaluation: thickness_profile(design, evaluation, volume),
     )
+
+
+def _opened(source: TesseractLike | None, name: str) -> AbstractTesseract:
+    if isinstance(source, AbstractTesseract):  # what a flow makes of "block:NAME"; it has its label
+        return source
+    return tf.open_tesseract(source or HERE / name, label=name)
 
 
 def thickness_profile(design: dict[str, Any], evaluation: tf.Evaluation, volume: float) -> Figure:

@@ -9,6 +9,7 @@ functions that made them; everything else stays as it is.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import warnings
@@ -20,12 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.dtypes import float0
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
+from jax.tree_util import Partial
 
-from tesseract_flow.autodiff.call import ARRAY, Static
+from tesseract_flow.autodiff.call import Static
 
 T = TypeVar("T")
+Seen = dict[str, dict[str, Any]]  # by name and part: trees like those that were sown
 
 
 def sow(value: T, name: str, *, tag: str = "intermediates") -> T:
@@ -34,30 +38,23 @@ def sow(value: T, name: str, *, tag: str = "intermediates") -> T:
     Go on with what it returns, as in `y = sow(y, "y")`: what nobody uses, JAX may drop.
 
     Args:
-        value: a tree of arrays. Numbers among them are recorded too, other leaves (text, ...) handed on.
+        value: a tree of arrays; other leaves (text, plain numbers) are constants.
         name: unique within the function that is watched.
         tag: a group of points, seen by a `save_intermediates` with the same tag.
     """
-    leaves, treedef = jax.tree_util.tree_flatten(value)
-    known = [np.asarray(leaf) if isinstance(leaf, bool | int | float | complex) else leaf for leaf in leaves]
-    form = (treedef, tuple(x.dtype if _is_array(x) else Static(x) for x in known))
-    arrays = [x for x in known if _is_array(x)]
-    sown = iter(sow_p.bind(*arrays, name=name, tag=tag, form=form, part="primal", is_new=True))
-    for k, x in enumerate(known):
-        if _is_array(x) and isinstance(y := next(sown), Tracer) and x is leaves[k]:
-            leaves[k] = y  # a plain number stays one: a schema may ask for it
-    return jax.tree_util.tree_unflatten(treedef, leaves)
+    arrays, form = _split(value)
+    sown = sow_p.bind(*arrays, name=name, tag=tag, form=form, part="new", is_whole=False)
+    return form([y if isinstance(y, Tracer) else x for x, y in zip(arrays, sown, strict=True)])
 
 
-def save_intermediates(
-    fn: Callable[..., Any], *, tag: str = "intermediates"
-) -> Callable[..., tuple[Any, dict[str, dict[str, Any]]]]:
+def save_intermediates(fn: Callable[..., Any], *, tag: str = "intermediates") -> Callable[..., tuple[Any, Seen]]:
     """`fn`, which now returns a pair: its result, and `{name: {part: tree}}` with what passed through each `sow`.
 
     The parts are `"primal"`, and `"tangent"` or `"cotangent"` where forward or reverse mode passed: an outermost
-    transformation, as in `save_intermediates(jax.value_and_grad(f))`. Leaves that a derivative did not reach are zero
-    there, and those that have none (integers, text) are `None`, as in `equinox.filter_grad`. Of nested derivatives the
-    innermost is recorded. `fn` sees traced arrays, like under `jit`; other arguments, numbers too, it gets as they are.
+    transformation, as in `save_intermediates(jax.value_and_grad(f))`. They are whole: constant arrays count as well (if
+    something then has no derivative, there is NaN for them), and `None` stands for what is no floating-point array. Of
+    nested derivatives the innermost is recorded. `fn` sees traced arrays, like under `jit`; plain numbers and all else
+    it gets as they are.
 
     Loops add axes in front: first one for each `scan`, `map` or `fori_loop` around the point, then one for each `vmap`
     along which the leaf differs. (Reverse mode may take out of a loop, and show once, what is the same in all turns.) A
@@ -69,71 +66,75 @@ def save_intermediates(
     """
 
     @functools.wraps(fn, updated=())
-    def saving(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, dict[str, Any]]]:
-        arrays, fill = _split((args, kwargs))
-        filled: Any = None
+    def saving(*args: Any, **kwargs: Any) -> tuple[Any, Seen]:
+        arrays, form = _split((args, kwargs))
+        out_form: Any = None
 
         def flat(*arrays: Any) -> list[Any]:
-            nonlocal filled
-            args, kwargs = fill(arrays)
-            results, filled = _split(fn(*args, **kwargs))
+            nonlocal out_form
+            args, kwargs = form(arrays)
+            results, out_form = _split(fn(*args, **kwargs))
             return results
 
-        with jax.disable_jit(False):  # it would unroll loops, whose turns all sow the same names
-            closed = jax.make_jaxpr(flat)(*arrays)
-        results, found = _run(tag, closed, arrays)
-        seen: dict[str, dict[str, Any]] = {}
+        try:
+            closed = _traced(flat, arrays, is_whole=True)
+        except Exception:  # perhaps only because something has no derivative by a constant
+            closed = None
+        results, found = _run(tag, closed or _traced(flat, arrays, is_whole=False), arrays)
+        seen: Seen = {}
         for (name, part), record in found.items():
-            seen.setdefault(name, {})[part] = record.tree()
-        return filled(results), seen
+            seen.setdefault(name, {})[part] = record(part)
+        return out_form(results), seen
 
     return saving
 
 
-def _is_array(leaf: Any) -> bool:
-    """Whether JAX can trace it; NumPy also has arrays of text, dates and objects."""
-    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind not in "OSUMm")
+_is_whole: contextvars.ContextVar[bool] = contextvars.ContextVar("is_whole", default=False)
 
 
-def _split(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
-    """The arrays of a tree, and the tree as a function of its arrays."""
-    leaves, treedef = jax.tree_util.tree_flatten(tree)
-    others = [ARRAY if _is_array(leaf) else leaf for leaf in leaves]  # no tracer may outlive its trace
+def _traced(fn: Callable[..., Any], arrays: Sequence[Any], is_whole: bool) -> ClosedJaxpr:
+    """A trace. Where a derivative passes a point, all of the point is differentiated, or what the derivative needs."""
+    token = _is_whole.set(is_whole)
+    # JAX remembers the traces of functions inside. Metadata are part of its key, so these serve nobody else. And under
+    # disable_jit it would unroll loops, whose turns all sow the same names.
+    with set_xla_metadata(tesseract_flow_sow=str(is_whole)), jax.disable_jit(False):
+        try:
+            return jax.make_jaxpr(fn)(*arrays)
+        finally:
+            _is_whole.reset(token)
 
-    def fill(arrays: Sequence[Any]) -> Any:
-        remaining = iter(arrays)
-        return jax.tree_util.tree_unflatten(treedef, [next(remaining) if x is ARRAY else x for x in others])
 
-    return [leaf for leaf in leaves if _is_array(leaf)], fill
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["part", "form"])
 @dataclasses.dataclass(frozen=True)
-class _Record:
-    """What passed through a point. Its form is a treedef, and per leaf the dtype, or a `Static` where there is none."""
+class _Form:
+    """A tree as a function of its arrays, of which it keeps the dtypes (no tracer may outlive its trace)."""
 
-    part: str
-    form: tuple[Any, tuple[Any, ...]]
-    arrays: Sequence[Any]
+    treedef: Any
+    leaves: tuple[Any, ...]  # dtypes, and a Static for what is no array
 
-    def tree(self) -> Any:
-        treedef, leaves = self.form
-        remaining = iter(self.arrays)
+    def __call__(self, arrays: Sequence[Any], part: str = "primal") -> Any:
+        remaining = iter(arrays)
 
         def leaf(known: Any) -> Any:
             if isinstance(known, Static):
-                return known.value if self.part == "primal" else None
-            return next(remaining) if self.part == "primal" or jnp.issubdtype(known, jnp.inexact) else None
+                return known.value if part == "primal" else None
+            return next(remaining) if part == "primal" or jnp.issubdtype(known, jnp.inexact) else None
 
-        return treedef.unflatten([leaf(known) for known in leaves])
+        return self.treedef.unflatten([leaf(known) for known in self.leaves])
 
 
-Found = dict[tuple[str, str], _Record]  # by name and part
+def _split(tree: Any) -> tuple[list[Any], _Form]:
+    """What JAX can trace, and the rest. (NumPy also has arrays of text, dates and objects.)"""
+    leaves, treedef = jax.tree_util.tree_flatten(tree)
+    kinds = [x.dtype.kind if isinstance(x, np.ndarray | np.generic) else "O" for x in leaves]
+    traced = [isinstance(x, jax.Array) or kind not in "OSUMm" for x, kind in zip(leaves, kinds, strict=True)]
+    known = tuple(x.dtype if yes else Static(x) for x, yes in zip(leaves, traced, strict=True))
+    return [x for x, yes in zip(leaves, traced, strict=True) if yes], _Form(treedef, known)
+
+
+Found = dict[tuple[str, str], Partial]  # by name and part: the form of what was sown, with the arrays that passed
 
 _TWICE = """{name!r} is sown twice in one function: its {part} came up again.
-Give each point a name of its own: one per turn of a Python loop, as in sow(x, f"step {{i}}"); a prefix per call of a \
-function that is called more than once. (lax.scan stacks its turns under one name.)"""
-
+Number the turns of a Python loop and the calls of a function: sow(x, f"step {{i}}"). lax.scan stacks its turns."""
 
 sow_p = Primitive("sow")
 sow_p.multiple_results = True
@@ -142,24 +143,29 @@ sow_p.def_abstract_eval(lambda *avals, **_: list(avals))
 mlir.register_lowering(sow_p, lambda ctx, *values, **_: values)
 
 
-def _jvp(primals, tangents, *, part: str, is_new: bool, **params: Any):
-    # No longer new: the derivative of a derivative would come under the same name.
-    y = sow_p.bind(*primals, part=part, is_new=False, **params)
-    return y, _sow_derivative("tangent", tangents, **params) if is_new else tangents
+def _jvp(primals, tangents, *, part: str, is_whole: bool, **params: Any):
+    if part != "new":  # the derivative of a derivative would come under the same name
+        return sow_p.bind(*primals, part=part, is_whole=is_whole, **params), tangents
+    is_whole = _is_whole.get()
+    y = sow_p.bind(*primals, part="primal", is_whole=False, **params)
+    y_dot = _sow_derivative("tangent", tangents, (), is_whole=is_whole, **params)
+    return y, [x if isinstance(x, ad.Zero) and not is_whole else y_dot.get(k, x) for k, x in enumerate(tangents)]
 
 
-def _transpose(y_bar, *operands, part: str, is_new: bool, **params: Any):
-    x_bar = _sow_derivative("tangent" if part == "cotangent" else "cotangent", y_bar, **params)
-    return [c if ad.is_undefined_primal(x) else None for c, x in zip(x_bar, operands, strict=True)]
+def _transpose(y_bar, *operands, part: str, **params: Any):
+    known = [k for k, x in enumerate(operands) if not ad.is_undefined_primal(x)]
+    x_bar = _sow_derivative("tangent" if part == "cotangent" else "cotangent", y_bar, known, **params)
+    # A symbolic zero stays one: a Tesseract must not be asked for the derivative of an output that nobody uses.
+    return [None if k in known or isinstance(c, ad.Zero) else x_bar[k] for k, c in enumerate(y_bar)]
 
 
-def _sow_derivative(part: str, derivatives: Sequence[Any], **params: Any) -> list[Any]:
-    """Records a zero for a symbolic one, but hands on the symbol: a Tesseract must not be asked for its derivative."""
-    dtypes = [(x.aval if isinstance(x, ad.Zero) else x).dtype for x in derivatives]  # type: ignore[attr-defined]
-    real = [k for k, dtype in enumerate(dtypes) if dtype != float0]
-    sown = sow_p.bind(*(ad.instantiate_zeros(derivatives[k]) for k in real), part=part, is_new=False, **params)
-    passed = dict(zip(real, sown, strict=True))
-    return [x if isinstance(x, ad.Zero) else passed[k] for k, x in enumerate(derivatives)]
+def _sow_derivative(part: str, values: Sequence[Any], known: Sequence[int], is_whole: bool, **params: Any) -> Any:
+    """What can be recorded, by position: symbolic zeros as numbers, and NaN for cotangents that nobody computes."""
+    dtypes = [(x.aval if isinstance(x, ad.Zero) else x).dtype for x in values]  # type: ignore[attr-defined]
+    real = {k: ad.instantiate_zeros(x) for k, x in enumerate(values) if dtypes[k] != float0}
+    if not is_whole:
+        real |= {k: jnp.full_like(real[k], jnp.nan) for k in known if k in real and isinstance(values[k], ad.Zero)}
+    return dict(zip(real, sow_p.bind(*real.values(), part=part, is_whole=is_whole, **params), strict=True))
 
 
 def _batch(operands, axes, **params: Any):
@@ -201,11 +207,12 @@ def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
 
 def _run_sow(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
     y = sow_p.bind(*values, **eqn.params)  # again, for a save_intermediates around this one
-    name, part = eqn.params["name"], eqn.params["part"]
-    return y, {(name, part): _Record(part, eqn.params["form"], y)}
+    part = "primal" if eqn.params["part"] == "new" else eqn.params["part"]
+    return y, {(eqn.params["name"], part): Partial(eqn.params["form"], y)}
 
 
 def _run_wrapper(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
+    """Its body, in its place."""
     if eqn.primitive.name.startswith("custom"):
         values = _without_derivative(values)
     (body,) = _bodies(eqn)
@@ -258,7 +265,6 @@ _RULES: dict[str, Callable[..., tuple[Sequence[Any], Found]]] = {
     "scan": _run_scan,
     "cond": _run_cond,
     **dict.fromkeys(("jit", "pjit"), _run_jit),
-    # They only wrap a body, which is evaluated in their place.
     **dict.fromkeys(("eval_jaxpr", "closed_call", "core_call", "checkpoint", "remat", "remat2"), _run_wrapper),
     **dict.fromkeys(("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"), _run_wrapper),
 }
@@ -274,8 +280,7 @@ def _names(eqns: Sequence[Any], tag: str) -> Iterator[str]:
     for eqn in eqns:
         if eqn.primitive is sow_p and eqn.params["tag"] == tag:
             yield eqn.params["name"]
-        for body in _bodies(eqn):
-            yield from _names(body.eqns, tag)
+        yield from (name for body in _bodies(eqn) for name in _names(body.eqns, tag))
 
 
 def _evaluate(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
@@ -286,9 +291,7 @@ def _evaluate(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
     return jaxpr_as_fun(ClosedJaxpr(alone, ()))(*(env[var] for var in operands))
 
 
-@jax.custom_jvp
-def _without_derivative(values: list[Any]) -> list[Any]:
-    return values
+_without_derivative = jax.custom_jvp(lambda values: values)
 
 
 @_without_derivative.defjvp

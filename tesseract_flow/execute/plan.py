@@ -31,6 +31,8 @@ _WRAPPERS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+# Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
+_COMMUTATIVE = {"add", "add_any", "mul"}
 _VERBS = {"apply": "apply", "jacobian_vector_product": "pushforward", "vector_jacobian_product": "pullback"}
 
 
@@ -108,7 +110,8 @@ class Plan:
 
     @property
     def nodes(self) -> list[Node]:
-        return [unit for unit in self.units if isinstance(unit, Node)]
+        """The calls, each at its index: in the order in which the function makes them."""
+        return sorted((unit for unit in self.units if isinstance(unit, Node)), key=lambda node: node.index)
 
     @property
     def n_waves(self) -> int:
@@ -238,7 +241,8 @@ def _merge_key(eqn: Any, inputs: tuple[Ref, ...]) -> Any:
             (str(x.literal.aval), x.value.tobytes()) if isinstance(x, Constant) else x  # the aval tells weak types
             for x in inputs
         )
-        # Output avals are part of the key: literals of equal bytes may differ in weak type.
+        if eqn.primitive.name in _COMMUTATIVE:
+            parts = tuple(sorted(parts, key=repr))
         key = (eqn.primitive, parts, tuple(sorted(eqn.params.items())), tuple(str(v.aval) for v in eqn.outvars))
         hash(key)
     except TypeError:

@@ -30,7 +30,7 @@ def _fields_table(title: str, root: ModelField) -> Table:
 
 
 def _walk(field: Field, path: str, required: bool = True) -> Iterator[tuple[str, Field, bool]]:
-    """Each place of a schema in declaration order, by its path template; models and containers give way to their parts."""
+    """Each place of a schema by its path template, in declaration order; containers give way to their parts."""
     prefix = f"{path}." if path else ""
     match field:
         case ModelField(fields=fields):

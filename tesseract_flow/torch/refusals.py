@@ -30,8 +30,8 @@ class UnsupportedTransform(TesseractFlowError, NotImplementedError):
 
 def torch_func(tesseract: AbstractTesseract) -> UnsupportedTransform:
     return UnsupportedTransform(
-        f"torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, ...) reached Tesseract {tesseract.name!r}: "
-        "their tensors have no numbers that could be sent.\n"
+        "apply_tesseract does not support torch.func transforms (grad, vjp, jvp, jacrev, jacfwd, hessian, ...). One of "
+        f"them reached Tesseract {tesseract.name!r}: their tensors have no numbers that could be sent.\n"
         "Use autograd instead: y.backward() or torch.autograd.grad(y, x) for reverse mode, dual tensors of "
         "torch.autograd.forward_ad for forward mode; torch.autograd.functional.jacobian for a Jacobian."
     )
@@ -47,7 +47,7 @@ def batched_derivative(tesseract: AbstractTesseract) -> UnsupportedTransform:
 
 def mapping_without_method(tesseract: AbstractTesseract) -> UnsupportedTransform:
     return UnsupportedTransform(
-        f"torch.vmap over Tesseract {tesseract.name!r} needs to know how it is batched.\n"
+        f"torch.vmap over Tesseract {tesseract.name!r} needs a batching strategy.\n"
         "Pass vmap_method to apply_tesseract: 'sequential' sends one request per element and fits every component; "
         "'expand_dims' and 'broadcast_all' send one for all, to a component whose arrays may have a dimension more."
     )
@@ -62,15 +62,20 @@ def second_derivative(name: str) -> SecondDerivative:
     )
 
 
+_NEEDED_FOR = {
+    "vector_jacobian_product": "reverse mode (VJP), as an input requires grad",
+    "jacobian_vector_product": "forward mode (JVP), as an input is a dual tensor with a tangent",
+}
+
+
 def require_endpoint(tesseract: AbstractTesseract, endpoint: Endpoint) -> None:
     """Raise `EndpointNotFound` unless the component offers the derivative, with what PyTorch has for doing without."""
     try:
         tesseract.require(endpoint)
     except EndpointNotFound as error:
         raise EndpointNotFound(
-            f"{error}\nIt is needed because an input "
-            + ("requires grad" if endpoint == "vector_jacobian_product" else "carries a forward-mode tangent")
-            + ". Where no derivative is wanted, call under torch.no_grad(), or pass x.detach(). Nothing was sent.",
+            f"{error}\nIt is needed for {_NEEDED_FOR[endpoint]}. Where no derivative is wanted, call under "
+            "torch.no_grad(), or pass x.detach(). Nothing was sent.",
             tesseract=error.tesseract,
             endpoint=error.endpoint,
         ) from None

@@ -1,198 +1,238 @@
-"""`concurrent`: what it sends, when, and that nothing but the clock can tell it from plain JAX."""
+"""`concurrent` as a transformation: it is `jit` to the caller, mixed trees and all."""
 
 from __future__ import annotations
 
-import threading
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from tesseract_flow import errors
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.client import RetryPolicy, count_requests
-from tesseract_flow.execute import InlineSubmitter, ThreadSubmitter, concurrent
+from tesseract_flow.client import count_requests
+from tesseract_flow.execute import concurrent
 from tesseract_flow.testing import FunctionTesseract
+from tests.cases import CASES, Case
+from tests.helpers import assert_close
 
-X = jnp.array([0.3, -1.2, 2.0])
-
-
-def component(name: str = "c", factor: float = 1.0, **options) -> FunctionTesseract:
-    return FunctionTesseract(lambda i: {"y": jnp.sin(factor * i["x"])}, {"x": np.ones(3)}, name=name, **options)
-
-
-def call(tesseract, x):
-    return apply_tesseract(tesseract, {"x": x})["y"]
+over_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+X = np.array([0.5, -1.0, 2.0])
+SIN = FunctionTesseract(lambda i: {"y": jnp.sin(i["x"])}, {"x": X}, name="sin")
 
 
-def sum_of_squares(tesseracts):
-    return lambda x: sum(jnp.sum(call(t, x * (k + 1.0)) ** 2) for k, t in enumerate(tesseracts))
+def sin(x: Any) -> Any:
+    return apply_tesseract(SIN, {"x": x})["y"]
 
 
-def test_independent_calls_are_in_flight_together_forward_and_backward():
-    """Each call waits inside the component for the three others: the test ends only if all four overlap."""
-    barriers = {endpoint: threading.Barrier(4, timeout=60) for endpoint in ("apply", "vector_jacobian_product")}
-
-    def meet(endpoint, inputs):
-        if endpoint in barriers:
-            barriers[endpoint].wait()
-
-    tesseracts = [component(f"c{k}", before=meet) for k in range(4)]
-    value, gradient = concurrent(jax.value_and_grad(sum_of_squares(tesseracts)))(X)
-    expected = jax.value_and_grad(lambda x: sum(jnp.sum(jnp.sin(x * (k + 1.0)) ** 2) for k in range(4)))(X)
-    np.testing.assert_allclose(value, expected[0], rtol=1e-14)
-    np.testing.assert_allclose(gradient, expected[1], rtol=1e-13)
+def loss_of(fn: Any) -> Any:
+    return lambda x: sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree_util.tree_leaves(fn(x)))
 
 
-def test_equal_calls_are_one_request_and_unused_calls_none():
-    used, unused = component("used"), component("unused")
-
-    def loss(x):
-        call(unused, x)
-        return jnp.sum(call(used, jnp.cos(x)) + call(used, jnp.cos(x)))
-
-    fn = concurrent(jax.value_and_grad(loss))
-    fn.plan(X)
-    with count_requests() as requests:
-        fn(X)
-    assert requests == {"used.apply": 1, "used.vector_jacobian_product": 1}
+@over_cases
+def test_equals_jit_forward_and_backward(case: Case):
+    for fn in (case.call, jax.value_and_grad(loss_of(case.call))):
+        assert_close(concurrent(fn)(case.x), jax.jit(fn)(case.x), case.rtol)
 
 
-def test_traced_once_per_structure_and_static_leaf():
-    traces = []
+def test_equals_jit_forward_mode_and_jacobians():
+    for fn in (
+        jax.jacfwd(sin),
+        jax.jacrev(sin),
+        lambda x: jax.jvp(sin, (x,), (x,)),
+        jax.vmap(jax.grad(lambda x: sin(x) ** 2)),
+    ):
+        assert_close(concurrent(fn)(X), jax.jit(fn)(X))
+
+
+# ------------------------------------------------------------------------------------------------------- mixed trees
+
+
+class Design(eqx.Module):
+    x: jax.Array
+    material: str
+    n: int
+    activation: Any
+
+
+def test_static_leaves_in_arguments_and_results():
+    @concurrent
+    def run(design: Design, *, scale: float, table: Any) -> Any:
+        y = design.activation(sin(design.x)) * scale * design.n
+        return {"design": design, "y": y, "note": f"{design.material} {design.n}", "table": table, "nothing": None}
+
+    table = np.array(["a", "b"])
+    design = Design(jnp.asarray(X), "steel", 3, jnp.tanh)
+    out = run(design, scale=2.0, table=table)
+    assert (out["note"], out["nothing"], out["design"].material, out["design"].n) == ("steel 3", None, "steel", 3)
+    assert out["table"] is table
+    assert out["design"].activation is jnp.tanh
+    assert_close(out["y"], jnp.tanh(jnp.sin(X)) * 6.0)
+    assert isinstance(out["design"].x, jax.Array)
+
+
+def test_one_trace_per_structure():
+    n_traces = 0
+
+    def fn(x: Any, n: Any = 1, flag: Any = None) -> Any:
+        nonlocal n_traces
+        n_traces += 1
+        return sin(x) * (2 if flag else 1)
+
+    run = concurrent(fn)
+
+    def traces_for(*args: Any, **kwargs: Any) -> int:
+        before = n_traces
+        run(*args, **kwargs)
+        return n_traces - before
+
+    assert traces_for(X) == 1
+    assert traces_for(2.0 * X) == 0
+    assert traces_for(jnp.asarray(X)) == 0
+    assert traces_for(X[:2]) == 1
+    assert traces_for(X.astype(np.float32)) == 1
+    assert traces_for(X, 1) == 1  # another structure
+    assert traces_for(X, n=1) == 1
+    assert [traces_for(X, n) for n in (1, 1.0, True, -1, -2, 0.0, -0.0, np.nan, np.nan)] == [0, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert [traces_for(X, 1, flag) for flag in ("a", "b", "a", None)] == [1, 1, 0, 1]
+    assert [traces_for({"x": X}["x"], n=np.float64(k)) for k in range(3)] == [1, 0, 0]
+
+
+def test_plan_and_call_share_a_trace():
+    traces: list[int] = []
+    run = concurrent(lambda x: (traces.append(1), sin(x))[1])
+    run.plan(X)
+    run(X)
+    assert len(traces) == 1
+
+
+def test_random_keys_and_other_arrays_pass():
+    @concurrent
+    def run(key: Any, mask: Any, z: Any) -> Any:
+        noise = jax.random.normal(key, (3,))
+        return key, sin(jnp.where(mask, noise, 0.0)), z * 2
+
+    key, mask, z = jax.random.key(3), np.array([True, False, True]), np.array([1 + 2j])
+    out_key, y, doubled = run(key, mask, z)
+    assert jnp.all(jax.random.key_data(out_key) == jax.random.key_data(key))
+    assert_close(y, jnp.sin(jnp.where(mask, jax.random.normal(key, (3,)), 0.0)))
+    assert_close(doubled, jnp.asarray([2 + 4j]))
+
+
+def test_results_are_jax_arrays_of_their_own():
+    x = X.copy()
+    same, y = concurrent(lambda x: (x, sin(x)))(x)
+    x[:] = 7.0
+    assert isinstance(same, jax.Array)
+    assert isinstance(y, jax.Array)
+    assert_close((same, y), (jnp.asarray(X), jnp.sin(X)))
+
+
+def test_an_optimiser_step_with_state():
+    optimiser = optax.adam(0.1)
 
     @concurrent
-    def fn(tree):
-        traces.append(tree["mode"])
-        return {"y": call(tesseract, tree["x"]), "mode": tree["mode"], "n": 3}
+    def step(x: Any, state: Any) -> Any:
+        value, gradient = jax.value_and_grad(lambda x: jnp.sum(sin(x) ** 2))(x)
+        updates, state = optimiser.update(gradient, state)
+        return optax.apply_updates(x, updates), state, value
 
-    tesseract = component()
-    for mode in ("a", "a", "b", "a"):
-        out = fn({"x": X, "mode": mode})
-        assert (out["mode"], out["n"]) == (mode, 3)
-    fn({"x": jnp.ones(5), "mode": "a"})
-    assert traces == ["a", "b", "a"]
-
-
-@pytest.mark.parametrize("order", [(0.0, 0.02, 0.04), (0.04, 0.02, 0.0)])
-def test_order_of_arrival_leaves_no_trace_in_the_bits(order):
-    def run(delays):
-        tesseracts = [component(f"c{k}", k + 0.7, delay=delay) for k, delay in enumerate(delays)]
-        return [np.asarray(leaf).tobytes() for leaf in concurrent(jax.value_and_grad(sum_of_squares(tesseracts)))(X)]
-
-    assert run(order) == run((0.0, 0.0, 0.0))
+    x, state, values = jnp.asarray(X), optimiser.init(jnp.asarray(X)), []
+    for _ in range(5):
+        x, state, value = step(x, state)
+        values.append(float(value))
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.7 * values[0]
 
 
-def test_inline_and_threads_agree_bit_by_bit():
-    loss = jax.value_and_grad(sum_of_squares([component("a"), component("b", 2.0)]))
-    results = [concurrent(loss, submitter=submitter)(X) for submitter in (InlineSubmitter(), ThreadSubmitter(4))]
-    assert [np.asarray(x).tobytes() for x in results[0]] == [np.asarray(x).tobytes() for x in results[1]]
+# ---------------------------------------------------------------------------------------- inside other transformations
 
 
-def test_plan_names_calls_and_waves():
-    first, second = component("first"), component("second")
-    plan = concurrent(jax.value_and_grad(lambda x: jnp.sum(call(second, call(first, x))))).plan(X)
-    waves = {node.label: node.wave for node in plan.nodes}
-    # The sum's cotangent is a constant, so second's pullback needs first's outputs and nothing of second's own.
-    assert waves == {"first.apply": 1, "second.apply": 2, "second.pullback": 2, "first.pullback": 3}
-    assert plan.n_waves == 3
-    assert "wave 1: first.apply" in str(plan)
-    assert {node.endpoint for node in plan.nodes} == {"apply", "vector_jacobian_product"}
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jax.jit,
+        jax.grad,
+        jax.vmap,
+        jax.checkpoint,
+        lambda f: lambda x: jax.jvp(f, (x,), (x,)),
+        lambda f: jax.jit(jax.grad(f)),
+        lambda f: concurrent(jax.grad(f)),
+        lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c) * c, None), x, None, length=2)[0],
+        lambda f: lambda x: jax.eval_shape(f, x).shape,
+    ],
+)
+def test_under_another_transformation_it_is_the_function_itself(transform: Any):
+    x = jnp.asarray(X) if transform is jax.vmap else jnp.asarray(0.3)
+
+    def fn(x: Any) -> Any:
+        return sin(x[None])[0] ** 2
+
+    assert_close(transform(concurrent(fn))(x), transform(lambda x: jnp.sin(x) ** 2)(x))
 
 
-def test_first_failure_keeps_its_type_names_the_call_and_stops_the_rest():
-    finished, asked = [], []
+@pytest.mark.parametrize("outer", [jax.jit, concurrent], ids=["jit", "concurrent"])
+def test_on_constants_under_another_transformation_nothing_runs_while_tracing(outer: Any):
+    inner = concurrent(sin)
+    constant = jnp.asarray(X)
 
-    def fail(endpoint, inputs):
-        if endpoint == "apply":
-            raise errors.ComponentFailed("no convergence")
+    def fn(x: Any) -> Any:
+        with count_requests() as requests:
+            y = inner(constant)
+        assert requests.n_of("apply") == 0
+        return x + y
 
-    def linger(endpoint, inputs):
-        if endpoint == "apply":
-            release.wait(60)
-            finished.append(endpoint)
-
-    release = threading.Event()
-    bad, slow = component("bad", before=fail), component("slow", before=linger)
-    late = component("late", before=lambda endpoint, inputs: asked.append(endpoint))
-    fn = concurrent(lambda x: call(late, call(slow, x)) + call(bad, x))
-    fn.plan(X)
-    asked.clear()
-    threading.Timer(0.2, release.set).start()
-    with pytest.raises(errors.ComponentFailed, match="no convergence") as caught:
-        fn(X)
-    assert any("bad.apply" in note for note in caught.value.__notes__)
-    assert finished == ["apply"]  # what was under way was waited for
-    assert asked == []  # what had not started did not start
-    bad.before = None
-    np.testing.assert_allclose(fn(X), jnp.sin(jnp.sin(X)) + jnp.sin(X))
+    assert_close(outer(fn)(X), X + jnp.sin(X))
 
 
-def test_threads_repeat_transient_errors_and_no_others():
-    attempts = []
-    trouble = [errors.Overloaded("busy"), errors.ConnectionLost("gone")]
+def test_a_function_may_call_itself_through_concurrent():
+    """The lock that lets one thread trace must not wait for that thread."""
 
-    def flaky(endpoint, inputs):
-        if endpoint == "apply":
-            attempts.append(endpoint)
-            if trouble:
-                raise trouble.pop()
+    @concurrent
+    def power(n: int) -> Any:
+        return jnp.asarray(X) if n == 0 else sin(power(n - 1))
 
-    submitter = ThreadSubmitter(retry=RetryPolicy(n_retries=2, first_delay=0.0))
-    np.testing.assert_allclose(
-        concurrent(lambda x: call(component(before=flaky), x), submitter=submitter)(X), jnp.sin(X)
-    )
-    assert len(attempts) == 3
-    attempts.clear()
-    trouble.append(errors.InvalidInput("wrong"))
-    with pytest.raises(errors.InvalidInput):
-        concurrent(lambda x: call(component(before=flaky), x), submitter=submitter)(X)
-    assert len(attempts) == 1
+    assert_close(power(3), jnp.sin(jnp.sin(jnp.sin(X))))
 
 
-def test_missing_endpoint_is_found_before_any_solve():
-    applied = []
-    tesseract = component(
-        endpoints=("apply", "abstract_eval"),
-        before=lambda endpoint, inputs: applied.append(endpoint) if endpoint == "apply" else None,
-    )
-    with pytest.raises(NotImplementedError, match="vector_jacobian_product"):
-        concurrent(jax.grad(lambda x: jnp.sum(call(tesseract, x))))(X)
-    assert applied == []
+def test_under_jit_of_grad_requests_are_those_of_the_function():
+    step = jax.jit(jax.value_and_grad(concurrent(lambda x: jnp.sum(sin(x) ** 2))))
+    step(X)
+    with count_requests() as requests:
+        step(X)
+    assert dict(requests) == {"sin.apply": 1, "sin.vector_jacobian_product": 1}
 
 
-def test_functions_without_tesseracts_and_with_one_inside_control_flow():
-    np.testing.assert_allclose(concurrent(jax.grad(lambda x: jnp.sum(x**2)))(X), 2 * X)
-    assert concurrent(lambda: 3)() == 3
-    tesseract = component()
-
-    def looped(x):
-        return jnp.sum(jax.lax.scan(lambda c, _: (call(tesseract, c), None), x, None, length=3)[0])
-
-    fn = concurrent(jax.grad(looped))
-    assert fn.plan(X).nodes == []
-    np.testing.assert_allclose(fn(X), jax.grad(lambda x: jnp.sum(jnp.sin(jnp.sin(jnp.sin(x)))))(X), rtol=1e-13)
+# ------------------------------------------------------------------------------------------------------------- errors
 
 
-def test_wrappers_around_calls_are_opened():
-    tesseract = component()
+def test_errors_while_tracing_leave_it_usable():
+    fail = [True]
 
-    @jax.custom_jvp
-    def doubled(x):
-        return 2.0 * call(tesseract, x)
+    @concurrent
+    def run(x: Any) -> Any:
+        if fail:
+            fail.pop()
+            raise LookupError("not yet")
+        return sin(x)
 
-    doubled.defjvp(lambda primals, tangents: (doubled(*primals), 2.0 * jnp.cos(primals[0]) * tangents[0]))
-
-    def loss(x):
-        return jnp.sum(jax.jit(jax.checkpoint(lambda z: call(tesseract, z)))(x) + doubled(x))
-
-    fn = concurrent(jax.value_and_grad(loss))
-    assert {node.label for node in fn.plan(X).nodes} == {"c.apply", "c.pullback"}
-    np.testing.assert_allclose(fn(X)[1], 3.0 * jnp.cos(X), rtol=1e-13)
+    with pytest.raises(LookupError, match="not yet"):
+        run(X)
+    assert_close(run(X), jnp.sin(X))
 
 
-def test_inside_other_transformations_it_is_the_function_itself():
-    fn = concurrent(lambda x: jnp.sum(call(component(), x)))
-    np.testing.assert_allclose(jax.grad(fn)(X), jnp.cos(X), rtol=1e-14)
-    np.testing.assert_allclose(jax.jit(fn)(X), jnp.sum(jnp.sin(X)), rtol=1e-14)
+def test_misfits_are_found_while_tracing():
+    run = concurrent(lambda x: sin(x) + apply_tesseract(SIN, {"z": x})["y"])
+    with count_requests() as requests, pytest.raises(ValueError, match="unknown field"):
+        run(X)
+    assert requests.n_of("apply") == 0
+
+
+def test_precision_is_part_of_the_structure():
+    run = concurrent(lambda x: jnp.sin(x) * 2.0)
+    assert run(X).dtype == np.float64
+    with jax.enable_x64(False):
+        assert run(X).dtype == np.float32
+    assert run(X).dtype == np.float64

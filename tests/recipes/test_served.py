@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from tesseract_flow.client import AbstractTesseract, ComponentFailed, ServedTesseract, open_tesseract
+from tesseract_flow.client import AbstractTesseract, ServedTesseract, open_tesseract
+from tesseract_flow.errors import ComponentFailed
 from tesseract_flow.recipes import get_at, set_at
 from tests.helpers import assert_close
 

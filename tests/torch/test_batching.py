@@ -183,7 +183,7 @@ def test_map_over_something_else_calls_once():
 
 def test_without_a_method_it_is_refused():
     with pytest.raises(
-        UnsupportedTransform, match=r"'any_rank' needs to know[^§]*vmap_method[^§]*'sequential'"
+        UnsupportedTransform, match=r"'any_rank' needs a batching strategy[^§]*vmap_method[^§]*'sequential'"
     ) as caught:
         torch.vmap(lambda x: apply_tesseract(any_rank(), {"x": x, "w": W})["y"])(X)
     assert isinstance(caught.value, NotImplementedError)

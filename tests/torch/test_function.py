@@ -22,7 +22,7 @@ from tests.cases import CASES, Case
 from tests.torch.helpers import NumpyTesseract, holomorphic, product, rosenbrock, tensor, vector
 
 # Those whose trees are not found in the other tests, as compiling the JAX side takes a while.
-TREES = {"nested", "dict_of_arrays", "static_between", "integers", "plain_outputs", "complex", "optional", "zero_size"}
+TREES = {"nested", "static_between", "integers", "plain_outputs", "complex", "zero_size"}
 over_cases = pytest.mark.parametrize("case", [case for case in CASES if case.name in TREES], ids=lambda case: case.name)
 
 

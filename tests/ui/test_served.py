@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from examples.beam.demo import OPTIMUM
+from tesseract_flow.report.tables import number
 from tests.ui.helpers import Browser, Prefect, Run, wait_for
 
 
@@ -67,7 +68,7 @@ def test_artifacts_tell_the_outcome(api: Prefect, optimised: Run) -> None:
     rows = json.loads(artifacts["cantilever-history"]["data"])
     assert rows[0]["step"] == 0
     assert rows[-1]["step"] == optimised.result["steps"]
-    assert f"{optimised.result['value']:.8g}" in artifacts["cantilever-result"]["data"]
+    assert number(optimised.result["value"], 11) in artifacts["cantilever-result"]["data"]
 
 
 def test_killed_run_continues_when_retry_is_pressed(
@@ -78,8 +79,7 @@ def test_killed_run_continues_when_retry_is_pressed(
     history = journal / "history.jsonl"
     wait_for("thirty steps", lambda: history.exists() and history.read_bytes().count(b"\n") > 30)
     process = int((journal / "lock").read_text().split()[1])
-    environment = Path(f"/proc/{process}/environ").read_bytes()
-    assert f"PREFECT__FLOW_RUN_ID={run}".encode() in environment, "this is the process of another run"
+    assert b"deployments/serve.py" in Path(f"/proc/{parent_of(process)}/cmdline").read_bytes(), "not a served run"
     components = children_of(process)
     assert len(components) == 3
 
@@ -96,7 +96,7 @@ def test_killed_run_continues_when_retry_is_pressed(
     assert [int(row["step"]) for row in retried.history] == list(range(retried.result["steps"] + 1))
     # No step was computed twice, and the design is that of the run which nobody disturbed, to the last bit.
     requests = retried.result["extra"]["requests_of_this_run"]
-    assert requests["fem.pullback"] == retried.result["steps"] - n_finished
+    assert requests["fem.vector_jacobian_product"] == retried.result["steps"] - n_finished
     assert retried.result["value"] == optimised.result["value"]
     with np.load(optimised.folder / "design.npz") as whole, np.load(retried.folder / "design.npz") as parts:
         assert whole["thickness"].tobytes() == parts["thickness"].tobytes()
@@ -108,8 +108,16 @@ def children_of(process: int) -> list[int]:
 
 
 def is_alive(process: int) -> bool:
+    return status_of(process)[0] != "Z"  # a zombie is dead, only that nobody has asked yet how it died
+
+
+def parent_of(process: int) -> int:
+    return int(status_of(process)[1])
+
+
+def status_of(process: int) -> list[str]:
+    """State, parent and more, as in proc_pid_stat(5); it begins after the name of the command, which may hold spaces."""
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"  # dead already, though nobody has asked how it died
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "0"]

@@ -26,4 +26,4 @@ def test_continues_where_another_deployment_stopped(api: Prefect, components: di
     second = api.completed(api.trigger("beam-pool", {**parameters, "stop": {"max_steps": 5}}), checkout)
     assert second.history[:4] == earlier
     assert second.result["steps"] == 5
-    assert second.result["extra"]["requests_of_this_run"]["fem.pullback"] == 2
+    assert second.result["extra"]["requests_of_this_run"]["fem.vector_jacobian_product"] == 2

@@ -216,7 +216,7 @@ def test_foreign_objects_are_no_json():
 
 
 def test_a_large_array_reads_and_writes_like_the_bare_libraries():
-    """Spliced around the JSON library for speed; the text must not show it. What it costs is measured by `make bench`."""
+    """Spliced around the JSON library for speed, which the text must not show; its cost is for `make bench`."""
     x = np.random.default_rng(0).normal(size=10**6)
 
     def bare_dumps():

@@ -40,7 +40,7 @@ class OutputSchema(BaseModel):
 
 
 def diffuse(inputs: dict[str, Any]) -> dict[str, Any]:
-    u = inputs["temperature"]
+    u = jnp.asarray(inputs["temperature"])
     laplacian = jnp.eye(u.size, k=1) + jnp.eye(u.size, k=-1) - 2.0 * jnp.eye(u.size)
     for source in inputs["sources"].values():
         u = u.at[source["cell"]].add(source["strength"])

@@ -1,0 +1,174 @@
+"""Answers are not to be trusted: their size, their packing, their form. Nothing but our own errors comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tesseract_flow import wire
+from tesseract_flow.errors import (
+    ComponentFailed,
+    InvalidAnswer,
+    TesseractFlowError,
+)
+from tests.client.helpers import Mock, document, mocked
+
+X = np.array([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("status", [200, 422, 500])
+@pytest.mark.parametrize("declare", [True, False], ids=["declared", "undeclared"])
+def test_an_answer_that_is_too_large_is_not_read(status, declare):
+    def pieces():
+        for _ in range(1000):
+            n_read.append(1)
+            yield b"x" * 1000
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self):
+            return pieces()
+
+    n_read: list[int] = []
+    headers = {"Content-Length": "1000000"} if declare else {}
+    fake = Mock(lambda request: httpx.Response(status, headers=headers, stream=Endless()))
+    with pytest.raises(InvalidAnswer, match="max_bytes"):
+        fake.handle(max_bytes=2500).apply({"x": X})
+    assert len(n_read) == (0 if declare else 3)
+
+
+@pytest.mark.parametrize("declared", ["5", "-1", "5, 5", "²", "9" * 5000, "", "x"])
+def test_a_declared_size_is_not_trusted(declared):
+    fake = mocked(b"x" * 5000, headers={"Content-Length": declared})
+    with pytest.raises(InvalidAnswer, match="5000 bytes or more"):
+        fake.handle(max_bytes=2500).apply({"x": X})
+
+
+def test_an_answer_of_just_the_largest_size():
+    body = b'{"y": 1}'
+    for headers in ({"Content-Length": str(len(body))}, {}):
+        assert mocked(body, headers=headers).handle(max_bytes=len(body)).apply({}) == {"y": 1}
+        with pytest.raises(InvalidAnswer):
+            mocked(body, headers=headers).handle(max_bytes=len(body) - 1).apply({})
+
+
+def test_arrays_count_as_bytes_too():
+    # A short text that is honest about being 8 MB of zeros.
+    body = wire.dumps({"y": np.zeros(10**6)}, compression="lz4")
+    assert len(body) < 10**5
+    assert mocked(body).handle(max_bytes=8 * 10**6).apply({})["y"].nbytes == 8 * 10**6
+    with pytest.raises(InvalidAnswer, match="8000000 bytes"):
+        mocked(body).handle(max_bytes=8 * 10**6 - 1).apply({})
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x" * 1000])
+def test_compressed_answers_are_not_unpacked(packing):
+    fake = mocked(b"\x1f\x8bno matter what", headers={"Content-Encoding": packing})
+    with pytest.raises(InvalidAnswer, match="Content-Encoding") as caught:
+        fake.handle().apply({"x": X})
+    assert len(str(caught.value)) < 600
+    with pytest.raises(ComponentFailed):  # the status still counts
+        mocked(b"?", status=500, headers={"Content-Encoding": packing}).handle().apply({"x": X})
+
+
+@pytest.mark.parametrize("packing", ["identity", " Identity ", ""])
+def test_a_packing_that_is_none(packing):
+    assert mocked(b"{}", headers={"Content-Encoding": packing}).handle().apply({}) == {}
+
+
+@pytest.mark.parametrize("charset", ["zip", "rot13", "idna", "base64", "no-such-codec", "utf-16"])
+def test_a_charset_is_not_followed(charset):
+    fake = mocked(b"the mesh is tangled", status=500, headers={"Content-Type": f"text/plain; charset={charset}"})
+    with pytest.raises(ComponentFailed, match="the mesh is tangled"):
+        fake.handle().apply({"x": X})
+
+
+@pytest.mark.parametrize(
+    ("answer", "lacking"),
+    [({}, "'x'"), ({"y": 1}, "'x'"), ([], "'x'"), (None, "'x'"), ("x", "'x'")],
+)
+def test_a_pullback_without_what_was_asked(answer, lacking):
+    def reply(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=document() if request.method == "GET" else orjson.dumps(answer))
+
+    with pytest.raises(InvalidAnswer, match=f"without {lacking}"):
+        Mock(reply).handle().vector_jacobian_product({"x": X}, ["x"], ["y"], {"y": X})
+
+
+def test_a_jacobian_without_what_was_asked():
+    def reply(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, content=document(endpoints=("apply", "jacobian")))
+        return httpx.Response(200, content=orjson.dumps(answer))
+
+    handle = Mock(reply).handle()
+    answer: dict = {"y": {"x": 1.0}, "not asked for": None}
+    assert handle.jacobian({"x": X}, ["x"], ["y"])["y"] == {"x": 1.0}
+    for bad in ({"y": {}}, {"y": None}, {"z": {"x": 1.0}}):
+        answer = bad
+        with pytest.raises(InvalidAnswer, match="without"):
+            handle.jacobian({"x": X}, ["x"], ["y"])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.just("x"), inner, max_size=4),
+    max_leaves=10,
+)
+nearly_arrays = st.fixed_dictionaries(
+    {"object_type": st.just("array") | json_values},
+    optional={
+        "shape": st.lists(st.integers(-1, 2**70), max_size=3) | json_values,
+        "dtype": st.sampled_from(["float64", "bool", "object", "complex128"]) | json_values,
+        "data": st.fixed_dictionaries(
+            {"encoding": st.sampled_from(["json", "base64", "binref"]) | json_values, "buffer": json_values}
+        )
+        | json_values,
+    },
+)
+trees = json_values | nearly_arrays | st.dictionaries(st.sampled_from("xyz"), nearly_arrays | json_values, max_size=3)
+
+
+def as_json(tree: object) -> bytes:
+    # The standard library, as orjson refuses the integers that a hostile server would send.
+    return json.dumps(tree).encode("utf-8", errors="replace")
+
+
+bodies = st.binary(max_size=80) | trees.map(as_json) | trees.map(as_json).map(lambda body: body[:-1])
+headers = st.dictionaries(
+    st.sampled_from(["Retry-After", "Location", "Content-Type", "Content-Encoding", "Content-Length"]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=12),
+    max_size=3,
+)
+
+
+@given(bodies, st.sampled_from([200, 200, 200, 204, 302, 404, 406, 422, 422, 429, 500, 503, 599]), headers)
+def test_no_answer_gets_past_the_translation(body, status, sent):
+    known = mocked(document(endpoints=("apply", "jacobian", "vector_jacobian_product")))
+    handle = known.handle()
+    assert handle.schema.name == "probe"
+    known.answer = mocked(body, status, sent).answer
+    unknown = Mock(known.answer).handle()
+    for ask in (
+        lambda: handle.apply({}),
+        lambda: handle.jacobian({}, ["x"], ["y"]),
+        lambda: handle.vector_jacobian_product({}, ["x"], ["y"], {"y": 1.0}),
+        lambda: unknown.schema,
+        lambda: unknown.name,
+    ):
+        with contextlib.suppress(TesseractFlowError):
+            ask()
+
+
+@given(st.integers(1, 3000))
+def test_deep_answers(depth):
+    for body in (b"[" * depth, b"[" * depth + b"]" * depth, b'{"x":' * depth + b"1" + b"}" * depth):
+        for ask in (lambda handle: handle.apply({}), lambda handle: handle.schema):
+            with contextlib.suppress(TesseractFlowError):
+                ask(mocked(body).handle())

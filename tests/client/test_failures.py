@@ -1,0 +1,215 @@
+"""Requests that go wrong: repeated only where nothing can have started, and what real sockets do on the way."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import numpy as np
+import pytest
+
+from tesseract_flow.client import HttpTesseract
+from tesseract_flow.errors import (
+    AccessDenied,
+    CallTimeout,
+    ComponentFailed,
+    ConnectionLost,
+    EndpointNotFound,
+    TesseractFlowError,
+    Unreachable,
+)
+from tests.client.helpers import Mock, Reply, mocked
+
+X = np.array([1.0, 2.0, 3.0])
+
+
+# What is sent again, and what is not.
+
+
+@pytest.mark.parametrize("raised", [httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError])
+def test_what_cannot_have_started_is_repeated_once(raised):
+    fake = mocked(raised("refused"))
+    with pytest.raises(Unreachable):
+        fake.handle().apply({"x": X})
+    assert len(fake.requests) == 2
+    assert fake.sleeps == [0.2]
+
+
+def test_the_second_attempt_may_succeed():
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(fake.requests) == 1:
+            raise httpx.ConnectError("refused")
+        return component(request)
+
+    fake = Mock(answer)
+    np.testing.assert_array_equal(fake.handle().apply({"x": X})["y"], X**2)
+    first, second = fake.requests
+    assert (first.content, first.url) == (second.content, second.url)  # and with the same run_id
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        httpx.ReadTimeout,
+        httpx.WriteTimeout,
+        httpx.PoolTimeout,
+        httpx.ReadError,
+        httpx.CloseError,
+        httpx.RemoteProtocolError,
+        httpx.LocalProtocolError,
+        httpx.DecodingError,
+    ],
+)
+def test_everything_else_is_sent_once(raised):
+    fake = mocked(raised("gone"))
+    with pytest.raises(TesseractFlowError):
+        fake.handle().apply({"x": X})
+    assert len(fake.requests) == 1
+    assert fake.sleeps == []
+
+
+@pytest.mark.parametrize("status", [307, 401, 404, 422, 429, 500, 502, 503, 504])
+def test_no_status_is_repeated(status):
+    fake = mocked(b"", status=status, headers={"Retry-After": "1", "Location": "http://elsewhere"})
+    with pytest.raises(TesseractFlowError):
+        fake.handle().apply({"x": X})
+    assert len(fake.requests) == 1
+    assert fake.sleeps == []
+
+
+def test_an_answer_that_breaks_off_is_not_repeated():
+    fake = mocked((b'{"y": ', httpx.ReadError("reset")))
+    with pytest.raises(ConnectionLost):
+        fake.handle().apply({"x": X})
+    assert len(fake.requests) == 1
+
+
+# Servers on real sockets.
+
+
+def test_nobody_listens(refused_url):
+    sleeps: list[float] = []
+    with pytest.raises(Unreachable, match="Nothing was started"):
+        HttpTesseract(refused_url, sleep=sleeps.append).apply({"x": X})
+    assert sleeps == [0.2]
+
+
+def test_a_slow_server_runs_into_the_read_timeout(line_server):
+    asked: list[bytes] = []
+
+    def script(line):
+        asked.append(line.read_request())
+        line.read_request()  # until the client hangs up
+
+    with pytest.raises(CallTimeout, match="may still be running"):
+        HttpTesseract(line_server(script), read_timeout=0.1).apply({"x": X})
+    assert len(asked) == 1
+
+
+def test_a_server_that_trickles_is_not_timed_out(line_server):
+    def script(line):
+        line.read_request()
+        line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n")
+        for byte in b'{"y": 1}':
+            line.send(bytes([byte]))
+
+    assert HttpTesseract(line_server(script), read_timeout=5.0).apply({}) == {"y": 1}
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"HTTP/1.1 200 OK\r\n", b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"y": '],
+    ids=["before the answer", "in its head", "in its body"],
+)
+def test_a_server_that_dies_while_it_answers(line_server, said, reset):
+    asked: list[bytes] = []
+
+    def script(line):
+        asked.append(line.read_request())
+        line.send(said)
+        if reset:
+            line.reset()
+
+    sleeps: list[float] = []
+    with pytest.raises(ConnectionLost, match="may still be running"):
+        HttpTesseract(line_server(script), sleep=sleeps.append).apply({"x": X})
+    assert len(asked) == 1 and sleeps == []
+
+
+def test_a_server_that_speaks_another_protocol(line_server):
+    with pytest.raises(ConnectionLost):
+        HttpTesseract(line_server(lambda line: line.send(b"SSH-2.0-OpenSSH_9.6\r\n"))).apply({"x": X})
+
+
+def test_a_server_that_closes_kept_connections(line_server):
+    lines: list[int] = []
+
+    def script(line):
+        lines.append(1)
+        if line.read_request():
+            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")  # and hangs up, without a word about it
+            line.close()
+            closed.release()
+
+    closed = threading.Semaphore(0)
+    sleeps: list[float] = []
+    handle = HttpTesseract(line_server(script), sleep=sleeps.append)
+    for _ in range(3):
+        assert handle.apply({}) == {}
+        assert closed.acquire(timeout=5)
+    assert len(lines) == 3 and sleeps == []
+
+
+def test_a_kept_connection_that_closes_in_the_face_of_a_request(line_server):
+    asked: list[bytes] = []
+
+    def script(line):
+        asked.append(line.read_request())
+        line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        asked.append(line.read_request())
+
+    handle = HttpTesseract(line_server(script))
+    assert handle.apply({}) == {}
+    # The server had the whole request, and may have started: not for the client to repeat.
+    with pytest.raises(ConnectionLost):
+        handle.apply({})
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_connection_survives_an_error(local_server, status):
+    local_server.answer = lambda asked: Reply(status, b"text")
+    handle = HttpTesseract(local_server.url)
+    for _ in range(3):
+        with pytest.raises((AccessDenied, EndpointNotFound)):
+            handle.apply({"x": X})
+    assert local_server.n_connections == 1
+    local_server.answer = lambda asked: Reply()
+    assert handle.apply({"x": X}) == {}
+    assert local_server.n_connections == 1
+
+
+def test_after_a_failure_of_the_component_the_connection_is_not_used_again(line_server):
+    lines: list[int] = []
+    second_requests: list[bytes] = []
+    ended = threading.Event()
+
+    def script(line):
+        lines.append(1)
+        if len(lines) == 1:
+            line.read_request()
+            line.send(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\ntext")
+            # uvicorn closes the connection about now. A second request would find it open, and then lose it.
+            second_requests.append(line.read_request())
+            ended.set()
+        while line.read_request():
+            line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    handle = HttpTesseract(line_server(script), read_timeout=5.0)
+    with pytest.raises(ComponentFailed, match="text"):
+        handle.apply({})
+    for _ in range(3):
+        assert handle.apply({}) == {}
+    assert ended.wait(5)
+    assert second_requests == [b""] and len(lines) == 2

@@ -1,0 +1,345 @@
+"""Running plans: calls overlap, arrival order leaves no trace, and failures stop what has not begun."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tesseract_flow.autodiff import apply_tesseract
+from tesseract_flow.client import RetryPolicy, count_requests
+from tesseract_flow.errors import ComponentFailed, ConnectionLost, InvalidInput, Overloaded, Unreachable
+from tesseract_flow.execute import (
+    AbstractFuture,
+    AbstractSubmitter,
+    InlineSubmitter,
+    Node,
+    ThreadSubmitter,
+    concurrent,
+    default_submitter,
+)
+from tesseract_flow.testing import FunctionTesseract
+from tests.helpers import Faults, RandomDelay, assert_close
+
+X = np.array([0.5, -1.0, 2.0])
+N_CALLS = 5
+
+
+def component(before: Any = None, name: str = "part", k: float = 1.0) -> FunctionTesseract:
+    return FunctionTesseract(lambda i: {"y": jnp.sin(k * i["x"])}, {"x": X}, name=name, before=before)
+
+
+def y(tesseract: FunctionTesseract, x: Any) -> Any:
+    return apply_tesseract(tesseract, {"x": x})["y"]
+
+
+class Meeting:
+    """Calls that end only after `n` of them have begun: proof of overlap without clocks.
+
+    One barrier per endpoint. Calls that run one after the other never meet, and break it.
+    """
+
+    def __init__(self, n: int, patience: float = 20.0):
+        self.barriers = {
+            endpoint: threading.Barrier(n, timeout=patience)
+            for endpoint in ("apply", "jacobian_vector_product", "vector_jacobian_product")
+        }
+
+    def __call__(self, endpoint: str, inputs: Any) -> None:
+        if endpoint in self.barriers:
+            self.barriers[endpoint].wait()
+
+
+def fan(parts: Sequence[FunctionTesseract]) -> Any:
+    """Independent calls, forward; and backward too, because each pullback waits for the results of all."""
+
+    def loss(x: Any) -> Any:
+        values = [jnp.sum(y(part, x * (k + 1.0)) ** 2) for k, part in enumerate(parts)]
+        return sum(values) ** 2
+
+    return loss
+
+
+def fan_of(n: int, before: Any) -> list[FunctionTesseract]:
+    return [component(before, f"part{k}") for k in range(n)]
+
+
+def plain_fan(n: int) -> Any:
+    return lambda x: sum(jnp.sum(jnp.sin(x * (k + 1.0)) ** 2) for k in range(n)) ** 2
+
+
+# -------------------------------------------------------------------------------------------------------- overlap
+
+
+def test_independent_calls_overlap_forward_and_backward():
+    step = concurrent(jax.value_and_grad(fan(fan_of(N_CALLS, Meeting(N_CALLS)))))
+    assert step.plan(X).n_waves == 2
+    assert_close(step(X), jax.value_and_grad(plain_fan(N_CALLS))(X))
+
+
+def test_independent_pushforwards_overlap_with_each_other():
+    run = concurrent(lambda x: jax.jvp(fan(fan_of(N_CALLS, Meeting(N_CALLS))), (x,), (x,)))
+    assert_close(run(X), jax.jvp(plain_fan(N_CALLS), (X,), (X,)))
+
+
+def test_the_proof_can_fail():
+    """The same calls one after the other break the barrier."""
+    step = concurrent(fan(fan_of(2, Meeting(2, patience=0.05))), submitter=InlineSubmitter())
+    with pytest.raises(threading.BrokenBarrierError):
+        step(X)
+
+
+def test_calls_of_different_depth_overlap():
+    """The second call of one chain meets the only call of another: no wave waits for a whole wave."""
+    barrier = threading.Barrier(2, timeout=20.0)
+    first = component(name="first")
+    second, alone = (component(lambda endpoint, inputs: endpoint == "apply" and barrier.wait()) for _ in range(2))
+    run = concurrent(lambda x: y(second, 2.0 * y(first, x)) + y(alone, x))
+    assert_close(run(X), jnp.sin(2.0 * jnp.sin(X)) + jnp.sin(X))
+
+
+def test_a_slow_call_holds_up_only_those_that_need_it():
+    """`slow` ends after both links of the chain have been asked, so these cannot have waited for it."""
+    chain_done = threading.Event()
+
+    def slow_before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            assert chain_done.wait(timeout=20.0)
+
+    def last_before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            chain_done.set()
+
+    slow, link, last = component(slow_before), component(), component(last_before)
+    run = concurrent(lambda x: y(slow, x) * y(last, y(link, x)))
+    assert_close(run(X), jnp.sin(X) * jnp.sin(jnp.sin(X)))
+
+
+def test_no_more_threads_than_allowed_are_busy():
+    n_busy, most, lock = 0, 0, threading.Lock()
+
+    def before(endpoint: str, inputs: Any) -> None:
+        nonlocal n_busy, most
+        with lock:
+            n_busy += 1
+            most = max(most, n_busy)
+        delay(endpoint, inputs)
+        with lock:
+            n_busy -= 1
+
+    delay = RandomDelay(3)
+    step = concurrent(jax.grad(fan(fan_of(6, before))), submitter=ThreadSubmitter(n_threads=2))
+    step(X)
+    assert most == 2
+
+
+# ------------------------------------------------------------------------------------------------- order of arrival
+
+
+def test_arrival_order_does_not_change_a_bit():
+    delay = RandomDelay(0, longest=4e-3)
+    step = concurrent(jax.value_and_grad(fan(fan_of(N_CALLS, delay))))
+    results = set()
+    for seed in range(8):
+        delay.rng = np.random.default_rng(seed)
+        value, gradient = step(X)
+        results.add((np.asarray(value).tobytes(), np.asarray(gradient).tobytes()))
+    value, gradient = concurrent(step.fn, submitter=InlineSubmitter())(X)
+    results.add((np.asarray(value).tobytes(), np.asarray(gradient).tobytes()))
+    assert len(results) == 1
+
+
+def test_threads_may_share_one_concurrent_function():
+    step = concurrent(jax.value_and_grad(fan(fan_of(2, RandomDelay(1)))))
+    inputs = [X * k for k in range(1, 7)]
+    got: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda k=k, x=x: got.__setitem__(k, step(x))) for k, x in enumerate(inputs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60.0)
+    for k, x in enumerate(inputs):
+        assert_close(got[k], jax.value_and_grad(plain_fan(2))(x))
+
+
+# ---------------------------------------------------------------------------------------------------------- failures
+
+
+class Recorded(AbstractSubmitter):
+    """Keeps the labels of what it is given."""
+
+    def __init__(self, inner: AbstractSubmitter):
+        self.inner = inner
+        self.labels: list[str] = []
+        self.producers: dict[str, list[Any]] = {}
+
+    def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
+        self.labels.append(node.label)
+        self.producers[node.label] = [producer.result() for producer in producers]  # finished: this does not block
+        return self.inner.submit(node, operands, producers)
+
+
+PATIENT = RetryPolicy(n_retries=3, first_delay=0.0)
+
+
+def test_the_first_failure_stops_submission_and_waits_for_what_runs():
+    has_failed, has_finished = threading.Event(), threading.Event()
+
+    def fail(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply" and not has_failed.is_set():
+            has_failed.set()
+            raise ComponentFailed("the mesh is tangled", endpoint=endpoint)
+
+    def outlast(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            assert has_failed.wait(timeout=20.0)
+            delay(endpoint, inputs)
+            has_finished.set()
+
+    delay = RandomDelay(5, longest=0.2)
+    bad, slow, later = component(fail, "bad"), component(outlast, "slow"), component(None, "later")
+    submitter = Recorded(ThreadSubmitter())
+    run = concurrent(lambda x: (y(bad, x), y(later, y(slow, x))), submitter=submitter)
+    with pytest.raises(ComponentFailed, match="the mesh is tangled") as caught:
+        run(X)
+    assert has_finished.is_set()
+    assert sorted(submitter.labels) == ["bad.apply", "slow.apply"]
+    assert caught.value.__notes__ == ["This was bad.apply, call 1 of 3 in the plan."]
+    assert_close(run(X), (jnp.sin(X), jnp.sin(jnp.sin(X))))
+
+
+def test_inline_the_first_failure_is_the_last_call():
+    parts = [component(Faults(ComponentFailed(f"fault {k}")), f"part{k}") for k in range(3)]
+    with count_requests() as requests, pytest.raises(ComponentFailed, match="fault 0"):
+        concurrent(fan(parts), submitter=InlineSubmitter())(X)
+    assert requests.n_of("apply") == 1
+
+
+def test_of_several_failures_one_is_raised_and_none_is_lost_on_the_way():
+    barrier = threading.Barrier(3, timeout=20.0)
+    faulty = {"on": True}
+
+    def before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply" and faulty["on"]:
+            barrier.wait()
+            raise ComponentFailed("all at once")
+
+    run = concurrent(fan(fan_of(3, before)))
+    with pytest.raises(ComponentFailed, match="all at once"):
+        run(X)
+    faulty["on"] = False
+    assert_close(run(X), plain_fan(3)(X))
+
+
+def test_a_failing_pullback_is_named():
+    part = component(Faults(ComponentFailed("no adjoint today"), endpoint="vector_jacobian_product"), "fem")
+    step = concurrent(jax.value_and_grad(fan([component(), part])))
+    with pytest.raises(ComponentFailed, match="no adjoint today") as caught:
+        step(X)
+    assert any("This was fem.pullback" in note for note in caught.value.__notes__)
+    assert_close(step(X), jax.value_and_grad(plain_fan(2))(X))
+
+
+def test_errors_of_any_type_arrive_as_they_are():
+    step = concurrent(fan([component(Faults(KeyError("boundary")))]))
+    with pytest.raises(KeyError, match="boundary"):
+        step(X)
+
+
+def test_a_submitter_that_fails_to_submit():
+    class Refusing(AbstractSubmitter):
+        def submit(self, node: Any, operands: Any, producers: Any) -> Any:
+            if node.label == "part1.apply":
+                raise RuntimeError("the pool is closed")
+            return pool.submit(node, operands, producers)
+
+    pool = ThreadSubmitter()
+    with pytest.raises(RuntimeError, match="the pool is closed"):
+        concurrent(fan(fan_of(3, RandomDelay(2))), submitter=Refusing())(X)
+
+
+# ----------------------------------------------------------------------------------------------------------- retries
+
+
+@pytest.mark.parametrize(
+    "error", [Unreachable("gone"), ConnectionLost("cut"), Overloaded("busy", retry_after=0.0)], ids=repr
+)
+@pytest.mark.parametrize("endpoint", ["apply", "vector_jacobian_product"])
+def test_transient_errors_are_repeated(error: Exception, endpoint: str):
+    part = component(Faults(error, error, endpoint=endpoint))
+    step = concurrent(jax.value_and_grad(fan([part])), submitter=ThreadSubmitter(retry=PATIENT))
+    with count_requests() as requests:
+        assert_close(step(X), jax.value_and_grad(plain_fan(1))(X))
+    assert requests.n_of(endpoint) == 3
+    assert requests.n_of("apply") + requests.n_of("vector_jacobian_product") == 4
+
+
+def test_transient_errors_are_not_repeated_for_ever():
+    part = component(Faults(*[Unreachable(f"attempt {k}") for k in range(9)]))
+    with count_requests() as requests, pytest.raises(Unreachable, match="attempt 3"):
+        concurrent(fan([part]), submitter=ThreadSubmitter(retry=PATIENT))(X)
+    assert requests.n_of("apply") == 4
+
+
+@pytest.mark.parametrize("error", [ComponentFailed("diverged"), InvalidInput("bad"), ValueError("odd")], ids=repr)
+def test_other_errors_are_not_repeated(error: Exception):
+    part = component(Faults(error))
+    with count_requests() as requests, pytest.raises(type(error)):
+        concurrent(fan([part]), submitter=ThreadSubmitter(retry=PATIENT))(X)
+    assert requests.n_of("apply") == 1
+
+
+# --------------------------------------------------------------------------------------------------------- submitters
+
+
+def test_submitters_are_given_finished_producers():
+    first, second, third = (component(None, name) for name in ("first", "second", "third"))
+    submitter = Recorded(ThreadSubmitter())
+    step = concurrent(jax.grad(lambda x: jnp.sum(y(third, y(first, x) + 2.0 * y(second, x)))), submitter=submitter)
+    step(X)
+    a, b = np.sin(X), np.sin(X)
+    np.testing.assert_allclose(submitter.producers["third.pullback"], [[a], [b]], rtol=1e-15)
+    assert submitter.producers["first.apply"] == []
+    # What comes back depends on the last pullback alone; the primals are arguments.
+    np.testing.assert_allclose(submitter.producers["first.pullback"], [[np.cos(a + 2.0 * b)]], rtol=1e-12)
+
+
+def test_operands_are_numpy_arrays():
+    seen: list[Any] = []
+
+    class Looking(InlineSubmitter):
+        def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Any) -> Any:
+            seen.extend(operands)
+            return super().submit(node, operands, producers)
+
+    concurrent(jax.grad(fan(fan_of(2, None))), submitter=Looking())(X)
+    assert len(seen) == 6
+    assert all(type(x) is np.ndarray and x.dtype == np.float64 for x in seen)
+
+
+def test_literals_travel_in_their_own_dtype():
+    """A Python number in a jaxpr has no dtype of its own, but the value it stands for has."""
+    single = FunctionTesseract(lambda i: {"y": i["x"] * i["k"]}, {"x": np.float32(1.0), "k": np.float32(1.0)})
+    seen: list[Any] = []
+
+    class Looking(InlineSubmitter):
+        def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Any) -> Any:
+            seen.extend(operands)
+            return super().submit(node, operands, producers)
+
+    def run(x: Any) -> Any:
+        return jax.jit(lambda k: apply_tesseract(single, {"x": x, "k": k})["y"])(2.0)
+
+    for x64 in (True, False):
+        with jax.enable_x64(x64):
+            assert float(concurrent(run, submitter=Looking())(jnp.asarray(3.0, np.float32))) == 6.0
+    assert {x.dtype for x in seen} == {np.dtype(np.float32)}
+
+
+def test_the_default_submitter_is_one_per_process():
+    assert default_submitter() is default_submitter()
