@@ -18,10 +18,10 @@ TesseractFlowError
 │   ├── ComponentFailed (RuntimeError)    the component itself raised
 │   ├── InvalidAnswer (ValueError)        the answer is not what the protocol or the schema says
 │   ├── AccessDenied (PermissionError)    401 or 403
+│   ├── CallTimeout (TimeoutError)        no answer in time: the solve may still be running there
 │   └── TransientError                    worth another attempt
 │       ├── Unreachable (ConnectionError) no connection: nothing was started
 │       ├── ConnectionLost (ConnectionError)  the solve may still be running there
-│       ├── CallTimeout (TimeoutError)
 │       └── Overloaded (RuntimeError)     429, 502, 503, 504; has .retry_after
 ├── NotDifferentiable (ValueError)        a derivative was asked for where the schema has none
 ├── SecondDerivative (NotImplementedError)
@@ -134,6 +134,10 @@ class AccessDenied(CallError, PermissionError):
     """The server wants other credentials (401 or 403)."""
 
 
+class CallTimeout(CallError, TimeoutError):
+    """No answer in the time that the caller allowed. Not repeated: the first solve may still be running there."""
+
+
 class TransientError(CallError):
     """The call may succeed when repeated; whether to repeat it is the task's policy."""
 
@@ -144,10 +148,6 @@ class Unreachable(TransientError, ConnectionError):
 
 class ConnectionLost(TransientError, ConnectionError):
     """The connection broke after the request was sent: the solve may still be running there."""
-
-
-class CallTimeout(TransientError, TimeoutError):
-    """No answer in time: the solve may still be running there."""
 
 
 class Overloaded(TransientError, RuntimeError):

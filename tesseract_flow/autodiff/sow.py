@@ -1,10 +1,9 @@
 """`sow` and `save_intermediates`: the values at named points of a computation, and their derivatives.
 
-`sow` is an identity that leaves an equation in what JAX traces. JAX's transformations do the rest: forward mode adds an
-equation for the tangents, and transposition turns that into one for the cotangents. `save_intermediates` traces a
-function with all that is inside of it, evaluates the trace once more, and collects what passes through these equations.
-Loops, branches and compiled functions with such an equation inside are built anew with one more output, by the public
-functions that made them; everything else stays as it is.
+`sow` is an identity that leaves an equation in what JAX traces. Forward mode adds one for the tangents, transposition
+turns that into one for the cotangents. `save_intermediates` traces a function with all its transformations, evaluates
+the trace once more, and collects what passes through these equations. Loops, branches and compiled functions that
+contain some are built anew with one more output, by the functions that made them; the rest stays as it is.
 """
 
 from __future__ import annotations
@@ -191,8 +190,8 @@ def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
     found: Found = {}
     for eqn in jaxpr.eqns:
         names = set(_names([eqn], tag))
-        rule = _RULES.get(eqn.primitive.name)
-        if names and rule is not None:
+        rule = names and _RULES.get(eqn.primitive.name)
+        if rule:
             outputs, new = rule(functools.partial(_run, tag), eqn, [read(atom) for atom in eqn.invars])
             for name, part in sorted(found.keys() & new.keys()):
                 raise ValueError(_TWICE.format(name=name, part=part))
@@ -212,7 +211,6 @@ def _run_sow(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Foun
 
 
 def _run_wrapper(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
-    """Its body, in its place."""
     if eqn.primitive.name.startswith("custom"):
         values = _without_derivative(values)
     (body,) = _bodies(eqn)
@@ -253,9 +251,8 @@ def _run_cond(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Fou
 
     def filled(branch: Any, operands: list[Any]) -> tuple[Sequence[Any], Found]:
         outputs, found = branch(operands)
-        return outputs, {
-            key: found[key] if key in found else jax.tree_util.tree_map(nothing, avals[key]) for key in avals
-        }
+        missing = {key: aval for key, aval in avals.items() if key not in found}
+        return outputs, found | jax.tree_util.tree_map(nothing, missing)
 
     return jax.lax.switch(values[0], [functools.partial(filled, branch) for branch in branches], values[1:])
 

@@ -90,28 +90,35 @@ def test_primal(wrap: Any, jit: bool):
     assert_close(seen, {"y": {"primal": before(X)}})
 
 
-@over_wraps
-@eager_and_jit
-@pytest.mark.parametrize("how", ["grad", "value_and_grad", "vjp", "jit of grad"])
-def test_cotangent(wrap: Any, jit: bool, how: str):
-    def by_vjp(fn: Any) -> Any:
-        return lambda x: jax.vjp(fn, x)[1](jnp.ones(()))[0]
-
-    transforms = {"grad": jax.grad, "value_and_grad": jax.value_and_grad, "vjp": by_vjp}
-    transform = transforms.get(how, lambda fn: jax.jit(jax.grad(fn)))
-    result, seen = maybe_jit(save_intermediates(transform(wrap(watched))), jit)(X)
-    assert_close(result, transform(unwatched)(X))
-    assert_close(seen, {"y": {"primal": before(X), "cotangent": jax.grad(after)(before(X))}})
+CUT = {"primal": before(X), "cotangent": jax.grad(after)(before(X))}
 
 
 @over_wraps
 @eager_and_jit
+def test_cotangent(wrap: Any, jit: bool):
+    result, seen = maybe_jit(save_intermediates(jax.value_and_grad(wrap(watched))), jit)(X)
+    assert_close((result, seen), (jax.value_and_grad(unwatched)(X), {"y": CUT}))
+
+
+@pytest.mark.parametrize("how", ["grad", "jit of grad", "vjp", "pullback of linearize"])
+def test_cotangent_however_it_is_asked_for(how: str):
+    reverse = {
+        "grad": jax.grad(watched),
+        "jit of grad": jax.jit(jax.grad(jax.jit(watched))),
+        "vjp": lambda x: jax.vjp(watched, x)[1](jnp.ones(()))[0],
+        "pullback of linearize": lambda x: jax.linear_transpose(jax.linearize(watched, x)[1], x)(jnp.ones(()))[0],
+    }
+    result, seen = save_intermediates(reverse[how])(X)
+    assert_close((result, seen), (jax.grad(unwatched)(X), {"y": CUT}))
+
+
+@over_wraps
 @pytest.mark.parametrize("how", ["jvp", "linearize"])
-def test_tangent(wrap: Any, jit: bool, how: str):
+def test_tangent(wrap: Any, how: str):
     def push(fn: Any, x: Any, x_dot: Any) -> Any:
-        return jax.jvp(fn, (x,), (x_dot,)) if how == "jvp" else jax.linearize(fn, x)[1](x_dot)
+        return jax.jvp(fn, (x,), (x_dot,))[1] if how == "jvp" else jax.linearize(fn, x)[1](x_dot)
 
-    result, seen = maybe_jit(save_intermediates(lambda x, t: push(wrap(watched), x, t)), jit)(X, X_DOT)
+    result, seen = jax.jit(save_intermediates(lambda x, t: push(wrap(watched), x, t)))(X, X_DOT)
     assert_close(result, push(unwatched, X, X_DOT))
     primal, tangent = jax.jvp(before, (X,), (X_DOT,))
     assert_close(seen, {"y": {"primal": primal, "tangent": tangent}})
@@ -119,9 +126,8 @@ def test_tangent(wrap: Any, jit: bool, how: str):
 
 def test_only_a_pullback_shows_only_the_cotangent():
     _, pullback = jax.vjp(watched, X)
-    assert_close(
-        save_intermediates(pullback)(2.0)[1], {"y": {"cotangent": jax.grad(lambda y: 2 * after(y))(before(X))}}
-    )
+    expected = jax.tree_util.tree_map(lambda c: 2.0 * c, CUT["cotangent"])
+    assert_close(save_intermediates(pullback)(2.0)[1], {"y": {"cotangent": expected}})
 
 
 def test_linear_transpose():
@@ -130,11 +136,45 @@ def test_linear_transpose():
 
 
 def test_of_nested_derivatives_the_innermost_is_recorded():
-    expected = {"primal": before(X), "cotangent": jax.grad(after)(before(X))}
-    hessian, seen = save_intermediates(jax.jacfwd(jax.grad(watched)))(X)
-    assert_close((hessian, seen), (jax.hessian(unwatched)(X), {"y": expected}))
-    twice, seen = save_intermediates(jax.grad(lambda x: jax.grad(watched)(x).sum()))(X)
-    assert_close((twice, seen), (hessian.sum(0), {"y": expected}), 1e-10)
+    def cubic(x: Any) -> Any:
+        return jnp.sum(sow(x * x, "y") * x)
+
+    expected = {"y": {"primal": X**2, "cotangent": X}}
+    assert_close(save_intermediates(jax.jacfwd(jax.grad(cubic)))(X), (jnp.diag(6 * X), expected))
+    assert_close(save_intermediates(jax.grad(lambda x: jax.grad(cubic)(x).sum()))(X), (6 * X, expected))
+
+
+# -------------------------------------------------------------------------------------------- all leaves of the point
+
+
+def scaled(x: Any, factor: Any) -> Any:
+    point = sow({"x": x, "factor": factor, "unused": x + factor}, "point")
+    return jnp.sum(point["x"] ** 2 * point["factor"])
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["bare", "jit", "checkpoint"])
+def test_a_point_is_differentiated_whole(wrap: Any):
+    """With respect to leaves as well that are constants to the derivative, and where one of them is not used."""
+    fn = wrap(scaled)
+    plain = jax.make_jaxpr(jax.grad(fn))(X, X_DOT)
+    _, seen = save_intermediates(jax.grad(fn))(X, X_DOT)
+    primal = {"x": X, "factor": X_DOT, "unused": X + X_DOT}
+    cotangent = {"x": 2 * X * X_DOT, "factor": X**2, "unused": jnp.zeros(3)}
+    assert_close(seen["point"], {"primal": primal, "cotangent": cotangent})
+    # Nothing of that stays behind in what JAX remembers of a function.
+    assert str(jax.make_jaxpr(jax.grad(fn))(X, X_DOT)) == str(plain)
+    _, seen = save_intermediates(lambda x: jax.jvp(lambda x: fn(x, X_DOT), (x,), (X,))[1])(X)
+    assert_close(seen["point"]["tangent"], {"x": X, "factor": jnp.zeros(3), "unused": X})
+
+
+def test_constants_without_a_derivative_are_nan():
+    def loss(x: Any, steps: Any) -> Any:
+        x, steps = sow((x, steps), "point")  # reverse mode through the loop, for `steps`, would be an error
+        return jnp.sum(x**2) * jax.lax.while_loop(lambda n: n < 10.0, lambda n: 2.0 * n, steps)
+
+    grad, seen = save_intermediates(jax.grad(loss))(X, 1.5 * jnp.ones(()))
+    expected = {"primal": (X, 1.5 * jnp.ones(())), "cotangent": (24.0 * X, jnp.full((), jnp.nan))}
+    assert_close((grad, seen), (24.0 * X, {"point": expected}))
 
 
 # ------------------------------------------------------------------------------------------------------ loops, batches
@@ -258,17 +298,12 @@ def test_vmap_puts_its_axis_in_front(in_axis: int, jit: bool):
 
 
 def test_a_leaf_that_is_the_same_for_the_batch_gets_no_axis():
-    def scaled(x: Any, factor: Any) -> Any:
-        pair = sow({"x": x, "factor": factor}, "pair")
-        return jnp.sum(pair["x"] * pair["factor"])
-
-    def loss(rows: Any, factor: Any) -> Any:
-        return jax.vmap(scaled, in_axes=(0, None))(rows, factor).sum()
-
     rows = jnp.stack([X, 2 * X])
-    _, seen = save_intermediates(jax.grad(loss))(rows, X_DOT)
-    expected = {"x": jnp.stack([X_DOT, X_DOT]), "factor": 3 * X}
-    assert_close(seen["pair"], {"primal": {"x": rows, "factor": X_DOT}, "cotangent": expected})
+    loss = jax.vmap(lambda x, factor: scaled(x, factor), in_axes=(0, None))
+    _, seen = save_intermediates(jax.grad(lambda rows: loss(rows, X_DOT).sum()))(rows)
+    cotangent = {"x": 2 * rows * X_DOT, "factor": 5 * X**2, "unused": jnp.zeros((2, 3))}
+    assert_close(seen["point"]["primal"], {"x": rows, "factor": X_DOT, "unused": rows + X_DOT})
+    assert_close(seen["point"]["cotangent"], cotangent)
 
 
 @pytest.mark.parametrize("order", ["vmap of scan", "scan of vmap"])
@@ -295,7 +330,7 @@ def test_jacobians_show_a_row_per_basis_vector():
 
 def branching(x: Any) -> Any:
     def high(x: Any) -> Any:
-        return sow(jnp.sin(x), "both").sum() + sow(jnp.arange(2), "index").sum()
+        return sow(jnp.sin(x), "both").sum() + sow(jnp.arange(2), "index").sum().astype(float)
 
     def low(x: Any) -> Any:
         return sow(jnp.cos(x), "both").sum() * sow(jnp.exp(x), "low").sum()
@@ -391,7 +426,7 @@ def test_a_name_is_sown_once():
     jitted = jax.jit(watched)
     twice_called = [lambda x: watched(x) + watched(2 * x), lambda x: jitted(x) + jitted(2 * x)]
     for fn in (in_a_row, jax.jit(in_a_row), *twice_called, jax.grad(twice_called[1])):
-        with pytest.raises(ValueError, match=r"'.' is sown twice in one function: its primal .*\n.*one per turn"):
+        with pytest.raises(ValueError, match=r"'.' is sown twice in one function: its primal .*\nNumber the turns"):
             save_intermediates(fn)(X)
 
 
@@ -399,7 +434,7 @@ def test_branches_share_a_name_only_for_equal_trees():
     def fn(x: Any) -> Any:
         return jax.lax.cond(x[0] > 0, lambda x: sow({"a": x}, "y")["a"], lambda x: sow([x], "y")[0], x)
 
-    with pytest.raises(ValueError, match=r"'y' is sown twice .* another structure"):
+    with pytest.raises(TypeError, match=r"branch.*\('y', 'primal'\)"):
         save_intermediates(fn)(X)
 
 
@@ -412,9 +447,7 @@ def test_tags_are_groups():
     assert save_intermediates(fn)(X)[1] == {}
     (_, late), early = save_intermediates(save_intermediates(fn, tag="late"), tag="early")(X)
     assert_close((early, late), ({"y": {"primal": X**2}}, {"y": {"primal": X**2 + 1}}))
-    (_, inner), outer = save_intermediates(
-        jax.value_and_grad(save_intermediates(fn, tag="late"), has_aux=True), tag="late"
-    )(X)
+    _, outer = save_intermediates(jax.value_and_grad(save_intermediates(fn, tag="late"), has_aux=True), tag="late")(X)
     assert_close(outer, {"y": {"primal": X**2 + 1, "cotangent": jnp.ones(3)}})
 
 
@@ -426,16 +459,15 @@ def mixed_loss(x: Any) -> Any:
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["bare", "jit"])
-def test_leaves_without_a_derivative_are_none_and_unreached_ones_zero(wrap: Any):
+def test_leaves_without_a_derivative_are_none(wrap: Any):
     _, seen = save_intermediates(jax.grad(wrap(mixed_loss)))(X)
     parts = seen["tree"]
     assert parts.keys() == {"primal", "cotangent"}
     assert parts["primal"]["text"] == "naca"
     assert parts["primal"]["key"] == jax.random.key(1)
-    assert_close(parts["primal"]["number"], jnp.array(2.5))
-    none = {"int": None, "key": None, "text": None, "none": None}
-    reached = {"x": jnp.full(3, 2.5), "unused": jnp.zeros(3), "number": jnp.zeros(())}
-    assert_close(parts["cotangent"], {**reached, **none})
+    assert parts["primal"]["number"] == 2.5
+    none = dict.fromkeys(["int", "key", "text", "none", "number"])
+    assert_close(parts["cotangent"], {"x": jnp.full(3, 2.5), "unused": jnp.zeros(3), **none})
 
 
 def test_integers_in_forward_mode():
@@ -470,9 +502,7 @@ def test_nothing_sown_nothing_seen():
 
 
 def test_plain_numbers():
-    result, seen = save_intermediates(lambda x: sow(x**2, "y") + 1)(3)
-    assert result == 10
-    assert_close(seen, {"y": {"primal": jnp.array(9)}})
+    assert save_intermediates(lambda x: sow(x**2, "y") + 1)(3) == (10, {"y": {"primal": 9}})
     _, seen = save_intermediates(jax.grad(lambda x: sow(x**2, "y")))(3.0)
     assert_close(seen, {"y": {"primal": jnp.array(9.0), "cotangent": jnp.array(1.0)}})
 
@@ -541,14 +571,13 @@ def pair() -> tuple[FunctionTesseract, FunctionTesseract]:
 
 
 def pipeline(see: Any, call: Any) -> Any:
-    """Two waves, sown as one tree, and a product of each: what follows one of the two need not wait for the other."""
+    """Two waves and a product of each."""
 
     def loss(x: Any) -> Any:
         inputs = see({"x": x, "gain": jnp.array(2.0), "label": "steep"}, "inputs")
-        left, right = call(0, inputs), call(0, {**inputs, "x": 3.0 * inputs["x"]})
-        both = see({"left": left, "right": right}, "waves")
-        ends = [call(1, {"y": both[side]["y"], "w": x}) for side in ("left", "right")]
-        return sum(jnp.sum(end["z"]) for end in ends)
+        left = see(call(0, inputs), "left")
+        right = see(call(0, {**inputs, "x": 3.0 * inputs["x"]}), "right")
+        return jnp.sum(call(1, {"y": left["y"], "w": x})["z"] + call(1, {"y": right["y"], "w": x})["z"])
 
     return loss
 
@@ -576,27 +605,26 @@ def test_gradient_through_tesseracts(how: str):
     }[how]()
     result, seen = run(X)
     assert_close(result, jax.value_and_grad(in_plain_jax)(X))
-    primal, cotangent = seen["waves"]["primal"], seen["waves"]["cotangent"]
-    assert primal["left"]["kind"] == "wave"
-    assert_close([primal[side]["y"] for side in ("left", "right")], waves(X))
-    assert_close([cotangent[side]["y"] for side in ("left", "right")], [2.0 * y * X for y in waves(X)])
-    assert_close(cotangent["left"]["energy"], jnp.zeros(()))
-    assert cotangent["left"]["kind"] is None
-    # What the pullbacks of both waves add up to; with respect to x alone, as gain is a constant.
-    bars = [2.0 * y * X for y in waves(X)]
-    expected = bars[0] * 2.0 * jnp.cos(X) + bars[1] * 6.0 * jnp.cos(3.0 * X)
-    assert_close(seen["inputs"]["cotangent"]["x"], expected)
+    left, right = waves(X)
+    assert seen["left"]["primal"]["kind"] == "wave"
+    assert_close([seen[side]["primal"]["y"] for side in ("left", "right")], [left, right])
+    assert_close([seen[side]["cotangent"]["y"] for side in ("left", "right")], [2 * left * X, 2 * right * X])
+    assert_close(seen["left"]["cotangent"]["energy"], jnp.zeros(()))
+    assert seen["left"]["cotangent"]["kind"] is None
+    # What the pullbacks of both waves add up to; the gain is a constant to the derivative, and counts nevertheless.
+    x_bar = 2 * left * X * 2 * jnp.cos(X) + 2 * right * X * 6 * jnp.cos(3 * X)
+    gain_bar = jnp.vdot(2 * left * X, jnp.sin(X)) + jnp.vdot(2 * right * X, jnp.sin(3 * X))
+    assert_close(seen["inputs"]["cotangent"], {"x": x_bar, "gain": gain_bar, "label": None})
 
 
 @eager_and_jit
 def test_forward_mode_through_tesseracts(jit: bool):
     def push(x: Any) -> Any:
-        see = through_tesseracts(sow)
-        return jax.jvp(see, (x,), (X_DOT,))[1], jnp.zeros(())
+        return jax.jvp(through_tesseracts(sow), (x,), (X_DOT,))[1]
 
-    (result, _), seen = (eqx.filter_jit if jit else lambda f: f)(save_intermediates(push))(X)
+    result, seen = (eqx.filter_jit if jit else lambda f: f)(save_intermediates(push))(X)
     assert_close(result, jax.jvp(in_plain_jax, (X,), (X_DOT,))[1])
-    assert_close(seen["waves"]["tangent"]["right"]["y"], jax.jvp(lambda x: waves(x)[1], (X,), (X_DOT,))[1])
+    assert_close(seen["right"]["tangent"]["y"], jax.jvp(lambda x: waves(x)[1], (X,), (X_DOT,))[1])
     assert_close(seen["inputs"]["tangent"]["x"], X_DOT)
 
 
@@ -604,7 +632,7 @@ def test_sow_costs_no_request():
     def requests(see: Any, transform: Any) -> Any:
         with count_requests() as counts:
             transform(through_tesseracts(see))(X)
-        return dict(counts.by_endpoint)
+        return dict(counts)
 
     for transform in (
         jax.value_and_grad,
@@ -624,8 +652,22 @@ def test_sow_changes_nothing_in_a_concurrent_plan():
     assert_close(run(X), jax.value_and_grad(in_plain_jax)(X))
 
 
+def test_a_sown_input_need_not_be_differentiable():
+    example = {"x": np.ones(3), "speed": np.ones(3)}
+    handle = FunctionTesseract(
+        lambda i: {"y": i["x"] * i["speed"]}, example, inputs={"speed": ArrayField("float64", (None,), False)}
+    )
+
+    def loss(x: Any) -> Any:
+        return apply_tesseract(handle, sow({"x": x, "speed": X_DOT}, "inputs"))["y"].sum()
+
+    assert_close(jax.grad(loss)(X), X_DOT)
+    grad, seen = save_intermediates(jax.grad(loss))(X)
+    assert_close((grad, seen["inputs"]["cotangent"]), (X_DOT, {"x": X_DOT, "speed": jnp.full(3, jnp.nan)}))
+
+
 def test_errors_of_a_component_keep_their_type():
-    broken = FunctionTesseract(wave, {"x": np.ones(3), "gain": np.ones(())}, before=Faults(ValueError("no mesh")))
+    broken = FunctionTesseract(wave, {"x": np.ones(3), "gain": np.ones(())}, before=Faults(ComponentFailed("no mesh")))
 
     def fn(x: Any) -> Any:
         return apply_tesseract(broken, sow({"x": x, "gain": jnp.ones(())}, "inputs"))["y"]

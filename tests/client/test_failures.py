@@ -39,10 +39,10 @@ def test_the_second_attempt_may_succeed():
     def answer(request: httpx.Request) -> httpx.Response:
         if len(fake.requests) == 1:
             raise httpx.ConnectError("refused")
-        return component(request)
+        return httpx.Response(200, content=b'{"y": 1}')
 
     fake = Mock(answer)
-    np.testing.assert_array_equal(fake.handle().apply({"x": X})["y"], X**2)
+    assert fake.handle().apply({"x": X}) == {"y": 1}
     first, second = fake.requests
     assert (first.content, first.url) == (second.content, second.url)  # and with the same run_id
 

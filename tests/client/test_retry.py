@@ -23,8 +23,8 @@ from tesseract_flow.errors import (
     Unreachable,
 )
 
-TRANSIENT = [Unreachable, ConnectionLost, CallTimeout, Overloaded]
-FINAL = [ComponentFailed, InvalidInput, EndpointNotFound, InvalidAnswer, AccessDenied]
+TRANSIENT = [Unreachable, ConnectionLost, Overloaded]
+FINAL = [CallTimeout, ComponentFailed, InvalidInput, EndpointNotFound, InvalidAnswer, AccessDenied]
 
 
 class Flaky:

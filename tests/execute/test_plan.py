@@ -59,16 +59,15 @@ def test_planning_runs_no_solver():
 
 
 def test_a_plan_prints_itself():
-    text = str(plan_of(jax.value_and_grad(lambda x: jnp.sum(y(A, x) * y(B, x)))))
+    text = str(plan_of(jax.value_and_grad(lambda x: jnp.sum(y(B, jnp.cos(y(A, x))) ** 2))))
     assert text.splitlines() == [
-        "4 calls in 2 waves, 2 segments of pure JAX",
-        "  wave 1: a.apply, b.apply",
-        "  wave 2: b.pullback, a.pullback",
-    ] or text.splitlines() == [
-        "4 calls in 2 waves, 2 segments of pure JAX",
-        "  wave 1: a.apply, b.apply",
-        "  wave 2: a.pullback, b.pullback",
+        "4 calls in 4 waves, 3 segments of pure JAX",
+        "  wave 1: a.apply",
+        "  wave 2: b.apply",
+        "  wave 3: b.pullback",
+        "  wave 4: a.pullback",
     ]
+    assert "  wave 1: a.apply, b.apply" in str(plan_of(lambda x: y(A, x) * y(B, x))).splitlines()
 
 
 def test_segments_never_hold_up_a_call():
@@ -128,7 +127,7 @@ def test_equal_calls_are_one_node(program: Any):
         lambda f: lambda x: f(x * 0.0) + f(x * -0.0),
         lambda f: lambda x: f(x * 1.0) + f(x - 1.0),
         lambda f: lambda x: f(x - 1.0) + f(1.0 - x),
-        lambda f: lambda x: f(jnp.cumsum(x)) + f(jnp.cumsum(x, reverse=True)),
+        lambda f: lambda x: f(jnp.cumsum(x)) + f(jax.lax.cumsum(x, reverse=True)),
     ],
 )
 def test_different_calls_stay_apart(program: Any):

@@ -188,15 +188,17 @@ PATIENT = RetryPolicy(n_retries=3, first_delay=0.0)
 
 
 def test_the_first_failure_stops_submission_and_waits_for_what_runs():
-    has_failed, has_finished = threading.Event(), threading.Event()
+    has_begun, has_failed, has_finished = threading.Event(), threading.Event(), threading.Event()
 
     def fail(endpoint: str, inputs: Any) -> None:
         if endpoint == "apply" and not has_failed.is_set():
+            assert has_begun.wait(timeout=20.0)
             has_failed.set()
             raise ComponentFailed("the mesh is tangled", endpoint=endpoint)
 
     def outlast(endpoint: str, inputs: Any) -> None:
         if endpoint == "apply":
+            has_begun.set()
             assert has_failed.wait(timeout=20.0)
             delay(endpoint, inputs)
             has_finished.set()

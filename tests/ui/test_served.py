@@ -116,7 +116,7 @@ def parent_of(process: int) -> int:
 
 
 def status_of(process: int) -> list[str]:
-    """State, parent and more, as in proc_pid_stat(5); it begins after the name of the command, which may hold spaces."""
+    """State, parent and more, as in proc_pid_stat(5), after the name of the command, which may hold spaces."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
