@@ -7,7 +7,6 @@ that are no arrays, requested paths) is a hashable argument of it, so JAX's own 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -109,8 +108,8 @@ class JaxRecipe:
         self._trace_floats = trace_floats
         self._jacobian_mode = jacobian_mode
         self._output_patterns = differentiable_patterns(outputs) if outputs is not None else None
-        self._compiled: collections.Counter[str] = collections.Counter()
-        self._compiled_lock = threading.Lock()
+        self._n_programs = 0
+        self._lock = threading.Lock()
         # Arguments by position are what JAX dispatches fastest; the hashable ones are named in each function below.
         self._run = jax.jit(self._traced_run)
         self._run_with_residuals = jax.jit(self._traced_run_with_residuals, static_argnums=2)
@@ -175,10 +174,10 @@ class JaxRecipe:
         return _to_numpy(self._vjp(dynamic, constants, cotangents, request))
 
     def stats(self) -> dict[str, int]:
-        """Counters: programs compiled so far, and those of the residual cache (zero without one)."""
+        """Counters: `programs` that JAX has made of the function, and those of the residual cache, zero without one."""
         kept = self.residual_cache.stats() if self.residual_cache is not None else dict.fromkeys(_NO_CACHE, 0)
-        with self._compiled_lock:
-            return {"compiled": self._compiled.total(), **kept}
+        with self._lock:
+            return {"programs": self._n_programs, **kept}
 
     # From inputs to what JAX gets
 
@@ -217,22 +216,22 @@ class JaxRecipe:
 
     # What is compiled. JAX runs these bodies once per structure.
 
-    def _count(self, program: str) -> None:
-        with self._compiled_lock:
-            self._compiled[program] += 1
+    def _count(self) -> None:
+        with self._lock:
+            self._n_programs += 1
 
     def _call(self, dynamic: Any, constants: Static) -> Any:
         return self.fn(eqx.combine(dynamic, constants.tree))
 
     def _traced_run(self, dynamic: Any, constants: Static) -> tuple[Any, Static]:
-        self._count("run")
+        self._count()
         arrays, plain = eqx.partition(self._call(dynamic, constants), eqx.is_array)
         return arrays, Static(plain)
 
     def _traced_run_with_residuals(
         self, dynamic: Any, constants: Static, patterns: frozenset[Pattern] | None
     ) -> tuple[Any, Static, Static, Any]:
-        self._count("run with residuals")
+        self._count()
         x, rest = eqx.partition(dynamic, _differentiable(dynamic, patterns))
 
         def fn(x: Any) -> tuple[Any, tuple[Any, Static]]:
@@ -247,7 +246,7 @@ class JaxRecipe:
     def _traced_pull_back(
         self, pullback: Any, avals: Static, cotangents: dict[str, Any], request: _Request
     ) -> dict[str, Any]:
-        self._count("pull back")
+        self._count()
         y = avals.tree[1]
         zeros = jax.tree_util.tree_map(lambda aval: jnp.zeros(aval.shape, aval.dtype), y)
         given = {path: _like(cotangents[path], get_at(y, path), path) for path in request.outputs}
@@ -257,7 +256,7 @@ class JaxRecipe:
     def _traced_vjp(
         self, dynamic: Any, constants: Static, cotangents: dict[str, Any], request: _Request
     ) -> dict[str, Any]:
-        self._count("vjp")
+        self._count()
         fn, x = self._between(dynamic, constants, request)
         y, pullback = jax.vjp(fn, x)
         return pullback({path: _like(cotangents[path], y[path], path) for path in request.outputs})[0]
@@ -265,12 +264,12 @@ class JaxRecipe:
     def _traced_jvp(
         self, dynamic: Any, constants: Static, tangents: dict[str, Any], request: _Request
     ) -> dict[str, Any]:
-        self._count("jvp")
+        self._count()
         fn, x = self._between(dynamic, constants, request)
         return jax.jvp(fn, (x,), ({path: _like(tangents[path], x[path], path) for path in request.inputs},))[1]
 
     def _traced_jacobian(self, dynamic: Any, constants: Static, request: _Request) -> dict[str, Any]:
-        self._count("jacobian")
+        self._count()
         fn, x = self._between(dynamic, constants, request)
         y = jax.eval_shape(fn, x)
         # Where only one of both is complex, there is no Jacobian but from real inputs, forward.

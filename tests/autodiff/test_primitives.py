@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -28,6 +29,19 @@ def pullback(fn: Any, x: Any, y_bar: Any) -> Any:
     return jax.vjp(fn, x)[1](y_bar)[0]
 
 
+# Compiled once per case: most of the time here is compilation.
+
+
+@functools.cache
+def pushing(case: Case, jit: bool) -> Any:
+    return maybe_jit(lambda x, t: pushforward(case.call, x, t), jit)
+
+
+@functools.cache
+def pulling(case: Case, jit: bool) -> Any:
+    return maybe_jit(lambda x, c: pullback(case.call, x, c), jit)
+
+
 def combination(a: float, u: Any, b: float, v: Any) -> Any:
     return jax.tree_util.tree_map(lambda p, q: p.dtype.type(a) * p + p.dtype.type(b) * q, u, v)
 
@@ -40,8 +54,7 @@ def combination(a: float, u: Any, b: float, v: Any) -> Any:
 def test_pullback_is_adjoint_of_pushforward(case: Case, jit: bool):
     """<J t, c> = <t, Jᵀ c>: no reference values are needed."""
     x_dot, y_bar = case.tangent(1), case.cotangent(2)
-    y_dot = maybe_jit(lambda x, t: pushforward(case.call, x, t), jit)(case.x, x_dot)
-    x_bar = maybe_jit(lambda x, c: pullback(case.call, x, c), jit)(case.x, y_bar)
+    y_dot, x_bar = pushing(case, jit)(case.x, x_dot), pulling(case, jit)(case.x, y_bar)
     error = abs(inner(y_dot, y_bar) - inner(x_dot, x_bar))
     assert error <= 10 * case.rtol * max(magnitude(y_dot, y_bar), magnitude(x_dot, x_bar))
     assert magnitude(y_dot, y_bar) > 1e-3
@@ -50,8 +63,7 @@ def test_pullback_is_adjoint_of_pushforward(case: Case, jit: bool):
 @over_cases
 @eager_and_jit
 def test_both_are_linear(case: Case, jit: bool):
-    push = maybe_jit(lambda t: pushforward(case.call, case.x, t), jit)
-    pull = maybe_jit(lambda c: pullback(case.call, case.x, c), jit)
+    push, pull = (functools.partial(linear(case, jit), case.x) for linear in (pushing, pulling))
     for linear, u, v in (push, case.tangent(3), case.tangent(4)), (pull, case.cotangent(5), case.cotangent(6)):
         assert_close(linear(combination(2.0, u, -3.0, v)), combination(2.0, linear(u), -3.0, linear(v)), 10 * case.rtol)
 
@@ -61,10 +73,9 @@ def test_both_are_linear(case: Case, jit: bool):
 def test_equals_the_same_map_in_plain_jax(case: Case, jit: bool):
     x_dot, y_bar = case.tangent(7), case.cotangent(8)
 
-    def everything(fn: Any) -> Any:
-        return lambda x: (fn(x), pushforward(fn, x, x_dot), pullback(fn, x, y_bar))
-
-    assert_close(maybe_jit(everything(case.call), jit)(case.x), everything(case.plain)(case.x), case.rtol)
+    assert_close(maybe_jit(case.call, jit)(case.x), case.plain(case.x), case.rtol)
+    assert_close(pushing(case, jit)(case.x, x_dot), pushforward(case.plain, case.x, x_dot), case.rtol)
+    assert_close(pulling(case, jit)(case.x, y_bar), pullback(case.plain, case.x, y_bar), case.rtol)
 
 
 def loss_of(fn: Any) -> Any:
@@ -106,7 +117,7 @@ def test_derivatives_can_be_transposed_again(case: Case, jit: bool):
     assert_close(maybe_jit(push_again, jit)(x_dot), pushforward(case.plain, case.x, x_dot), case.rtol)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("vector_add", "integers", "float32")])
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("integers", "float32")])
 def test_vmap_goes_one_by_one(case: Case):
     batch = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf, leaf * leaf.dtype.type(0.5)]), case.x)
     with count_requests() as requests:
@@ -263,7 +274,7 @@ def _norm(square: FunctionTesseract) -> Any:
 @eager_and_jit
 def test_second_derivatives_are_refused(second: Any, jit: bool, square: FunctionTesseract):
     with pytest.raises(
-        SecondDerivative, match=r"Second derivative requested of Tesseract 'square'[^§]*L-BFGS"
+        SecondDerivative, match=r"Second derivative requested of Tesseract 'square'(?s:.*)L-BFGS"
     ) as caught:
         maybe_jit(second(_norm(square)), jit)(X)
     assert isinstance(caught.value, NotImplementedError)

@@ -61,7 +61,7 @@ def test_planning_runs_no_solver():
 def test_a_plan_prints_itself():
     text = str(plan_of(jax.value_and_grad(lambda x: jnp.sum(y(B, jnp.cos(y(A, x))) ** 2))))
     assert text.splitlines() == [
-        "4 calls in 4 waves, 3 segments of pure JAX",
+        "4 calls in 4 waves, 4 segments of pure JAX",
         "  wave 1: a.apply",
         "  wave 2: b.apply",
         "  wave 3: b.pullback",

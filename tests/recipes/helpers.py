@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -45,13 +46,13 @@ class Answers:
     Attributes:
         inputs: as a server hands them over.
         x, t, c: differentiable inputs, a direction in and a direction out, by path.
-        y, y_dot, x_bar: the outputs; J t and J^T c, by path.
+        y, plain: the outputs that are arrays, and the others.
+        y_dot, x_bar: J t and J^T c, by path.
     """
 
     def __init__(self, case: Case):
         def answer(x: Any, t: Any, c: Any) -> Any:
-            out = case.fn(case.full(x))
-            arrays = jax.tree_util.tree_map(lambda leaf: leaf if hasattr(leaf, "dtype") else None, out)
+            arrays, self.plain = eqx.partition(case.fn(case.full(x)), eqx.is_array)
             return arrays, jax.jvp(case.plain, (x,), (t,))[1], jax.vjp(case.plain, x)[1](c)[0]
 
         vectors = case.x, case.tangent(1), case.cotangent(2)

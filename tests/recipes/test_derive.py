@@ -102,6 +102,9 @@ def test_jacobian_with_complex_numbers() -> None:
     expected = {"y": {"x": np.diag(1.0 + 2j * inputs["x"])}}
     assert_close(jacobian_from_jvp(recipe.jacobian_vector_product, inputs, {"x"}, {"y"}), expected)
     assert_close(jacobian_from_vjp(recipe.vector_jacobian_product, recipe.apply, inputs, {"x"}, {"y"}), expected)
+    c = np.array([1.0 + 2j, -1j])
+    x_bar = recipe.vector_jacobian_product(inputs, {"x"}, {"y"}, {"y": c})
+    assert_close(vjp_from_jacobian(recipe.jacobian, inputs, {"x"}, {"y"}, {"y": c}), x_bar)
     real = JaxRecipe(COMPLEX["real of complex"])
     with pytest.raises(ValueError, match="no Jacobian"):
         jacobian_from_jvp(real.jacobian_vector_product, inputs, {"z"}, {"y"})

@@ -133,7 +133,7 @@ def test_noise_is_measured(level: float, scale: float) -> None:
     apply = Counted(lambda i: noisy(level)({"x": i["x"] / scale}))
     found = estimate_noise(apply, {"x": x}, {"x"}, {"y"})["y"]
     uniform = level / np.sqrt(3.0)  # standard deviation on [-level, level]
-    assert uniform / 4 < found < uniform * 4
+    assert uniform / 1.35 < found < uniform * 1.35
     assert apply.n_calls % 8 == 0
     assert apply.n_calls <= 48
 
@@ -146,8 +146,9 @@ def test_noise_of_exact_functions_is_their_rounding() -> None:
 
 
 def test_noise_that_cannot_be_told() -> None:
+    """Beyond a tenth of the value noise cannot be told from the function."""
     with pytest.raises(ValueError, match=r"noise of \['y'\] could not be told after 2 attempts with 8 points"):
-        estimate_noise(lambda i: {"y": np.sign(np.sin(1e9 * i["x"]))}, {"x": np.ones(3)}, {"x"}, {"y"}, n_attempts=2)
+        estimate_noise(noisy(0.5), {"x": np.ones(20)}, {"x"}, {"y"}, n_attempts=2)
 
 
 # SPSA

