@@ -1,7 +1,7 @@
 """A dozen small Tesseracts in closed form, one per kind of tree that a schema can have.
 
 A case is a map in plain JAX and an example of its inputs; the Tesseract is made from the two. Tests state a property,
-and run it over all of them. Between the differentiable inputs and the differentiable outputs a case is a smooth function
+and run it over all of them. Between the differentiable inputs and outputs a case is a smooth function
 `case.call` (through the Tesseract) and `case.plain` (without it) of one tree `case.x`.
 """
 

@@ -44,7 +44,9 @@ try {
 
 // Reads the form of a deployment, fills it in, and submits it.
 async function form() {
-  await visit(`/deployments/deployment/${options.deployment}/run`);
+  await visit(`/deployments/deployment/${options.deployment}`);
+  await page.getByRole("button", { name: "Run", exact: true }).click();
+  await page.getByText("Custom run", { exact: true }).click();
   await page.locator(".schema-form-property").first().waitFor();
   const fields = await page.locator(".schema-form-property").evaluateAll(describeFields);
   await page.locator(".flow-run-name-input input").fill(options.name);
