@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tesseract_flow import errors as errors
     from tesseract_flow.autodiff import apply_tesseract as apply_tesseract
+    from tesseract_flow.autodiff import save_intermediates as save_intermediates
+    from tesseract_flow.autodiff import sow as sow
     from tesseract_flow.client import count_requests as count_requests
     from tesseract_flow.client import open_tesseract as open_tesseract
     from tesseract_flow.execute import concurrent as concurrent
@@ -36,6 +38,8 @@ _EXPORTS = {
     "errors": "tesseract_flow.errors",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
+    "save_intermediates": "tesseract_flow.autodiff",
+    "sow": "tesseract_flow.autodiff",
 }
 
 __all__ = [
@@ -50,6 +54,8 @@ __all__ = [
     "errors",
     "open_tesseract",
     "optimize",
+    "save_intermediates",
+    "sow",
 ]
 
 

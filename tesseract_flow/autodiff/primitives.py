@@ -7,7 +7,6 @@ and transposes those into pullbacks. Nothing here talks to a server; `Call` does
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -171,26 +170,19 @@ def _one_by_one(primitive: Primitive, operands, axes, *, call: Call):
     return outputs, [0] * len(outputs)
 
 
-@dataclasses.dataclass(frozen=True)
-class _OnHost:
-    """What a callback does. A value and not a closure or a partial: equal calls are equal callbacks to JAX as well."""
-
-    primitive: Primitive
-    call: Call
-
-    def __call__(self, *operands: Any) -> list[np.ndarray]:
-        return HOST[self.primitive](self.call, [np.asarray(x) for x in operands])
+def _on_host(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarray]:
+    return HOST[primitive](call, [np.asarray(x) for x in operands])
 
 
 def _evaluate(primitive: Primitive, *operands, call: Call):
-    return [jnp.asarray(out) for out in _OnHost(primitive, call)(*operands)]
+    return [jnp.asarray(out) for out in _on_host(primitive, call, *operands)]
 
 
 def _as_callback(primitive: Primitive, *operands, call: Call):
     # While lowering: a missing endpoint is an error before anything runs.
     call.tesseract.require(ENDPOINTS[primitive])
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in _SHAPES[primitive](*operands, call=call)]
-    return jax.pure_callback(_OnHost(primitive, call), shapes, *operands)
+    return jax.pure_callback(functools.partial(_on_host, primitive, call), shapes, *operands)
 
 
 _SHAPES = {apply_p: _apply_shapes, pushforward_p: _pushforward_shapes, pullback_p: _pullback_shapes}

@@ -132,7 +132,7 @@ def _split(tree: Any) -> tuple[list[Any], _Form]:
 
 Found = dict[tuple[str, str], Partial]  # by name and part: the form of what was sown, with the arrays that passed
 
-_TWICE = """{name!r} is sown twice in one function: its {part} came up again.
+_TWICE = """Duplicate sow name {name!r}: its {part} came up twice in one function.
 Number the turns of a Python loop and the calls of a function: sow(x, f"step {{i}}"). lax.scan stacks its turns."""
 
 sow_p = Primitive("sow")
@@ -190,8 +190,8 @@ def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
     found: Found = {}
     for eqn in jaxpr.eqns:
         names = set(_names([eqn], tag))
-        rule = names and _RULES.get(eqn.primitive.name)
-        if rule:
+        rule = _RULES.get(eqn.primitive.name) if names else None
+        if rule is not None:
             outputs, new = rule(functools.partial(_run, tag), eqn, [read(atom) for atom in eqn.invars])
             for name, part in sorted(found.keys() & new.keys()):
                 raise ValueError(_TWICE.format(name=name, part=part))

@@ -17,20 +17,15 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 
 from tesseract_flow.autodiff import ENDPOINTS, HOST, Call
+from tesseract_flow.autodiff.sow import sow_p
 
-# Primitives that only wrap a body, and the parameter that holds it.
+# Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
 _WRAPPERS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr"),
+    *("checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
 _COMMUTATIVE = {"add", "add_any", "mul"}
 _VERBS = {"apply": "apply", "jacobian_vector_product": "pushforward", "vector_jacobian_product": "pullback"}
@@ -180,8 +175,11 @@ class _Flattener:
         for eqn in jaxpr.eqns:
             inputs = tuple(read(atom) for atom in eqn.invars)
             body = _body(eqn)
-            if body is not None:
-                outputs: Sequence[Ref] = self.flatten(body.jaxpr, body.consts, inputs)
+            if eqn.primitive is sow_p:
+                # Nobody is listening here, and an identity that takes several values would make each wait for all.
+                outputs: Sequence[Ref] = inputs
+            elif body is not None:
+                outputs = self.flatten(body.jaxpr, body.consts, inputs)
             else:
                 outputs = self._add(eqn, inputs)
             env.update(zip(eqn.outvars, outputs, strict=True))
@@ -207,10 +205,9 @@ class _Flattener:
 
 def _body(eqn: Any) -> ClosedJaxpr | None:
     """The body to inline: that of a wrapper with a Tesseract call inside."""
-    parameter = _WRAPPERS.get(eqn.primitive.name)
-    if parameter is None or not any(True for _ in _calls([eqn])):
+    if eqn.primitive.name not in _WRAPPERS or not any(True for _ in _calls([eqn])):
         return None
-    body = eqn.params[parameter]
+    body = next(eqn.params[name] for name in _BODIES if name in eqn.params)
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
 
 

@@ -33,7 +33,7 @@ class _Request:
 
     @classmethod
     def of(cls, inputs: Iterable[str], outputs: Iterable[str]) -> _Request:
-        return cls(tuple(sorted(inputs)), tuple(sorted(outputs)))
+        return cls(tuple(sorted(set(inputs))), tuple(sorted(set(outputs))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ class JaxRecipe:
         self._output_patterns = differentiable_patterns(outputs) if outputs is not None else None
         self._n_programs = 0
         self._lock = threading.Lock()
-        # Arguments by position are what JAX dispatches fastest; the hashable ones are named in each function below.
+        # What is constant is part of the key of JAX's cache: as a leafless pytree (`Static`), or by position here.
         self._run = jax.jit(self._traced_run)
         self._run_with_residuals = jax.jit(self._traced_run_with_residuals, static_argnums=2)
         self._pull_back = jax.jit(self._traced_pull_back, static_argnums=3)

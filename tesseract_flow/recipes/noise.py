@@ -3,7 +3,7 @@
 The one idea: differences of high order wipe out a smooth function and leave its noise, which has the same size at
 every order once binomial growth is divided out.
 
-Source: J. J. More and S. M. Wild, Estimating Computational Noise, SIAM Journal on Scientific Computing 33 (2011),
+Source: J. J. Moré and S. M. Wild, Estimating Computational Noise, SIAM Journal on Scientific Computing 33 (2011),
 1292-1314 (the algorithm ECNoise), applied here to all entries of an output at once.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -242,16 +243,17 @@ def test_vmap_over_nothing(square: FunctionTesseract):
 
 
 def test_large_arrays_through_callbacks_do_not_deadlock():
-    """A callback that waits for its operands, on the thread that should compute them, would hang here."""
-    large = FunctionTesseract(lambda i: {"y": i["x"] * 2.0}, {"x": np.ones(3)}, name="large")
+    """More callbacks at once than JAX has threads, on arrays that it would copy and compute with on these threads."""
+    n = min(4 * (os.cpu_count() or 1), 32)
+    large = FunctionTesseract(lambda i: {"y": i["x"] * 2.0}, {"x": np.ones(3)}, name="large", delay=0.01)
 
     def loss(x: Any) -> Any:
-        parts = [apply_tesseract(large, {"x": x * k})["y"] for k in range(1, 5)]
+        parts = [apply_tesseract(large, {"x": x * float(k)})["y"] for k in range(1, n + 1)]
         return sum(jnp.sum(part**2) for part in parts)
 
     x = jnp.linspace(0.0, 1.0, 1_000_000)
-    got = jax.jit(jax.value_and_grad(loss))(x)
-    assert_close(got, (120.0 * jnp.sum(x**2), 240.0 * x), 1e-11)
+    squares = 4.0 * sum(k**2 for k in range(1, n + 1))
+    assert_close(jax.jit(jax.value_and_grad(loss))(x), (squares * jnp.sum(x**2), 2.0 * squares * x), 1e-11)
 
 
 # ------------------------------------------------------------------------------------------------ second derivatives

@@ -424,7 +424,7 @@ def test_a_name_is_sown_once():
     jitted = jax.jit(watched)
     twice_called = [lambda x: watched(x) + watched(2 * x), lambda x: jitted(x) + jitted(2 * x)]
     for fn in (in_a_row, jax.jit(in_a_row), *twice_called, jax.grad(twice_called[1])):
-        with pytest.raises(ValueError, match=r"'.' is sown twice in one function: its primal .*\nNumber the turns"):
+        with pytest.raises(ValueError, match=r"Duplicate sow name '.': its primal .*\nNumber the turns"):
             save_intermediates(fn)(X)
 
 
@@ -539,6 +539,11 @@ def test_loops_under_disable_jit():
 
     with jax.disable_jit():
         assert_close(save_intermediates(fn)(X), (4 * X, {"c": {"primal": jnp.stack([2 * X, 4 * X])}}))
+
+
+def test_what_was_compiled_stays_compiled():
+    jaxpr = jax.make_jaxpr(save_intermediates(jax.grad(jax.jit(watched))))(X)
+    assert len(jaxpr.eqns) < 5 and {eqn.primitive.name for eqn in jaxpr.eqns} >= {"jit"}
 
 
 def test_effects_happen_once():

@@ -23,9 +23,9 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 def wait_for(what: str, ask: Callable[[], T | None], timeout: float = PATIENCE) -> T:
-    """The first answer of `ask` that is not empty."""
+    """The first answer of `ask` that is neither None nor False."""
     end = time.monotonic() + timeout
-    while not (answer := ask()):
+    while (answer := ask()) is None or answer is False:
         if time.monotonic() > end:
             raise AssertionError(f"waited {timeout:.0f} s for {what}")
         time.sleep(0.2)
@@ -63,10 +63,19 @@ class Prefect:
         self._http.close()
 
     def get(self, path: str) -> Any:
-        return self._http.get(path).raise_for_status().json()
+        return self._answered("GET", path).json()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._http.post(path, json=body).raise_for_status().json()
+        return self._answered("POST", path, json=body).json()
+
+    def _answered(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Asks again while SQLite is too busy, as Prefect's own client does."""
+
+        def ask() -> httpx.Response | None:
+            answer = self._http.request(method, path, **options)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer.raise_for_status()
+
+        return wait_for("Prefect's database", ask)
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.get(f"deployments/name/optimize-design/{name}")
