@@ -14,6 +14,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 OPTIMUM = 23762.153678  # closed form, see closed_form.py
 
@@ -36,18 +37,18 @@ def main() -> None:
     from tesseract_flow.flows.optimize import Optimizer, Stop, optimize_design
 
     here = Path(__file__).resolve().parent
-    names: tuple[str, ...] = ("section", "fem", "compliance")
+    names = ("section", "fem", "compliance")
     print("Serving three Tesseracts ...", flush=True)
     with ThreadPoolExecutor(len(names)) as pool:  # each takes seconds to start, so together
         served = [ServedTesseract(here / name / "tesseract_api.py") for name in names]
-        urls = dict(zip(names, pool.map(lambda tesseract: tesseract.url, served), strict=True))
+        urls: dict[str, Any] = dict(zip(names, pool.map(lambda tesseract: tesseract.url, served), strict=True))
     for name, url in urls.items():
         print(f"  {name:<11} {url}")
 
     start = time.monotonic()
     summary = optimize_design(
         problem=str(here / "problem.py") + ":cantilever",
-        settings=dict(urls),
+        settings=urls,
         optimizer=Optimizer(name=arguments.optimizer),
         stop=Stop(max_steps=arguments.max_steps),
         run_key="demo",

@@ -72,7 +72,7 @@ async function run() {
   await rest();
   await zoomIn(9);
   await picture("ui-run", 1240);
-  return { artifacts };
+  return { artifacts, greenShare: await greenShare() };
 }
 
 // The artifacts of a long run, and those with a picture opened.
@@ -123,6 +123,7 @@ async function choose(label, value) {
   return offered;
 }
 
+// Chooses a layout of the graph, and waits for the graph: the canvas is there long before anything is on it.
 async function layOut(name) {
   await page.locator(".run-graph canvas").waitFor();
   const gear = page.getByRole("button", { name: "Run Graph Options" });
@@ -130,7 +131,27 @@ async function layOut(name) {
   await page.getByText(name, { exact: true }).click();
   await gear.click();
   await page.getByText(name, { exact: true }).waitFor({ state: "hidden" });
-  await page.getByTitle("Recenter graph").click();
+  const end = Date.now() + options.patience;
+  do {
+    if (Date.now() > end) throw new Error("no bars of completed task runs appear in the graph");
+    await page.getByTitle("Recenter graph").click();
+    await rest();
+  } while ((await greenShare()) < 0.005);
+}
+
+// How much of the graph is green, the colour of what is completed. It is drawn with WebGL, so there is nothing to read.
+async function greenShare() {
+  const clip = await page.locator(".run-graph canvas").boundingBox();
+  const shot = (await page.screenshot({ clip })).toString("base64");
+  return page.evaluate(async (data) => {
+    const image = await createImageBitmap(await (await fetch(`data:image/png;base64,${data}`)).blob());
+    const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
+    canvas.drawImage(image, 0, 0);
+    const { data: rgba } = canvas.getImageData(0, 0, image.width, image.height);
+    let nGreen = 0;
+    for (let i = 0; i < rgba.length; i += 4) nGreen += rgba[i + 1] > 120 && rgba[i + 1] > 1.5 * Math.max(rgba[i], rgba[i + 2]);
+    return nGreen / (image.width * image.height);
+  }, shot);
 }
 
 async function openArtifacts() {
