@@ -87,7 +87,7 @@ def call_rows(url: str) -> list[Row]:
     """One `apply` over HTTP, against tesseract-core's own client, both with base64."""
     rows = []
     ours = HttpTesseract(url)
-    peer = tesseract_core.Tesseract.from_url(url).with_encoding("json+base64")
+    peer = tesseract_core.Tesseract.from_url(url).with_encoding(output_format="json+base64")
     for n, repeat, goal in ((100, 100, 0.8), (10_000, 100, 0.8), (1_000_000, 7, 0.7)):
         inputs = {"x": np.random.default_rng(0).normal(size=n)}
         mine, theirs = median_seconds([lambda i=inputs: ours.apply(i), lambda i=inputs: peer.apply(i)], repeat)
