@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import DictKey, SequenceKey
 
-from tesseract_flow.autodiff.call import ARRAY, Call, Layout, Static, follow
+from tesseract_flow.autodiff.call import ARRAY, Call, Layout, Static
 from tesseract_flow.autodiff.primitives import apply_p, is_staging
 from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
 from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, InvalidType, PrecisionError, ShapesUnknown
@@ -26,6 +26,7 @@ from tesseract_flow.schema import (
     array_templates,
     check_inputs,
     field_at,
+    follow,
     format_path,
 )
 

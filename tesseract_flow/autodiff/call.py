@@ -17,7 +17,7 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import InvalidAnswer
-from tesseract_flow.schema import Keys
+from tesseract_flow.schema import Keys, follow
 
 T = TypeVar("T")
 
@@ -175,13 +175,3 @@ class Call:
                 endpoint=endpoint,
             )
         return array.astype(expected.dtype, copy=False)
-
-
-def follow(tree: Any, keys: Keys) -> Any:
-    """The value that `keys` lead to, or None where the tree ends before."""
-    for key in keys:
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return tree

@@ -13,7 +13,7 @@ from tesseract_flow.schema.fields import (
     describe_shape,
 )
 from tesseract_flow.schema.model import TesseractSchema
-from tesseract_flow.schema.paths import Keys, array_templates, field_at, format_path, parse_path, template_of
+from tesseract_flow.schema.paths import Keys, array_templates, field_at, follow, format_path, parse_path, template_of
 from tesseract_flow.schema.validate import array_leaves, check_inputs, is_arraylike, is_castable, resolve
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "describe_shape",
     "field_at",
+    "follow",
     "format_path",
     "is_arraylike",
     "is_castable",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tesseract_flow.errors import SchemaError
 from tesseract_flow.schema.fields import ArrayField, DictField, Field, LeafField, ListField, ModelField, UnionField
@@ -42,6 +42,16 @@ def template_of(root: Field, keys: Keys) -> str:
 def field_at(root: Field, keys: Keys) -> Field | None:
     """What the schema has at a place, or None if there can be nothing. In a union the keys decide the option."""
     return next((field for _, _, field in _readings(root, keys)), None)
+
+
+def follow(tree: Any, keys: Keys) -> Any:
+    """The value that `keys` lead to, or None where the tree ends before."""
+    for key in keys:
+        try:
+            tree = tree[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
 
 
 def parse_path(text: str, root: Field | None = None) -> Keys:

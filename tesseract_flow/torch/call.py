@@ -14,9 +14,9 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import Fault, InvalidAnswer
-from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path
+from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, follow, format_path
 from tesseract_flow.torch.refusals import refuse_misfits
-from tesseract_flow.torch.trees import Constant, Slot, Tree, follow, map_leaves
+from tesseract_flow.torch.trees import Constant, Slot, Tree, map_leaves
 
 
 @dataclasses.dataclass(frozen=True)

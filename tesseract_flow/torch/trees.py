@@ -45,13 +45,3 @@ def leaves_of(tree: Tree) -> dict[Keys, Any]:
     leaves: dict[Keys, Any] = {}
     map_leaves(leaves.__setitem__, tree)
     return leaves
-
-
-def follow(tree: Tree, keys: Keys) -> Any:
-    """The value that `keys` lead to, or None where the tree ends before."""
-    for key in keys:
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return tree
