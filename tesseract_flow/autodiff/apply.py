@@ -3,62 +3,116 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.tree_util import DictKey, SequenceKey
 
-from tesseract_flow.autodiff.call import ARRAY, Call, Layout, Static
+from tesseract_flow.autodiff.call import (
+    ARRAY,
+    Call,
+    Layout,
+    NanPolicy,
+    Options,
+    Static,
+    VmapMethod,
+    require_finite,
+)
 from tesseract_flow.autodiff.primitives import apply_p, is_staging
+from tesseract_flow.autodiff.shapes import (
+    keys_of,
+    learn_outputs,
+    output_arrays,
+    output_layout,
+    require_precision,
+)
 from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
-from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, InvalidType, PrecisionError, ShapesUnknown
+from tesseract_flow.errors import InvalidInput, InvalidType, OptionError, did_you_mean
 from tesseract_flow.schema import (
     ArrayField,
-    Keys,
-    ModelField,
     array_leaves,
     array_templates,
     check_inputs,
-    field_at,
     follow,
     format_path,
 )
 
 
-def apply_tesseract(tesseract: TesseractLike, inputs: Mapping[str, Any]) -> Any:
+def apply_tesseract(
+    tesseract: TesseractLike,
+    inputs: Mapping[str, Any],
+    *,
+    vmap_method: VmapMethod | None = None,
+    materialize_jacobian: bool | None = None,
+    nan_policy: NanPolicy | None = None,
+) -> Any:
     """Outputs of a Tesseract at `inputs`, as a tree of JAX arrays and plain values.
 
-    Works eagerly and under `jit`, `grad`, `value_and_grad`, `vjp`, `jvp`, `vmap` and inside `lax` control flow. Eagerly
-    it costs one request. A transformation asks `abstract_eval` for the outputs' shapes, once per structure of the
-    inputs; non-array outputs then carry the values that `abstract_eval` gives.
+    Works eagerly and under `jit`, `grad`, `value_and_grad`, `vjp`, `jvp`, `jacfwd`, `jacrev`, `linearize`, `vmap`,
+    `checkpoint` and inside `lax` control flow. Eagerly it costs one request. A transformation asks `abstract_eval` for
+    the outputs' shapes, once per structure of the inputs; non-array outputs then carry the values that `abstract_eval`
+    gives.
 
     Args:
         tesseract: a handle from `open_tesseract`, a URL, a path, or a `tesseract_core.Tesseract`.
         inputs: a tree that fits its `InputSchema`: arrays (or scalars) where that has arrays, plain values elsewhere.
+        vmap_method: what `jax.vmap` makes of the call.
+
+            - `"concurrent"`: a request per element, several in flight at once (as many as the handle has lanes).
+            - `"sequential"`: a request per element, one after the other.
+            - `"expand_dims"`, `"broadcast_all"`: one request, in which all arrays have the batch as a new first
+              dimension, of length 1 or of full length in those that are not mapped. The component must take it.
+            - `"auto"`, which is also what None means: one request if the schema has room for a batch dimension
+              (`Array[..., dtype]`) in all outputs and all mapped inputs, the dimensions of the inputs line up, and
+              `abstract_eval` says that the batch comes back; otherwise `"concurrent"`.
+            - `"auto_experimental"`: the same, but otherwise `"sequential"`; tesseract-jax's name.
+
+        materialize_jacobian: what happens to many tangents or cotangents at one point (as in `jacfwd` and `jacrev`).
+            None: one request to `jacobian` and products with it, if there is that endpoint, else a request per
+            (co)tangent. True demands the former, False the latter.
+        nan_policy: `"raise"` stops where a NaN or inf comes back, outputs and derivatives alike, and names the place;
+            `"propagate"` lets it pass. None: as `jax.config.jax_debug_nans` says.
 
     Raises:
         InvalidInput: the inputs do not fit the schema. Raised before any request.
         InvalidType: a list or tuple where the schema wants an array, or a traced value where it wants a plain one.
         NotDifferentiable: a derivative that the schema does not offer.
+        EndpointNotFound: a derivative that the component does not have.
         ShapesUnknown: a transformation, and no `abstract_eval`.
         PrecisionError: 64-bit outputs while JAX's x64 mode is off.
+        NonFiniteError: NaN or inf, with `nan_policy="raise"`.
+        OptionError: an option has a value that is not known.
         CallError: the request failed; see `tesseract_flow.errors`.
     """
+    options = _options(vmap_method, materialize_jacobian, nan_policy)
     handle = open_cached(tesseract)
     for template, field in array_templates(handle.schema.outputs):
-        _require_precision(handle, template, field.dtype)
+        require_precision(handle, template, field.dtype)
     operands, layout = _split_inputs(handle, inputs)
     if not is_staging() and not any(isinstance(x, Tracer) for x in operands):
-        return _apply_eagerly(handle, operands, layout)
+        return _apply_eagerly(handle, operands, layout, options)
     output, out_avals = output_layout(handle, layout, operands)
-    outputs = apply_p.bind(*operands, call=Call(handle, layout, output, out_avals))
+    outputs = apply_p.bind(*operands, call=Call(handle, layout, output, out_avals, options=options))
     return output.fill(outputs)
+
+
+def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_policy: str | None) -> Options:
+    for name, value, known in (
+        ("vmap_method", vmap_method, get_args(VmapMethod)),
+        ("nan_policy", nan_policy, get_args(NanPolicy)),
+    ):
+        if value is not None and value not in known:
+            raise OptionError(
+                f"{name}={value!r} is none of {', '.join(map(repr, known))}.{did_you_mean(str(value), known)}"
+            )
+    if materialize_jacobian not in (None, True, False):
+        raise OptionError(f"materialize_jacobian={materialize_jacobian!r}; expected None, True or False.")
+    if nan_policy is None:
+        nan_policy = "raise" if jax.config.jax_debug_nans else "propagate"  # type: ignore[attr-defined]
+    return Options(vmap_method or "auto", materialize_jacobian, nan_policy)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=64)
@@ -71,17 +125,26 @@ def open_cached(source: TesseractLike) -> AbstractTesseract:
     return _open_text(source) if isinstance(source, str) else open_tesseract(source)
 
 
-def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layout) -> Any:
+def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layout, options: Options) -> Any:
     """One request and no `abstract_eval`: nobody needs the shapes in advance."""
-    answer = handle.apply(layout.fill([np.asarray(x) for x in operands]))
-    fields = _output_arrays(handle, "apply", answer)
+    primals = [np.asarray(x) for x in operands]
+    answer = handle.apply(layout.fill(primals))
+    fields = output_arrays(handle, "apply", answer)
+    if handle.learns_shapes:
+        learn_outputs(handle, layout, operands, answer)
+    if options.nan_policy == "raise":
+        root = handle.schema.outputs
+        arrays = {
+            format_path(root, keys): np.asarray(follow(answer, keys), field.dtype) for keys, field in fields.items()
+        }
+        require_finite(handle, "apply", arrays, {repr(path): x for path, x in zip(layout.paths, primals, strict=True)})
 
     def finished(path: tuple[Any, ...], leaf: Any) -> Any:
-        field = fields.get(_keys_of(path))
+        field = fields.get(keys_of(path))
         if field is None:
             return leaf
         array = np.asarray(leaf, field.dtype)
-        _require_precision(handle, format_path(handle.schema.outputs, _keys_of(path)), array.dtype)
+        require_precision(handle, format_path(handle.schema.outputs, keys_of(path)), array.dtype)
         return jnp.asarray(array)
 
     return jax.tree_util.tree_map_with_path(finished, answer)
@@ -93,7 +156,7 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], La
     _refuse_misfits(handle, inputs)
     fields = dict(array_leaves(root, inputs))
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(inputs)
-    found = {_keys_of(path): value for path, value in with_paths}
+    found = {keys_of(path): value for path, value in with_paths}
     if hidden := fields.keys() - found.keys():
         where = ", ".join(sorted(repr(format_path(root, at)) for at in hidden))
         raise InvalidType(
@@ -102,7 +165,7 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], La
             tesseract=repr(handle),
             endpoint="apply",
         )
-    operands, leaves, keys, paths, differentiable = [], [], [], [], []
+    operands, leaves, keys, paths, differentiable, any_rank = [], [], [], [], [], []
     for at, value in found.items():
         field = fields.get(at)
         if field is None:
@@ -113,7 +176,9 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], La
         keys.append(at)
         paths.append(format_path(root, at))
         differentiable.append(field.differentiable)
-    return operands, Layout(treedef, tuple(leaves), tuple(keys), tuple(paths), tuple(differentiable))
+        any_rank.append(field.shape is None)
+    layout = Layout(treedef, tuple(leaves), tuple(keys), tuple(paths), tuple(differentiable), tuple(any_rank))
+    return operands, layout
 
 
 def _refuse_misfits(handle: AbstractTesseract, inputs: Any) -> None:
@@ -159,128 +224,3 @@ def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         return value.item() if value.ndim == 0 else np.asarray(value)
     return value
-
-
-# --- what abstract_eval says, remembered ------------------------------------------------------------------------------
-
-_REMEMBERED = 4096  # structures; an entry is a few kilobytes at most
-_memory: OrderedDict[Any, tuple[Layout, tuple[jax.ShapeDtypeStruct, ...]]] = OrderedDict()
-_memory_lock = threading.Lock()
-
-
-class _Abstract:
-    """Shape and dtype where a tree has an array."""
-
-    def __init__(self, shape: Any, dtype: Any):
-        self.shape = tuple(int(n) for n in shape)
-        self.dtype = np.dtype(dtype)
-
-
-def output_layout(
-    handle: AbstractTesseract, layout: Layout, operands: list[Any]
-) -> tuple[Layout, tuple[jax.ShapeDtypeStruct, ...]]:
-    """Structure, shapes and dtypes of the outputs: by one `abstract_eval` request per structure of the inputs."""
-    key = (handle, layout, tuple((x.shape, x.dtype) for x in operands), _is_x64_on())
-    with _memory_lock:
-        if key in _memory:
-            _memory.move_to_end(key)
-            return _memory[key]
-    answer = _ask_abstract_eval(handle, layout, operands)  # unlocked: a slow server holds up nobody else
-    with _memory_lock:
-        _memory[key] = answer
-        while len(_memory) > _REMEMBERED:
-            _memory.popitem(last=False)
-    return answer
-
-
-def _ask_abstract_eval(
-    handle: AbstractTesseract, layout: Layout, operands: list[Any]
-) -> tuple[Layout, tuple[jax.ShapeDtypeStruct, ...]]:
-    if "abstract_eval" not in handle.schema.endpoints:
-        raise ShapesUnknown(
-            f"Tesseract {handle.name!r} has no endpoint 'abstract_eval', which JAX transformations (jit, grad, vmap, "
-            "...) need to know the outputs' shapes before anything runs.\n"
-            "Add abstract_eval to its tesseract_api.py, or call apply_tesseract eagerly, outside of transformations.",
-            tesseract=repr(handle),
-            endpoint="abstract_eval",
-        )
-    asked = layout.fill([{"shape": list(x.shape), "dtype": np.dtype(x.dtype).name} for x in operands])
-    root = handle.schema.outputs
-    answer = _read_abstract(root, handle.abstract_eval(asked), ())
-    fields = _output_arrays(handle, "abstract_eval", answer)
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(answer)
-    leaves, keys, paths, differentiable, avals = [], [], [], [], []
-    for path, leaf in with_paths:
-        at = _keys_of(path)
-        if not isinstance(leaf, _Abstract):
-            leaves.append(Static(leaf))
-            continue
-        leaves.append(ARRAY)
-        keys.append(at)
-        paths.append(format_path(root, at))
-        differentiable.append(at in fields and fields[at].differentiable)
-        _require_precision(handle, paths[-1], leaf.dtype)
-        avals.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return Layout(treedef, tuple(leaves), tuple(keys), tuple(paths), tuple(differentiable)), tuple(avals)
-
-
-def _read_abstract(root: ModelField, tree: Any, at: Keys) -> Any:
-    """`{"shape": ..., "dtype": ...}` where the schema has an array → `_Abstract`."""
-    if isinstance(tree, Mapping):
-        if set(tree) == {"shape", "dtype"} and not isinstance(field_at(root, at), ModelField):
-            try:
-                return _Abstract(tree["shape"], tree["dtype"])
-            except (TypeError, ValueError) as error:
-                raise InvalidAnswer(
-                    f"abstract_eval answered {dict(tree)!r} for {format_path(root, at)!r}: {error}"
-                ) from error
-        return {key: _read_abstract(root, value, (*at, key)) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_read_abstract(root, value, (*at, i)) for i, value in enumerate(tree)]
-    return tree
-
-
-def _output_arrays(handle: AbstractTesseract, endpoint: str, answer: Any) -> dict[Keys, ArrayField]:
-    """Where an answer has arrays. What the schema promises of them must hold; a server's word is not trusted.
-
-    Plain values are left alone: the component validated them, and in-process ones have richer types than JSON's.
-    """
-    root = handle.schema.outputs
-    if not isinstance(answer, Mapping):
-        faults = [
-            Fault("", f"expected an object with the fields {', '.join(root.fields)}, got {type(answer).__name__}")
-        ]
-    else:
-        faults = [fault for fault in check_inputs(root, answer) if fault.kind == "missing_field"]
-    arrays = array_leaves(root, answer)
-    for keys, field in arrays:
-        faults += [Fault(format_path(root, keys), fault.message) for fault in check_inputs(field, follow(answer, keys))]
-    if faults:
-        lines = "\n".join(f"  {fault}" for fault in faults)
-        raise InvalidAnswer(
-            f"Tesseract {handle.name!r} answered {endpoint!r} with outputs that do not fit its own schema:\n{lines}",
-            tesseract=repr(handle),
-            endpoint=endpoint,
-        )
-    return dict(arrays)
-
-
-def _require_precision(handle: AbstractTesseract, path: str, dtype: np.dtype | str | None) -> None:
-    if dtype is not None and not _is_x64_on() and jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
-        raise PrecisionError(
-            f"Output {path!r} of Tesseract {handle.name!r} is {np.dtype(dtype)}, and JAX's 64-bit mode is off, so it "
-            "would lose half of its digits.\n"
-            'Turn it on at the top of the program: jax.config.update("jax_enable_x64", True), or set JAX_ENABLE_X64=1.'
-        )
-
-
-def _is_x64_on() -> bool:
-    return jax.config.jax_enable_x64  # type: ignore[attr-defined]
-
-
-def _keys_of(path: tuple[Any, ...]) -> Keys:
-    """JAX's path as keys of dicts and indices of lists; other containers have no place in a tree of the protocol."""
-    return tuple(
-        entry.key if isinstance(entry, DictKey) else entry.idx if isinstance(entry, SequenceKey) else str(entry)
-        for entry in path
-    )

@@ -9,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import enum
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.errors import InvalidAnswer
+from tesseract_flow.errors import InvalidAnswer, NonFiniteError
 from tesseract_flow.schema import Keys, follow
 
 T = TypeVar("T")
+VmapMethod = Literal["auto", "concurrent", "sequential", "expand_dims", "broadcast_all", "auto_experimental"]
+NanPolicy = Literal["propagate", "raise"]
 
 
 class _ArraySlot(enum.Enum):
@@ -76,6 +79,7 @@ class Layout:
         keys: per array, the keys that lead to it.
         paths: per array, the same as the protocol writes it, such as `mesh.knots.[0]`.
         differentiable: per array, whether the schema marks it so.
+        any_rank: per array, whether the schema leaves its rank open (`...`), so that a batch dimension has room.
     """
 
     treedef: Any  # a PyTreeDef, which is no type to type checkers
@@ -83,6 +87,7 @@ class Layout:
     keys: tuple[Keys, ...]
     paths: tuple[str, ...]
     differentiable: tuple[bool, ...]
+    any_rank: tuple[bool, ...]
 
     @property
     def n_arrays(self) -> int:
@@ -96,15 +101,41 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+    """What `apply_tesseract` was told beside whom to ask and with what; explained there."""
+
+    vmap_method: VmapMethod = "auto"
+    materialize_jacobian: bool | None = None
+    nan_policy: NanPolicy = "propagate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One call per element of a batch, as one equation.
+
+    Attributes:
+        size: the number of elements.
+        mapped: per operand (primals, then tangents or cotangents), whether its first axis is the batch.
+        is_concurrent: whether several elements may be in flight at once.
+    """
+
+    size: int
+    mapped: tuple[bool, ...]
+    is_concurrent: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
     """All of one Tesseract call except its arrays.
 
     Attributes:
         tesseract: whom to ask.
         input, output: the trees on both sides.
-        out_avals: shape and dtype per output array.
+        out_avals: shape and dtype per output array, of one element.
         inputs: for derivatives: indices of the inputs that carry a tangent or want a gradient.
         outputs: for derivatives: indices of the outputs that are pushed forward or carry a cotangent.
+        options: how to map and what to check.
+        batch: if it stands for a call per element; all results then have the batch as their first axis.
     """
 
     tesseract: AbstractTesseract
@@ -113,25 +144,118 @@ class Call:
     out_avals: tuple[jax.ShapeDtypeStruct, ...]
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    options: Options = Options()
+    batch: Batch | None = None
 
-    def linear(self, inputs: Sequence[int], outputs: Sequence[int]) -> Call:
-        """The same call, for derivatives between these inputs and outputs."""
-        return dataclasses.replace(self, inputs=tuple(inputs), outputs=tuple(outputs))
+    def linear(self, inputs: Sequence[int], outputs: Sequence[int], mapped: Sequence[bool] = ()) -> Call:
+        """The same call, for derivatives between these inputs and outputs.
+
+        Args:
+            mapped: in a batch, per tangent or cotangent, whether it has the batch as its first axis.
+        """
+        batch = self.batch
+        if batch is not None:
+            batch = dataclasses.replace(batch, mapped=(*batch.mapped[: self.input.n_arrays], *mapped))
+        return dataclasses.replace(self, inputs=tuple(inputs), outputs=tuple(outputs), batch=batch)
 
     def split(self, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
         """Operands of a derivative → (primals, tangents or cotangents)."""
         return operands[: self.input.n_arrays], operands[self.input.n_arrays :]
 
-    def apply(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
-        """The output arrays at these primals. One request."""
-        answer = self.tesseract.apply(self.input.fill(operands), run_id=run_id)
+    @property
+    def mapped(self) -> tuple[Sequence[bool], Sequence[bool]]:
+        """Which primals, and which tangents or cotangents, have the batch as their first axis."""
+        n_linear = len(self.inputs) + len(self.outputs)  # more than there are, which does no harm
+        return self.split(self.batch.mapped if self.batch else (False,) * (self.input.n_arrays + n_linear))
+
+    # --- shapes of the results, with the batch ---
+
+    def apply_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        return self._batched(self.out_avals)
+
+    def pushforward_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        return self._batched([self.out_avals[j] for j in self.outputs])
+
+    def pullback_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        elements = self._element_avals(operands)
+        return self._batched([elements[i] for i in self.inputs])
+
+    def jacobian_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        """Output by output, one block per input; in the dtype that holds both."""
+        elements = self._element_avals(operands)
+        blocks = []
+        for y in (self.out_avals[j] for j in self.outputs):
+            for x in (elements[i] for i in self.inputs):
+                blocks.append(jax.ShapeDtypeStruct((*y.shape, *x.shape), np.promote_types(y.dtype, x.dtype)))
+        return self._batched(blocks)
+
+    def _element_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each primal in one element."""
+        primals, (mapped, _) = self.split(operands)[0], self.mapped
         return [
-            self._checked("apply", path, follow(answer, keys), aval)
-            for keys, path, aval in zip(self.output.keys, self.output.paths, self.out_avals, strict=True)
+            jax.ShapeDtypeStruct(x.shape[1:] if is_mapped else x.shape, x.dtype)
+            for x, is_mapped in zip(primals, mapped, strict=False)
         ]
 
+    def _batched(self, avals: Sequence[jax.ShapeDtypeStruct]) -> list[jax.ShapeDtypeStruct]:
+        if self.batch is None:
+            return list(avals)
+        return [jax.ShapeDtypeStruct((self.batch.size, *aval.shape), aval.dtype) for aval in avals]
+
+    # --- what happens on the host; a request per element ---
+
+    def apply(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
+        """The output arrays at these primals."""
+        return self._for_each(Call._apply, self.apply_avals(operands), operands, run_id)
+
     def pushforward(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
-        """J·t for the outputs in `outputs`; NaN where the schema has no derivative. At most one request."""
+        """J·t for the outputs in `outputs`; NaN, without a request, where the schema has no derivative."""
+        return self._for_each(Call._pushforward, self.pushforward_avals(operands), operands, run_id)
+
+    def pullback(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
+        """Jᵀ·c for the inputs in `inputs`, from cotangents of the outputs in `outputs`."""
+        return self._for_each(Call._pullback, self.pullback_avals(operands), operands, run_id)
+
+    def jacobian(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
+        """Output by output, the blocks of J for the inputs in `inputs`."""
+        return self._for_each(Call._jacobian, self.jacobian_avals(operands), operands, run_id)
+
+    def _for_each(
+        self,
+        ask: Callable[[Call, Sequence[np.ndarray], str | None], list[np.ndarray]],
+        avals: Sequence[jax.ShapeDtypeStruct],
+        operands: Sequence[np.ndarray],
+        run_id: str | None,
+    ) -> list[np.ndarray]:
+        batch = self.batch
+        if batch is None:
+            return ask(self, operands, run_id)
+        one = dataclasses.replace(self, batch=None)
+        results = [np.empty(aval.shape, aval.dtype) for aval in avals]
+
+        def run(k: int) -> None:
+            element = [x[k] if is_mapped else x for x, is_mapped in zip(operands, batch.mapped, strict=True)]
+            try:
+                answer = ask(one, element, None if run_id is None else f"{run_id}-{k}")
+            except Exception as error:
+                error.add_note(f"This was element {k} of a batch of {batch.size}.")
+                raise
+            for whole, part in zip(results, answer, strict=True):
+                whole[k] = part
+
+        _run_all(run, batch.size, self.tesseract.n_lanes if batch.is_concurrent else 1)
+        return results
+
+    def _apply(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
+        answer = self.tesseract.apply(self.input.fill(operands), run_id=run_id)
+        outputs = {
+            path: self._checked("apply", path, follow(answer, keys), aval)
+            for keys, path, aval in zip(self.output.keys, self.output.paths, self.out_avals, strict=True)
+        }
+        self._require_finite("apply", outputs, operands)
+        return list(outputs.values())
+
+    def _pushforward(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
         primals, tangents = self.split(operands)
         wanted = [self.output.paths[j] for j in self.outputs if self.output.differentiable[j]]
         answer: Mapping[str, Any] = {}
@@ -140,27 +264,44 @@ class Call:
             answer = self.tesseract.jacobian_vector_product(
                 self.input.fill(primals), list(x_dot), wanted, x_dot, run_id=run_id
             )
-        y_dot = []
+        y_dot, known = [], {}
         for j in self.outputs:
             path, aval = self.output.paths[j], self.out_avals[j]
             if self.output.differentiable[j]:
-                y_dot.append(self._checked("jacobian_vector_product", path, answer[path], aval))
+                known[path] = self._checked("jacobian_vector_product", path, answer[path], aval)
+                y_dot.append(known[path])
             else:
                 y_dot.append(np.full(aval.shape, np.nan, aval.dtype))
+        self._require_finite("jacobian_vector_product", known, operands)
         return y_dot
 
-    def pullback(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
-        """Jᵀ·c for the inputs in `inputs`, from cotangents of the outputs in `outputs`. One request."""
+    def _pullback(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
         primals, cotangents = self.split(operands)
         wanted = [self.input.paths[i] for i in self.inputs]
         y_bar = {self.output.paths[j]: c for j, c in zip(self.outputs, cotangents, strict=True)}
         answer = self.tesseract.vector_jacobian_product(
             self.input.fill(primals), wanted, list(y_bar), y_bar, run_id=run_id
         )
-        return [
-            self._checked("vector_jacobian_product", self.input.paths[i], answer[self.input.paths[i]], primals[i])
+        x_bar = {
+            self.input.paths[i]: self._checked(
+                "vector_jacobian_product", self.input.paths[i], answer[self.input.paths[i]], primals[i]
+            )
             for i in self.inputs
-        ]
+        }
+        self._require_finite("vector_jacobian_product", x_bar, operands)
+        return list(x_bar.values())
+
+    def _jacobian(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
+        wanted = [self.input.paths[i] for i in self.inputs]
+        given = [self.output.paths[j] for j in self.outputs]
+        answer = self.tesseract.jacobian(self.input.fill(operands), wanted, given, run_id=run_id)
+        pairs = [(y, x) for y in given for x in wanted]
+        blocks = {
+            f"{y}/{x}": self._checked("jacobian", f"{y}/{x}", answer[y][x], aval)
+            for (y, x), aval in zip(pairs, self.jacobian_avals(operands), strict=True)
+        }
+        self._require_finite("jacobian", blocks, operands)
+        return list(blocks.values())
 
     def _checked(self, endpoint: str, path: str, value: Any, expected: Any) -> np.ndarray:
         """`value` as an array of the expected shape and dtype; a server's word is not trusted."""
@@ -175,3 +316,54 @@ class Call:
                 endpoint=endpoint,
             )
         return array.astype(expected.dtype, copy=False)
+
+    def _require_finite(self, endpoint: str, answer: Mapping[str, np.ndarray], operands: Sequence[np.ndarray]) -> None:
+        if self.options.nan_policy == "raise":
+            primals, others = self.split(operands)
+            kind = "cotangent of" if endpoint == "vector_jacobian_product" else "tangent of"
+            of = self.outputs if endpoint == "vector_jacobian_product" else self.inputs
+            paths = self.output.paths if endpoint == "vector_jacobian_product" else self.input.paths
+            given = {repr(path): x for path, x in zip(self.input.paths, primals, strict=True)}
+            given |= {f"the {kind} {paths[k]!r}": x for k, x in zip(of, others, strict=False)}
+            require_finite(self.tesseract, endpoint, answer, given)
+
+
+def require_finite(
+    tesseract: AbstractTesseract,
+    endpoint: str,
+    answer: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
+) -> None:
+    """Raise `NonFiniteError` if an answer has NaN or inf, and tell whether what it was made from had some already."""
+    for path, array in answer.items():
+        if not (n_bad := _n_not_finite(array)):
+            continue
+        first = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
+        known = [name for name, x in given.items() if _n_not_finite(x)]
+        origin = (
+            f"Its input has some already: {', '.join(known)}." if known else "Everything that it was given is finite."
+        )
+        raise NonFiniteError(
+            f"Tesseract {tesseract.name!r} answered {endpoint!r} with {path!r} not finite: {n_bad} of {array.size} "
+            f"entries are NaN or inf, the first at {list(first)}.\n{origin}"
+        )
+
+
+def _n_not_finite(array: np.ndarray) -> int:
+    return int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind in "fc" else 0
+
+
+def _run_all(run: Callable[[int], None], n: int, n_at_once: int) -> None:
+    """`run(0)` to `run(n - 1)`. The first failure keeps the rest from starting; what runs is waited for."""
+    if min(n, n_at_once) <= 1:
+        for k in range(n):
+            run(k)
+        return
+    with ThreadPoolExecutor(min(n, n_at_once), thread_name_prefix="tesseract-batch") as pool:
+        futures = [pool.submit(run, k) for k in range(n)]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(future.exception() for future in done):
+            pool.shutdown(wait=True, cancel_futures=True)
+    for future in futures:
+        if not future.cancelled():
+            future.result()

@@ -1,8 +1,9 @@
-"""Three JAX primitives, one per endpoint, and their rules.
+"""Four JAX primitives, one per endpoint, and their rules.
 
 `apply` is differentiable once: its JVP rule emits a `pushforward`. Pushforward and pullback are linear in their
 (co)tangents and each other's transposes, which is all that reverse mode needs: JAX linearises `apply` into pushforwards
-and transposes those into pullbacks. Nothing here talks to a server; `Call` does, through `jax.pure_callback`.
+and transposes those into pullbacks. `jacobian` comes in where many (co)tangents meet at one point (`batching`). Nothing
+here talks to a server; `Call` does, through `jax.pure_callback`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, mlir
+from jax.interpreters import partial_eval as pe
 
+from tesseract_flow.autodiff import messages
 from tesseract_flow.autodiff.call import Call
 from tesseract_flow.client import Endpoint
 from tesseract_flow.errors import NotDifferentiable, SecondDerivative
@@ -32,36 +35,54 @@ def _primitive(name: str) -> Primitive:
 apply_p = _primitive("tesseract_apply")
 pushforward_p = _primitive("tesseract_pushforward")
 pullback_p = _primitive("tesseract_pullback")
+jacobian_p = _primitive("tesseract_jacobian")
 
-# What each primitive asks of its Call on the host, and the endpoint that this needs.
+# What each primitive asks of its Call on the host, the shapes of what comes back, and the endpoint that this needs.
 HOST: dict[Primitive, Callable[..., list[np.ndarray]]] = {
     apply_p: Call.apply,
     pushforward_p: Call.pushforward,
     pullback_p: Call.pullback,
+    jacobian_p: Call.jacobian,
+}
+AVALS: dict[Primitive, Callable[..., list[jax.ShapeDtypeStruct]]] = {
+    apply_p: Call.apply_avals,
+    pushforward_p: Call.pushforward_avals,
+    pullback_p: Call.pullback_avals,
+    jacobian_p: Call.jacobian_avals,
 }
 ENDPOINTS: dict[Primitive, Endpoint] = {
     apply_p: "apply",
     pushforward_p: "jacobian_vector_product",
     pullback_p: "vector_jacobian_product",
+    jacobian_p: "jacobian",
 }
 
 
-# --- shapes -----------------------------------------------------------------------------------------------------------
+# --- evaluation and lowering ------------------------------------------------------------------------------------------
 
 
-@apply_p.def_abstract_eval
-def _apply_shapes(*operands, call: Call):
-    return [ShapedArray(aval.shape, aval.dtype) for aval in call.out_avals]
+def _on_host(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarray]:
+    return HOST[primitive](call, [np.asarray(x) for x in operands])
 
 
-@pushforward_p.def_abstract_eval
-def _pushforward_shapes(*operands, call: Call):
-    return [ShapedArray(call.out_avals[j].shape, call.out_avals[j].dtype) for j in call.outputs]
+def _evaluate(primitive: Primitive, *operands, call: Call):
+    return [jnp.asarray(out) for out in _on_host(primitive, call, *operands)]
 
 
-@pullback_p.def_abstract_eval
-def _pullback_shapes(*operands, call: Call):
-    return [ShapedArray(operands[i].shape, operands[i].dtype) for i in call.inputs]
+def _shapes(primitive: Primitive, *operands, call: Call):
+    return [ShapedArray(aval.shape, aval.dtype) for aval in AVALS[primitive](call, operands)]
+
+
+def _as_callback(primitive: Primitive, *operands, call: Call):
+    # While lowering: a missing endpoint is an error before anything runs.
+    call.tesseract.require(ENDPOINTS[primitive])
+    return jax.pure_callback(functools.partial(_on_host, primitive, call), AVALS[primitive](call, operands), *operands)
+
+
+for _p in HOST:
+    _p.def_impl(functools.partial(_evaluate, _p))
+    _p.def_abstract_eval(functools.partial(_shapes, _p))
+    mlir.register_lowering(_p, mlir.lower_fun(functools.partial(_as_callback, _p), multiple_results=True))
 
 
 # --- forward mode -----------------------------------------------------------------------------------------------------
@@ -71,15 +92,16 @@ def _apply_jvp(primals, tangents, *, call: Call):
     active = [i for i, x_dot in enumerate(tangents) if not _is_zero(x_dot)]
     for i in active:
         if not call.input.differentiable[i]:
-            raise NotDifferentiable(_input_message(call, call.input.paths[i]))
+            raise NotDifferentiable(messages.constant_input(call, call.input.paths[i]))
     # The tangents of integers are zero, and JAX keeps no numbers for them.
     inexact = [j for j, aval in enumerate(call.out_avals) if jnp.issubdtype(aval.dtype, jnp.inexact)]
     if not active or not inexact:
         y = apply_p.bind(*primals, call=call)
         return y, [_zero(out) for out in y]
+    mapped = [call.mapped[0][i] for i in active]
     # The derivative first: in eager forward mode, a missing endpoint is then found before the solve. (Eager reverse
     # mode finds out in the transpose, after the solve: until then the derivative may turn out not to be needed.)
-    pushed = pushforward_p.bind(*primals, *(tangents[i] for i in active), call=call.linear(active, inexact))
+    pushed = pushforward_p.bind(*primals, *(tangents[i] for i in active), call=call.linear(active, inexact, mapped))
     y = apply_p.bind(*primals, call=call)
     y_dot: list[Any] = [_zero(out) for out in y]
     for j, out_dot in zip(inexact, pushed, strict=True):
@@ -95,7 +117,7 @@ def _pushforward_jvp(operands, operands_dot, *, call: Call):
     active = [k for k, t in enumerate(tangents_dot) if not _is_zero(t)]
     if not active:
         return y_dot, [_zero(out) for out in y_dot]
-    linear = call.linear([call.inputs[k] for k in active], call.outputs)
+    linear = call.linear([call.inputs[k] for k in active], call.outputs, [call.mapped[1][k] for k in active])
     return y_dot, pushforward_p.bind(*primals, *(tangents_dot[k] for k in active), call=linear)
 
 
@@ -107,7 +129,7 @@ def _pullback_jvp(operands, operands_dot, *, call: Call):
     active = [k for k, c in enumerate(cotangents_dot) if not _is_zero(c)]
     if not active:
         return x_bar, [_zero(out) for out in x_bar]
-    linear = call.linear(call.inputs, [call.outputs[k] for k in active])
+    linear = call.linear(call.inputs, [call.outputs[k] for k in active], [call.mapped[1][k] for k in active])
     return x_bar, pullback_p.bind(*primals, *(cotangents_dot[k] for k in active), call=linear)
 
 
@@ -120,15 +142,15 @@ def _pushforward_transpose(cotangents, *operands, call: Call):
     _require_known(primals)
     for j, y_bar in zip(call.outputs, cotangents, strict=True):
         if not _is_zero(y_bar) and not call.output.differentiable[j]:
-            raise NotDifferentiable(_output_message(call, call.output.paths[j]))
+            raise NotDifferentiable(messages.constant_output(call, call.output.paths[j]))
     wanted = [k for k, t in enumerate(tangents) if ad.is_undefined_primal(t)]
     given = [k for k, y_bar in enumerate(cotangents) if not _is_zero(y_bar)]
     answer: list[Any] = [None] * len(operands)
     if wanted and given:
-        linear = call.linear([call.inputs[k] for k in wanted], [call.outputs[k] for k in given])
+        linear = call.linear([call.inputs[k] for k in wanted], [call.outputs[k] for k in given], [True] * len(given))
         x_bar = pullback_p.bind(*primals, *(cotangents[k] for k in given), call=linear)
         for k, value in zip(wanted, x_bar, strict=True):
-            answer[len(primals) + k] = value
+            answer[len(primals) + k] = _summed_unless_mapped(call, k, value)
     return answer
 
 
@@ -140,57 +162,85 @@ def _pullback_transpose(tangents, *operands, call: Call):
     given = [k for k, x_dot in enumerate(tangents) if not _is_zero(x_dot)]
     answer: list[Any] = [None] * len(operands)
     if wanted and given:
-        linear = call.linear([call.inputs[k] for k in given], [call.outputs[k] for k in wanted])
+        linear = call.linear([call.inputs[k] for k in given], [call.outputs[k] for k in wanted], [True] * len(given))
         y_dot = pushforward_p.bind(*primals, *(tangents[k] for k in given), call=linear)
         for k, value in zip(wanted, y_dot, strict=True):
-            answer[len(primals) + k] = value
+            answer[len(primals) + k] = _summed_unless_mapped(call, k, value)
     return answer
+
+
+def _summed_unless_mapped(call: Call, k: int, value: Any) -> Any:
+    """What flows back to a tangent or cotangent that all elements of a batch share is the sum over them."""
+    return value if call.batch is None or call.mapped[1][k] else jnp.sum(value, axis=0)
+
+
+def _jacobian_jvp(primals, tangents, *, call: Call):
+    _refuse_second_derivative(call, tangents, "jacobian")
+    blocks = jacobian_p.bind(*primals, call=call)
+    return blocks, [_zero(block) for block in blocks]
+
+
+# --- nothing that nobody reads ----------------------------------------------------------------------------------------
+
+
+def _prune_outputs(used: Sequence[bool], eqn: Any):
+    """A pushforward whose result is used in part asks for that part."""
+    call: Call = eqn.params["call"]
+    if not any(used) and not eqn.effects:
+        return [False] * len(eqn.invars), None
+    kept = [k for k, is_used in enumerate(used) if is_used]
+    linear = call.linear(call.inputs, [call.outputs[k] for k in kept], call.mapped[1])
+    return [True] * len(eqn.invars), eqn.replace(
+        outvars=[eqn.outvars[k] for k in kept], params={**eqn.params, "call": linear}
+    )
+
+
+def _prune_inputs(used: Sequence[bool], eqn: Any):
+    """The same for a pullback."""
+    call: Call = eqn.params["call"]
+    if not any(used) and not eqn.effects:
+        return [False] * len(eqn.invars), None
+    kept = [k for k, is_used in enumerate(used) if is_used]
+    linear = call.linear([call.inputs[k] for k in kept], call.outputs, call.mapped[1])
+    return [True] * len(eqn.invars), eqn.replace(
+        outvars=[eqn.outvars[k] for k in kept], params={**eqn.params, "call": linear}
+    )
+
+
+pe.dce_rules[pushforward_p] = _prune_outputs
+pe.dce_rules[pullback_p] = _prune_inputs
 
 
 ad.primitive_jvps[apply_p] = _apply_jvp
 ad.primitive_jvps[pushforward_p] = _pushforward_jvp
 ad.primitive_jvps[pullback_p] = _pullback_jvp
+ad.primitive_jvps[jacobian_p] = _jacobian_jvp
 ad.primitive_transposes[pushforward_p] = _pushforward_transpose
 ad.primitive_transposes[pullback_p] = _pullback_transpose
 
 
-# --- vmap, evaluation, lowering ---------------------------------------------------------------------------------------
+# --- tangents ---------------------------------------------------------------------------------------------------------
 
 
-def _one_by_one(primitive: Primitive, operands, axes, *, call: Call):
-    """`vmap` as one call per element, in order: right for every component, whatever shapes its schema admits."""
-    mapped = [jnp.moveaxis(x, axis, 0) for x, axis in zip(operands, axes, strict=True) if axis is not None]
-
-    def call_one(elements):
-        remaining = iter(elements)
-        full = [x if axis is None else next(remaining) for x, axis in zip(operands, axes, strict=True)]
-        return primitive.bind(*full, call=call)
-
-    outputs = jax.lax.map(call_one, mapped)
-    return outputs, [0] * len(outputs)
+def _zero(primal: Any) -> ad.Zero:
+    """The symbolic zero that is a tangent of `primal`."""
+    return ad.Zero(jax.typeof(primal).to_tangent_aval())
 
 
-def _on_host(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarray]:
-    return HOST[primitive](call, [np.asarray(x) for x in operands])
+def _is_zero(tangent: Any) -> bool:
+    """A symbolic zero, or the tangent of an integer."""
+    return isinstance(tangent, ad.Zero) or jax.dtypes.result_type(tangent) == jax.dtypes.float0
 
 
-def _evaluate(primitive: Primitive, *operands, call: Call):
-    return [jnp.asarray(out) for out in _on_host(primitive, call, *operands)]
+def _refuse_second_derivative(call: Call, operands_dot: Sequence[Any], endpoint: Endpoint) -> None:
+    primals_dot, _ = call.split(operands_dot)
+    if any(not _is_zero(x_dot) for x_dot in primals_dot):
+        raise SecondDerivative(messages.second_derivative(call, endpoint))
 
 
-def _as_callback(primitive: Primitive, *operands, call: Call):
-    # While lowering: a missing endpoint is an error before anything runs.
-    call.tesseract.require(ENDPOINTS[primitive])
-    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in _SHAPES[primitive](*operands, call=call)]
-    return jax.pure_callback(functools.partial(_on_host, primitive, call), shapes, *operands)
-
-
-_SHAPES = {apply_p: _apply_shapes, pushforward_p: _pushforward_shapes, pullback_p: _pullback_shapes}
-
-for _p in (apply_p, pushforward_p, pullback_p):
-    _p.def_impl(functools.partial(_evaluate, _p))
-    batching.primitive_batchers[_p] = functools.partial(_one_by_one, _p)
-    mlir.register_lowering(_p, mlir.lower_fun(functools.partial(_as_callback, _p), multiple_results=True))
+def _require_known(primals: Sequence[Any]) -> None:
+    if any(ad.is_undefined_primal(x) for x in primals):
+        raise ValueError(messages.UNKNOWN_PRIMALS)
 
 
 # --- is somebody tracing? ---------------------------------------------------------------------------------------------
@@ -208,61 +258,3 @@ def is_staging() -> bool:
     Asked by binding a primitive without operands, as JAX has no public name for the current trace.
     """
     return isinstance(_probe_p.bind(), Tracer)
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
-
-
-def _zero(primal: Any) -> ad.Zero:
-    """The symbolic zero that is a tangent of `primal`."""
-    return ad.Zero(jax.typeof(primal).to_tangent_aval())
-
-
-def _is_zero(tangent: Any) -> bool:
-    """A symbolic zero, or the tangent of an integer."""
-    return isinstance(tangent, ad.Zero) or jax.dtypes.result_type(tangent) == jax.dtypes.float0
-
-
-def _refuse_second_derivative(call: Call, operands_dot: Sequence[Any], endpoint: str) -> None:
-    primals_dot, _ = call.split(operands_dot)
-    if any(not _is_zero(x_dot) for x_dot in primals_dot):
-        raise SecondDerivative(
-            f"Second derivative requested of Tesseract {call.tesseract.name!r}: its {endpoint!r} would have to be "
-            "differentiated with respect to its primals, and Tesseracts do not offer that.\n"
-            "Derivative endpoints are linear in their tangents and cotangents, so differentiating with respect to "
-            "those works. For curvature use finite differences of gradients, or a quasi-Newton method such as L-BFGS."
-        )
-
-
-def _require_known(primals: Sequence[Any]) -> None:
-    if any(ad.is_undefined_primal(x) for x in primals):
-        raise ValueError(
-            "Transposing a Tesseract's derivative needs concrete primals: J(x)·t is linear in t, not in x.\n"
-            "Close over the primals: jax.linear_transpose(lambda t: jax.jvp(f, (x,), (t,))[1], x)."
-        )
-
-
-def _listing(paths: Sequence[str], differentiable: Sequence[bool]) -> str:
-    return ", ".join(repr(p) for p, d in zip(paths, differentiable, strict=True) if d) or "(none)"
-
-
-def _input_message(call: Call, path: str) -> str:
-    return (
-        f"Derivative requested with respect to input {path!r} of Tesseract {call.tesseract.name!r}, which its schema "
-        f"does not mark differentiable.\n"
-        f"Differentiable inputs here: {_listing(call.input.paths, call.input.differentiable)}.\n"
-        f"Close over it or leave it out of argnums (for mixed trees: equinox.partition and eqx.filter_grad); or wrap "
-        f"it in jax.lax.stop_gradient, which treats it as a constant and so changes the mathematics; or mark it "
-        f"Differentiable[...] in the Tesseract's InputSchema and implement its derivative."
-    )
-
-
-def _output_message(call: Call, path: str) -> str:
-    return (
-        f"Derivative requested of output {path!r} of Tesseract {call.tesseract.name!r}, which its schema does not mark "
-        f"differentiable.\n"
-        f"Differentiable outputs here: {_listing(call.output.paths, call.output.differentiable)}.\n"
-        f"Leave it out of the loss (drop it, or return it as auxiliary data with has_aux=True); or wrap it in "
-        f"jax.lax.stop_gradient, which treats it as a constant and so changes the mathematics; or mark it "
-        f"Differentiable[...] in the Tesseract's OutputSchema and implement its derivative."
-    )

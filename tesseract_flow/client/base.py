@@ -23,7 +23,14 @@ class AbstractTesseract(abc.ABC):
     """A handle to one Tesseract. Handles are values: equal handles reach the same component.
 
     Subclasses give `name`, `schema`, `request`, equality and a hash; the rest follows.
+
+    Attributes:
+        n_lanes: calls that one caller keeps in flight at once.
+        learns_shapes: whether outputs' shapes may be learned from a call of `apply`, for want of `abstract_eval`.
     """
+
+    n_lanes: int = 8
+    learns_shapes: bool = False
 
     @property
     @abc.abstractmethod

@@ -28,7 +28,12 @@ _WRAPPERS = {
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
 _COMMUTATIVE = {"add", "add_any", "mul"}
-_VERBS = {"apply": "apply", "jacobian_vector_product": "pushforward", "vector_jacobian_product": "pullback"}
+_VERBS = {
+    "apply": "apply",
+    "jacobian": "jacobian",
+    "jacobian_vector_product": "pushforward",
+    "vector_jacobian_product": "pullback",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Node:
 
     Attributes:
         index: its bit in the ancestor masks.
-        label: such as `fem.pullback`.
+        label: such as `fem.pullback`, or `fem.pullback x 8` for a batch.
         call, primitive: what to ask.
         operands, outputs: slots.
         producers: indices of the nodes whose results reach it, directly or through segments.
@@ -293,6 +298,8 @@ def _node(step: _Step, index: int, sources: frozenset[int], nodes: Sequence[Node
     call: Call = step.eqn.params["call"]
     primitive = step.eqn.primitive
     label = f"{call.tesseract.name}.{_VERBS[ENDPOINTS[primitive]]}"
+    if call.batch is not None:
+        label += f" x {call.batch.size}"
     wave = 1 + max((nodes[k].wave for k in sources), default=0)
     return Node(index, label, call, primitive, step.inputs, step.outputs, tuple(sorted(sources)), wave)
 

@@ -123,6 +123,7 @@ def layout_of(tree: Any) -> Layout:
         tuple((k,) for k in range(n)),
         tuple(f"[{k}]" for k in range(n)),
         (True,) * n,
+        (False,) * n,
     )
 
 
