@@ -8,15 +8,19 @@ small. What the names do is written where they are defined.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tesseract_flow import errors as errors
     from tesseract_flow.autodiff import apply_tesseract as apply_tesseract
+    from tesseract_flow.autodiff import hvp as hvp
     from tesseract_flow.autodiff import save_intermediates as save_intermediates
     from tesseract_flow.autodiff import sow as sow
+    from tesseract_flow.client import Derive as Derive
     from tesseract_flow.client import count_requests as count_requests
     from tesseract_flow.client import open_tesseract as open_tesseract
+    from tesseract_flow.derivatives import Differences as Differences
     from tesseract_flow.execute import concurrent as concurrent
     from tesseract_flow.optimize import Constraint as Constraint
     from tesseract_flow.optimize import Evaluation as Evaluation
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it. The imports above say the same to type checkers; a test compares the two.
 _EXPORTS = {
     "Constraint": "tesseract_flow.optimize",
+    "Derive": "tesseract_flow.client",
+    "Differences": "tesseract_flow.derivatives",
     "Evaluation": "tesseract_flow.optimize",
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
@@ -36,6 +42,7 @@ _EXPORTS = {
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
     "errors": "tesseract_flow.errors",
+    "hvp": "tesseract_flow.autodiff",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
     "save_intermediates": "tesseract_flow.autodiff",
@@ -44,6 +51,8 @@ _EXPORTS = {
 
 __all__ = [
     "Constraint",
+    "Derive",
+    "Differences",
     "Evaluation",
     "Problem",
     "Result",
@@ -52,6 +61,7 @@ __all__ = [
     "concurrent",
     "count_requests",
     "errors",
+    "hvp",
     "open_tesseract",
     "optimize",
     "save_intermediates",
@@ -63,6 +73,9 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value = _version()
     elif name in _EXPORTS:
+        if name == "open_tesseract" and "jax" in sys.modules:
+            # Registers handles with JAX, which has to know them before it meets one among the arguments of a function.
+            importlib.import_module("tesseract_flow.autodiff")
         module = importlib.import_module(_EXPORTS[name])
         # `optimize` is a function and the package it lives in. Importing the package makes it an attribute of this
         # one, whoever does it first, so the answer is always the package, which can be called like the function.

@@ -4,6 +4,7 @@ The lowest module that imports Prefect; everything below runs without it.
 """
 
 import base64
+from typing import Literal
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -34,6 +35,12 @@ class TesseractEndpoint(Block):
         default=None, gt=0, description="Seconds without an answer; empty waits for as long as the solve takes"
     )
 
+    derive: Literal["exact", "central", "forward", "spsa"] | None = Field(
+        default=None,
+        description="How to make derivative endpoints that it lacks: exactly from the others, or else by finite "
+        "differences of this kind; empty does not",
+    )
+
     def open(self) -> AbstractTesseract:
         """A handle to the Tesseract. Nothing is connected before it is used."""
         token = self.token.get_secret_value() if self.token is not None else None
@@ -42,4 +49,11 @@ class TesseractEndpoint(Block):
             password = self.password.get_secret_value() if self.password is not None else ""
             basic = base64.b64encode(f"{self.user}:{password}".encode()).decode("ascii")  # RFC 7617
             headers["Authorization"] = f"Basic {basic}"
-        return open_tesseract(self.url, label=self.label, token=token, headers=headers, read_timeout=self.read_timeout)
+        return open_tesseract(
+            self.url,
+            derive=self.derive,
+            label=self.label,
+            token=token,
+            headers=headers,
+            read_timeout=self.read_timeout,
+        )

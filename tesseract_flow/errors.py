@@ -13,6 +13,7 @@ TesseractFlowError
 ├── CallError                             a call to a Tesseract failed; has .tesseract and .endpoint
 │   ├── InvalidInput (ValueError)         the inputs do not fit the schema; has .faults
 │   │   └── InvalidType (TypeError)       ... and need another type rather than another value
+│   ├── OverBudget (ValueError)           a derived endpoint would take more requests than it may send
 │   ├── EndpointNotFound (NotImplementedError)
 │   │   └── ShapesUnknown (ValueError)    a transformation needs abstract_eval, and there is none
 │   ├── ComponentFailed (RuntimeError)    the component itself raised
@@ -114,12 +115,26 @@ class InvalidType(InvalidInput, TypeError):
     """An input needs another type: a list where an array is due, or a traced value where a plain one is."""
 
 
+class OverBudget(CallError, ValueError):
+    """A derived endpoint would take more requests than its budget allows; no probe was sent."""
+
+
 class EndpointNotFound(CallError, NotImplementedError):
     """The Tesseract does not offer this endpoint."""
 
 
 class ShapesUnknown(EndpointNotFound, ValueError):
-    """A JAX transformation needs the outputs' shapes in advance, and the Tesseract has no `abstract_eval`."""
+    """A JAX transformation needs the outputs' shapes in advance, and the Tesseract has no `abstract_eval`.
+
+    Attributes:
+        by_example: whether a call with values would make them known.
+    """
+
+    def __init__(
+        self, message: str, *, by_example: bool = False, tesseract: str = "?", endpoint: str = "abstract_eval"
+    ):
+        super().__init__(message, tesseract=tesseract, endpoint=endpoint)
+        self.by_example = by_example
 
 
 class ComponentFailed(CallError, RuntimeError):

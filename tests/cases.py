@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.schema import ArrayField, DictField, Field, LeafField, UnionField
+from tesseract_flow.schema import ArrayField, DictField, Field, LeafField, ListField, ModelField, UnionField
 from tesseract_flow.testing import FunctionTesseract
 
 
@@ -31,6 +31,7 @@ class Case:
         inputs: an example.
         input_fields, output_fields: what the schema says where the example does not tell it.
         rtol: relative tolerance that its precision allows.
+        source: whom to ask instead of the Tesseract made from `fn`.
     """
 
     name: str
@@ -39,9 +40,12 @@ class Case:
     input_fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     output_fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
     rtol: float = 1e-12
+    source: Any = None
 
     @functools.cached_property
-    def tesseract(self) -> FunctionTesseract:
+    def tesseract(self) -> Any:
+        if self.source is not None:
+            return self.source
         return FunctionTesseract(
             self.fn, self.inputs, name=self.name, inputs=self.input_fields, outputs=self.output_fields
         )
@@ -58,6 +62,10 @@ class Case:
     def plain(self, x: Any) -> Any:
         """The same map in plain JAX."""
         return eqx.filter(self.fn(self.full(x)), is_inexact)
+
+    def through(self, source: Any) -> Case:
+        """The same case, asked through another handle."""
+        return dataclasses.replace(self, source=source)
 
     def full(self, x: Any) -> Any:
         return eqx.combine(x, eqx.filter(self.inputs, is_inexact, inverse=True))
@@ -157,7 +165,25 @@ def _zero_size(i: Any) -> Any:
     return {"y": i["x"] * 2.0, "total": jnp.sum(i["empty"]) + jnp.sum(i["x"] ** 2), "empty": jnp.sin(i["empty"])}
 
 
+def _records(i: Any) -> Any:
+    power = {"linear": 1, "square": 2}[i["kind"]]
+    reports = [
+        {"name": layer["name"].upper(), "area": None if layer["thickness"] is None else layer["thickness"] ** power}
+        for layer in i["layers"]
+    ]
+    totals = {
+        key: jnp.sum(weight * layer["thickness"]) + jnp.sum(jnp.sin(offset))
+        for layer, offset in zip(i["layers"], i["offsets"], strict=True)
+        if offset is not None
+        for key, weight in layer["weights"].items()
+    }
+    return {"reports": reports, "totals": totals}
+
+
 _FLOATS = ArrayField("float64", None, True)
+_VECTOR = ArrayField("float64", (None,), True)
+_MAYBE = UnionField((_VECTOR, LeafField("null")))
+_NAME = LeafField("str")
 
 CASES = [
     Case("rosenbrock", _rosenbrock, {"x": _scalar(-1.2), "y": _scalar(1.0), "a": _scalar(1.0), "b": _scalar(100.0)}),
@@ -174,8 +200,8 @@ CASES = [
         "dict_of_arrays",
         _dict_of_arrays,
         {"parts": {"wing": _array(1.0, 2.0), "tail.{left}": _array(0.3), "fin": _array(-1.0, 0.0, 1.0)}},
-        input_fields={"parts": DictField(ArrayField("float64", (None,), True))},
-        output_fields={"squares": DictField(ArrayField("float64", (None,), True))},
+        input_fields={"parts": DictField(_VECTOR)},
+        output_fields={"squares": DictField(_VECTOR)},
     ),
     Case("list_of_arrays", _list_of_arrays, {"knots": [_array(1.0, -2.0), _array(0.5, 1.5, 2.5)]}),
     Case(
@@ -201,7 +227,32 @@ CASES = [
         "optional",
         _optional,
         {"x": _array(1.0, 2.0), "load": None},
-        {"load": UnionField((ArrayField("float64", (None,), True), LeafField("null")))},
+        {"load": _MAYBE},
     ),
     Case("zero_size", _zero_size, {"x": _array(1.0, 2.0), "empty": jnp.zeros((0, 3))}),
+    Case(
+        "records",
+        _records,
+        {
+            "kind": "square",
+            "layers": [
+                {"name": "air", "thickness": None, "weights": {}},
+                {"name": "steel", "thickness": _array(1.0, 2.0), "weights": {"a.b": _scalar(0.5), "c": _scalar(2.0)}},
+            ],
+            "offsets": [None, _array(0.1, 0.2, 0.3)],
+        },
+        {
+            "layers": ListField(
+                ModelField(
+                    {"name": _NAME, "thickness": _MAYBE, "weights": DictField(ArrayField("float64", (), True))},
+                    frozenset({"name", "thickness", "weights"}),
+                )
+            ),
+            "offsets": ListField(_MAYBE),
+        },
+        {
+            "reports": ListField(ModelField({"name": _NAME, "area": _MAYBE}, frozenset({"name", "area"}))),
+            "totals": DictField(ArrayField("float64", (), True)),
+        },
+    ),
 ]

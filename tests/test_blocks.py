@@ -5,7 +5,7 @@ import base64
 from pydantic import SecretStr
 
 from tesseract_flow.blocks import TesseractEndpoint
-from tesseract_flow.client import HttpTesseract
+from tesseract_flow.client import HttpTesseract, open_tesseract
 
 
 def test_block_opens_the_tesseract_with_its_credentials_and_shows_none():
@@ -13,6 +13,12 @@ def test_block_opens_the_tesseract_with_its_credentials_and_shows_none():
     handle = block.open()
     assert handle == HttpTesseract("http://solver:8000", label="fem", token="t0k3n", read_timeout=60.0)
     assert "t0k3n" not in repr(handle) + repr(block) + str(block) + block.model_dump_json()
+
+
+def test_block_may_derive_endpoints():
+    handle = TesseractEndpoint(url="http://solver:8000", derive="central").open()
+    assert handle == open_tesseract("http://solver:8000", derive="central")
+    assert handle != HttpTesseract("http://solver:8000")
 
 
 def test_basic_authentication_becomes_a_header():

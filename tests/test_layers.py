@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. Neighbours in one row may import each other, as long as no circle comes of it.
 # "tesseract_flow" is the package's own __init__, the public names: what is under it must not import through it.
 ORDER = [
-    {"errors"},
+    {"errors", "derivatives"},
     {"wire", "schema"},
     {"client"},
     {"autodiff", "torch", "recipes"},
@@ -44,13 +44,15 @@ RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 # Layers that may see less than what is under them.
 ONLY = {
     # Copied into a component's image, where nothing else of ours need be.
-    "recipes": {"recipes"},
+    "derivatives": {"derivatives"},
+    "recipes": {"recipes", "derivatives"},
     "testing": {"testing", "errors", "wire", "schema", "client"},
 }
 # They run inside JAX's callbacks and in small processes.
-WITHOUT_JAX = {"errors", "wire", "schema", "client"}
+WITHOUT_JAX = {"errors", "derivatives", "wire", "schema", "client"}
 JAX = {"jax", "jaxlib", "equinox", "optax"}
-RECIPES_NEED = {"jax", "equinox", "numpy", "pydantic"}
+# What may be needed in a component's image.
+NEEDS = {"derivatives": {"numpy"}, "recipes": {"jax", "equinox", "numpy", "pydantic"}}
 
 # Folders at the top of the checkout. Under these names they exist nowhere else.
 CHECKOUT_ONLY = {"tasks", "flows", "tests", "examples", "benchmarks", "tools"}
@@ -158,8 +160,8 @@ def fault_of_import(layer: str, target: str) -> str | None:
             return None if below in ONLY[layer] else f"{layer} imports {below}, and may only see {sorted(ONLY[layer])}"
         # A layer without a place is reported where it stands, once.
         return f"{layer} imports {below}, which is above it" if RANK.get(below, -1) > RANK[layer] else None
-    if layer == "recipes" and top not in RECIPES_NEED and top not in sys.stdlib_module_names:
-        return f"recipes imports {top}, and may only need {sorted(RECIPES_NEED)}"
+    if layer in NEEDS and top not in NEEDS[layer] and top not in sys.stdlib_module_names:
+        return f"{layer} imports {top}, and may only need {sorted(NEEDS[layer])}"
     if top in JAX and layer in WITHOUT_JAX:
         return f"{layer} imports {top}, and has to work without JAX"
     if top == "prefect" and RANK[layer] < RANK["blocks"]:
@@ -203,6 +205,14 @@ PLANTED: Mapping[str, tuple[Source, str]] = {
     "testing reaches up": (Source("tesseract_flow.testing.x", "import tesseract_flow.execute"), "testing imports exec"),
     "recipes lean on us": (Source("tesseract_flow.recipes.x", "import tesseract_flow.wire"), "recipes imports wire"),
     "recipes lean on others": (Source("tesseract_flow.recipes.x", "import optax"), "recipes imports optax"),
+    "derivatives lean on us": (
+        Source("tesseract_flow.derivatives.x", "from ..errors import WireError"),
+        "derivatives imports errors",
+    ),
+    "derivatives lean on others": (
+        Source("tesseract_flow.derivatives.x", "from pydantic import BaseModel"),
+        "derivatives imports pydantic",
+    ),
     "bare tasks": (Source("tesseract_flow.flows.x", "from tasks.call import call"), "imports 'tasks'"),
     "unknown layer": (Source("tesseract_flow.helpers", ""), "'helpers' has no place"),
 }

@@ -1,28 +1,37 @@
 """Tesseracts inside JAX: one call, its derivatives, and nothing of where it runs."""
 
-import jax
-
 from tesseract_flow.autodiff import batching as _batching  # registers its rules
 from tesseract_flow.autodiff.apply import apply_tesseract
 from tesseract_flow.autodiff.call import Call, Layout
-from tesseract_flow.autodiff.primitives import ENDPOINTS, HOST, apply_p, jacobian_p, pullback_p, pushforward_p
+from tesseract_flow.autodiff.curvature import hvp
+from tesseract_flow.autodiff.handles import register_core_tesseracts, register_handles
+from tesseract_flow.autodiff.primitives import (
+    AVALS,
+    ENDPOINTS,
+    HOST,
+    apply_p,
+    jacobian_p,
+    only,
+    pullback_p,
+    pushforward_p,
+)
 from tesseract_flow.autodiff.sow import save_intermediates, sow
-from tesseract_flow.client import CoreTesseract, HttpTesseract, ServedTesseract
 
-# A handle inside a tree that is passed to jit is part of the structure: a node without leaves.
-for _handle in (HttpTesseract, CoreTesseract, ServedTesseract):
-    jax.tree_util.register_static(_handle)
-
+register_handles()
+register_core_tesseracts()
 del _batching
 
 __all__ = [
+    "AVALS",
     "ENDPOINTS",
     "HOST",
     "Call",
     "Layout",
     "apply_p",
     "apply_tesseract",
+    "hvp",
     "jacobian_p",
+    "only",
     "pullback_p",
     "pushforward_p",
     "save_intermediates",

@@ -21,6 +21,7 @@ from tesseract_flow.autodiff.call import (
     VmapMethod,
     require_finite,
 )
+from tesseract_flow.autodiff.handles import register_core_tesseracts
 from tesseract_flow.autodiff.primitives import apply_p, is_staging
 from tesseract_flow.autodiff.shapes import (
     keys_of,
@@ -38,6 +39,8 @@ from tesseract_flow.schema import (
     check_inputs,
     follow,
     format_path,
+    is_arraylike,
+    plain_tree,
 )
 
 
@@ -122,7 +125,10 @@ def _open_text(source: Any) -> AbstractTesseract:
 
 def open_cached(source: TesseractLike) -> AbstractTesseract:
     """`open_tesseract`, remembering what it opened for a text: the schema is then read once and not per call."""
-    return _open_text(source) if isinstance(source, str) else open_tesseract(source)
+    if isinstance(source, str):
+        return _open_text(source)
+    register_core_tesseracts()  # one may be in a tree that passes through JAX later
+    return open_tesseract(source)
 
 
 def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layout, options: Options) -> Any:
@@ -153,18 +159,12 @@ def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layou
 def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], Layout]:
     """Array operands in JAX's order, and the layout of everything else."""
     root = handle.schema.inputs
+    inputs = plain_tree(root, inputs)
     _refuse_misfits(handle, inputs)
     fields = dict(array_leaves(root, inputs))
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(inputs)
+    # An object that offers itself as an array is one, even where JAX would take it apart.
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(inputs, is_leaf=is_arraylike)
     found = {keys_of(path): value for path, value in with_paths}
-    if hidden := fields.keys() - found.keys():
-        where = ", ".join(sorted(repr(format_path(root, at)) for at in hidden))
-        raise InvalidType(
-            f"Inputs {where} of Tesseract {handle.name!r} sit in a container that JAX does not take apart by keys and "
-            "indices (such as a mapping proxy or a named tuple). Use dicts and lists.",
-            tesseract=repr(handle),
-            endpoint="apply",
-        )
     operands, leaves, keys, paths, differentiable, any_rank = [], [], [], [], [], []
     for at, value in found.items():
         field = fields.get(at)
@@ -198,11 +198,16 @@ def _operand(value: Any, field: ArrayField) -> Any:
     Casting and broadcasting on this side makes them part of the traced function, so that JAX differentiates them: a
     server that broadcasts (1,) to (3,) would answer a pullback with three numbers where one is due.
     """
-    if not isinstance(value, jax.Array | np.ndarray):
-        value = np.asarray(value, dtype=field.dtype if isinstance(value, bool | int | float | complex) else None)
+    if (as_jax := getattr(value, "__jax_array__", None)) is not None:
+        value = as_jax()
+    if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
+        value = np.asarray(value, field.dtype)
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)  # without what a subclass adds: masks, or the weak types of JAX's own constants
     if field.dtype is not None:
         dtype = jax.dtypes.canonicalize_dtype(field.dtype) if isinstance(value, jax.Array) else np.dtype(field.dtype)
-        if value.dtype != dtype:
+        # Weak types are converted too: the gradient is then weak where the input is, as elsewhere in JAX.
+        if value.dtype != dtype or getattr(value, "weak_type", False):
             value = jax.lax.convert_element_type(value, dtype) if isinstance(value, jax.Array) else value.astype(dtype)
     if field.shape is not None:
         shape = tuple(have if want is None else want for have, want in zip(value.shape, field.shape, strict=True))
@@ -217,7 +222,8 @@ def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:
             f"Input {path!r} of Tesseract {handle.name!r} is not an array in its schema, so it must be a plain Python "
             f"value, but it is traced by JAX ({value.aval}).\n"
             "Close over it, mark it static (jax.jit's static_argnames, eqx.filter_jit), or split it off with "
-            "equinox.partition.",
+            "equinox.partition. To vary it in traced code, declare it an array in the Tesseract's schema, such as "
+            "Float64 or Differentiable[Float64].",
             tesseract=repr(handle),
             endpoint="apply",
         )

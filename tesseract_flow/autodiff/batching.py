@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import batching
 
@@ -212,11 +213,11 @@ def _pull(call: Call, dtypes: list[Any], blocks: dict[tuple[int, int], Any], cot
 
 
 def _product(a: Any, b: Any, n_axes: int) -> Any:
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = a.dtype if a.dtype == b.dtype else np.promote_types(a.dtype, b.dtype)  # JAX's own may be set to refuse
     return jnp.tensordot(a.astype(dtype), b.astype(dtype), axes=n_axes)
 
 
 def _sum(terms: list[Any], dtype: Any) -> Any:
-    total = sum(terms[1:], terms[0])
+    total = functools.reduce(jnp.add, terms)
     is_real = not jnp.issubdtype(dtype, jnp.complexfloating)
     return (jnp.real(total) if is_real else total).astype(dtype)

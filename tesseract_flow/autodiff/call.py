@@ -168,6 +168,19 @@ class Call:
         n_linear = len(self.inputs) + len(self.outputs)  # more than there are, which does no harm
         return self.split(self.batch.mapped if self.batch else (False,) * (self.input.n_arrays + n_linear))
 
+    @property
+    def one(self) -> Call:
+        """The call for an element of the batch."""
+        return dataclasses.replace(self, batch=None)
+
+    def element(self, operands: Sequence[T], k: int) -> list[T]:
+        """What element `k` of the batch is asked with."""
+        assert self.batch is not None
+        return [
+            x[k] if is_mapped else x  # type: ignore[index]
+            for x, is_mapped in zip(operands, self.batch.mapped, strict=True)
+        ]
+
     # --- shapes of the results, with the batch ---
 
     def apply_avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
@@ -230,13 +243,12 @@ class Call:
         batch = self.batch
         if batch is None:
             return ask(self, operands, run_id)
-        one = dataclasses.replace(self, batch=None)
+        one = self.one
         results = [np.empty(aval.shape, aval.dtype) for aval in avals]
 
         def run(k: int) -> None:
-            element = [x[k] if is_mapped else x for x, is_mapped in zip(operands, batch.mapped, strict=True)]
             try:
-                answer = ask(one, element, None if run_id is None else f"{run_id}-{k}")
+                answer = ask(one, self.element(operands, k), None if run_id is None else f"{run_id}-{k}")
             except Exception as error:
                 error.add_note(f"This was element {k} of a batch of {batch.size}.")
                 raise
@@ -311,11 +323,20 @@ class Call:
             raise InvalidAnswer(
                 f"Tesseract {self.tesseract.name!r} answered {endpoint!r} with {path!r} of shape {array.shape} and "
                 f"dtype {array.dtype}; expected shape {tuple(expected.shape)} and dtype {expected.dtype}.\n"
-                "Either its abstract_eval does not agree with its other endpoints, or the endpoint has a fault.",
+                f"{self._suspicion}",
                 tesseract=repr(self.tesseract),
                 endpoint=endpoint,
             )
         return array.astype(expected.dtype, copy=False)
+
+    @property
+    def _suspicion(self) -> str:
+        if self.options.vmap_method in ("expand_dims", "broadcast_all"):
+            return (
+                f"Under vmap, vmap_method={self.options.vmap_method!r} is a promise that it takes a leading batch "
+                "dimension in all arrays and gives it back; vmap_method='concurrent' needs none."
+            )
+        return "Either its abstract_eval does not agree with its other endpoints, or the endpoint has a fault."
 
     def _require_finite(self, endpoint: str, answer: Mapping[str, np.ndarray], operands: Sequence[np.ndarray]) -> None:
         if self.options.nan_policy == "raise":
@@ -341,7 +362,7 @@ def require_finite(
         first = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
         known = [name for name, x in given.items() if _n_not_finite(x)]
         origin = (
-            f"Its input has some already: {', '.join(known)}." if known else "Everything that it was given is finite."
+            f"It was given some already: {', '.join(known)}." if known else "Everything that it was given is finite."
         )
         raise NonFiniteError(
             f"Tesseract {tesseract.name!r} answered {endpoint!r} with {path!r} not finite: {n_bad} of {array.size} "

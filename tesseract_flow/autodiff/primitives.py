@@ -183,32 +183,28 @@ def _jacobian_jvp(primals, tangents, *, call: Call):
 # --- nothing that nobody reads ----------------------------------------------------------------------------------------
 
 
-def _prune_outputs(used: Sequence[bool], eqn: Any):
-    """A pushforward whose result is used in part asks for that part."""
-    call: Call = eqn.params["call"]
-    if not any(used) and not eqn.effects:
+def only(primitive: Primitive, call: Call, kept: Sequence[int]) -> Call:
+    """The call that gives these of a derivative's results, and asks for no more than them."""
+    if primitive is pushforward_p:
+        return call.linear(call.inputs, [call.outputs[k] for k in kept], call.mapped[1])
+    if primitive is pullback_p:
+        return call.linear([call.inputs[k] for k in kept], call.outputs, call.mapped[1])
+    raise ValueError(f"The results of {primitive} come together.")
+
+
+def _drop_unused(used: Sequence[bool], eqn: Any):
+    if not any(used):
         return [False] * len(eqn.invars), None
     kept = [k for k, is_used in enumerate(used) if is_used]
-    linear = call.linear(call.inputs, [call.outputs[k] for k in kept], call.mapped[1])
-    return [True] * len(eqn.invars), eqn.replace(
-        outvars=[eqn.outvars[k] for k in kept], params={**eqn.params, "call": linear}
-    )
+    call = only(eqn.primitive, eqn.params["call"], kept)
+    return [True] * len(eqn.invars), eqn.replace(outvars=[eqn.outvars[k] for k in kept], params={"call": call})
 
 
-def _prune_inputs(used: Sequence[bool], eqn: Any):
-    """The same for a pullback."""
-    call: Call = eqn.params["call"]
-    if not any(used) and not eqn.effects:
-        return [False] * len(eqn.invars), None
-    kept = [k for k, is_used in enumerate(used) if is_used]
-    linear = call.linear([call.inputs[k] for k in kept], call.outputs, call.mapped[1])
-    return [True] * len(eqn.invars), eqn.replace(
-        outvars=[eqn.outvars[k] for k in kept], params={**eqn.params, "call": linear}
-    )
+for _p in (pushforward_p, pullback_p):
+    pe.dce_rules[_p] = _drop_unused
 
 
-pe.dce_rules[pushforward_p] = _prune_outputs
-pe.dce_rules[pullback_p] = _prune_inputs
+# --- registration -----------------------------------------------------------------------------------------------------
 
 
 ad.primitive_jvps[apply_p] = _apply_jvp

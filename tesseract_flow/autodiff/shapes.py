@@ -136,7 +136,7 @@ _learn_p.multiple_results = True
 @_learn_p.def_impl
 def _learn(*operands: Any, tesseract: AbstractTesseract, layout: Layout) -> list[Any]:
     if not tesseract.learns_shapes:
-        raise ShapesUnknown(_no_shapes(tesseract), tesseract=repr(tesseract), endpoint="abstract_eval")
+        raise _no_shapes(tesseract)
     answer = tesseract.apply(layout.fill([np.asarray(x) for x in operands]))
     learn_outputs(tesseract, layout, operands, answer)
     return []
@@ -144,19 +144,21 @@ def _learn(*operands: Any, tesseract: AbstractTesseract, layout: Layout) -> list
 
 @_learn_p.def_abstract_eval
 def _learn_without_values(*operands: Any, tesseract: AbstractTesseract, layout: Layout) -> list[Any]:
-    raise ShapesUnknown(_no_shapes(tesseract), tesseract=repr(tesseract), endpoint="abstract_eval")
+    raise _no_shapes(tesseract)
 
 
-def _no_shapes(tesseract: AbstractTesseract) -> str:
+def _no_shapes(tesseract: AbstractTesseract) -> ShapesUnknown:
     remedy = (
         "Call apply_tesseract once with inputs of these shapes, outside of jit: it then remembers what came out."
         if tesseract.learns_shapes
         else "Add abstract_eval to its tesseract_api.py, or call apply_tesseract eagerly, outside of transformations. "
         "With open_tesseract(..., derive=...) shapes are learned from a call, where values are at hand."
     )
-    return (
+    return ShapesUnknown(
         f"Tesseract {tesseract.name!r} has no endpoint 'abstract_eval', which JAX transformations (jit, grad, vmap, "
-        f"...) need to know the outputs' shapes before anything runs.\n{remedy}"
+        f"...) need to know the outputs' shapes before anything runs.\n{remedy}",
+        by_example=tesseract.learns_shapes,
+        tesseract=repr(tesseract),
     )
 
 

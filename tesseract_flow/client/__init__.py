@@ -5,6 +5,7 @@ NumPy only: these methods run inside JAX's host callbacks, where JAX itself must
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.core import CoreTesseract
+from tesseract_flow.client.derived import Derive, DerivedTesseract
 from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
 from tesseract_flow.client.opening import TesseractLike, open_tesseract
@@ -14,6 +15,8 @@ from tesseract_flow.client.served import ServedTesseract
 __all__ = [
     "AbstractTesseract",
     "CoreTesseract",
+    "Derive",
+    "DerivedTesseract",
     "Endpoint",
     "HttpTesseract",
     "RequestCounts",

@@ -11,6 +11,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tesseract_flow.client.routes import advice
 from tesseract_flow.errors import EndpointNotFound, InvalidAnswer
 from tesseract_flow.schema import TesseractSchema
 
@@ -56,9 +57,11 @@ class AbstractTesseract(abc.ABC):
         """Raise `EndpointNotFound` unless the component offers `endpoint`."""
         if endpoint not in self.schema.endpoints:
             have = ", ".join(sorted(self.schema.endpoints - {"health"}))
+            derived = advice(endpoint, self.schema.endpoints)
             raise EndpointNotFound(
                 f"Tesseract {self.name!r} has no endpoint {endpoint!r}; it has: {have}.\n"
-                f"Implement {endpoint!r} in its tesseract_api.py and rebuild it, or formulate the loss without it.",
+                + (f"{derived}. Or implement" if derived else "Implement")
+                + f" {endpoint!r} in its tesseract_api.py and rebuild it, or formulate the loss without it.",
                 tesseract=repr(self),
                 endpoint=endpoint,
             )

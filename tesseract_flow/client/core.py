@@ -6,10 +6,11 @@ exceptions are translated here, and nowhere else.
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
@@ -33,7 +34,7 @@ from tesseract_flow.errors import (
     TesseractFlowError,
     Unreachable,
 )
-from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.schema import ANY, TesseractSchema, plain_tree
 
 if TYPE_CHECKING:
     from tesseract_core import Tesseract
@@ -48,7 +49,12 @@ _STATUS = re.compile(r"Error (?P<status>[1-5][0-9]{2}) from Tesseract: (?P<text>
 
 
 class CoreTesseract(AbstractTesseract):
-    """A handle to a `tesseract_core.Tesseract`, however that was made. Two are equal if they hold the same object."""
+    """A handle to a `tesseract_core.Tesseract`, however that was made.
+
+    Two are equal if they hold the same object, or objects that `Tesseract.from_url` made for the same address with the
+    same configuration. Answers have dicts, lists and plain values in place of tuples, sets and enum members, in process
+    as through HTTP.
+    """
 
     def __init__(self, tesseract: Tesseract, label: str | None = None):
         self.tesseract = tesseract
@@ -57,10 +63,15 @@ class CoreTesseract(AbstractTesseract):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CoreTesseract):
             return NotImplemented
-        return self.tesseract is other.tesseract and self.label == other.label
+        if self.label != other.label:
+            return False
+        if self.tesseract is other.tesseract:
+            return True
+        mine = _place(self.tesseract)
+        return mine is not None and mine == _place(other.tesseract)
 
     def __hash__(self) -> int:
-        return hash((id(self.tesseract), self.label))
+        return hash((_place(self.tesseract) or id(self.tesseract), self.label))
 
     def __repr__(self) -> str:
         return f"CoreTesseract({self._short_name})"
@@ -88,7 +99,7 @@ class CoreTesseract(AbstractTesseract):
             arguments = dict(payload) if run_id is None else {**payload, "run_id": run_id}
         question = Question(endpoint, self._short_name)
         record_request(question.name, endpoint)
-        return _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments))
+        return plain_tree(ANY, _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments)))
 
     @property
     def _short_name(self) -> str:
@@ -103,6 +114,52 @@ class CoreTesseract(AbstractTesseract):
             return TesseractSchema.from_openapi(document)
         except SchemaError as error:
             raise SchemaError(f"Tesseract {question.name!r} does not describe itself as one: {error}") from error
+
+
+# What an HTTPClient of tesseract-core is told, and what it finds out or works with.
+_CONFIGURATION = ("_output_path", "_input_path", "_timeout", "_binref_pool")
+_STATE = {"_url", "_session", "openapi_schema", "server_capabilities"} | {
+    f"_{name}" for name in ("transport_lock", "transport_checks", "transport_fallback_warned", "done_exports")
+}
+
+
+def _place(tesseract: Any) -> Hashable:
+    """Where the requests of a `Tesseract.from_url` go, and how; None for any other object.
+
+    tesseract-core has no public word for it. So whatever is not exactly as `from_url` makes it (a subclass, a spy, a
+    view with another encoding, a session with credentials) gives None, and is compared as an object.
+    """
+    try:
+        if vars(tesseract).keys() != {"_client"} or type(tesseract).__module__.split(".")[0] != "tesseract_core":
+            return None
+        client = vars(tesseract)["_client"]
+        if type(client).__name__ != "HTTPClient" or vars(client).keys() - _STATE - set(_CONFIGURATION):
+            return None
+        if not _is_as_made(client._session):
+            return None
+        place = (client.url, *(vars(client).get(name) for name in _CONFIGURATION))
+        hash(place)
+    except (AttributeError, TypeError):
+        return None
+    return place
+
+
+def _is_as_made(session: Any) -> bool:
+    """Whether nobody has given a session headers, credentials or certificates of their own."""
+    fresh = _fresh_session()
+    names = (*session.__attrs__, *vars(session))
+    return all(getattr(session, name) == getattr(fresh, name, None) for name in names if name != "adapters") and all(
+        type(mine) is type(new) for mine, new in zip(session.adapters.values(), fresh.adapters.values(), strict=False)
+    )
+
+
+@functools.cache
+def _fresh_session() -> Any:
+    import requests
+
+    session = requests.Session()
+    session.headers["Content-Type"] = "application/json"  # as an HTTPClient sets it
+    return session
 
 
 def _translated(question: Question, fn: Callable[[], T]) -> T:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Union
 from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
 from tesseract_flow.client.core import CoreTesseract
+from tesseract_flow.client.derived import Derive, DerivedTesseract
 from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.served import ServedTesseract
+from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,12 +26,18 @@ _ADDRESS = re.compile(r"([^/]*@)?[\w.-]+:[0-9]+(/|$)|[^/]*@")
 TesseractLike = Union[AbstractTesseract, "Tesseract", str, os.PathLike[str]]
 
 
-def open_tesseract(source: TesseractLike, **options: Any) -> AbstractTesseract:
+def open_tesseract(
+    source: TesseractLike, *, derive: Derive | Differences | str | bool | None = None, **options: Any
+) -> AbstractTesseract:
     """A handle to the Tesseract that `source` names. Nothing is connected or started before it is used.
 
     Args:
         source: a URL (`http://solver:8000`), the path of a `tesseract_api.py` or of its folder (served here, in a
             process of its own), a `tesseract_core.Tesseract`, or a handle, which is returned as it is.
+        derive: what to do about derivative endpoints that the component lacks. None: nothing. True or `"exact"`: make
+            them from those that it has. `"central"`, `"forward"`, `"spsa"`: the same, and if it has none, from its
+            `apply` by finite differences. A `Derive` has all settings, with a budget among them. It is the one option
+            that a handle which is open already takes.
         options: `label` for any of them; for a URL the fields of `HttpTesseract` (`token`, `headers`,
             `read_timeout`, `verify`, ...), for a path those of `ServedTesseract` (`n_workers`, ...).
 
@@ -41,6 +49,15 @@ def open_tesseract(source: TesseractLike, **options: Any) -> AbstractTesseract:
     >>> open_tesseract("solver:8000", label="fem")
     HttpTesseract(fem: http://solver:8000)
     """
+    settings = Derive.from_option(derive)
+    handle = _open(source, options)
+    if settings is None:
+        return handle
+    # Other settings replace those that a handle has already.
+    return DerivedTesseract(handle.tesseract if isinstance(handle, DerivedTesseract) else handle, settings)
+
+
+def _open(source: TesseractLike, options: dict[str, Any]) -> AbstractTesseract:
     if isinstance(source, AbstractTesseract):
         if options:
             raise TypeError(f"open_tesseract: {source!r} is open already; options {sorted(options)} come too late.")
@@ -82,7 +99,7 @@ def _component_path(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _build(cls: type, first: Any, options: dict[str, Any]) -> AbstractTesseract:
-    known = [field.name for field in dataclasses.fields(cls)][1:]
+    known = [*(field.name for field in dataclasses.fields(cls)), "derive"][1:]
     for option in options:
         if option not in known:
             raise TypeError(

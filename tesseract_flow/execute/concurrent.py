@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,19 @@ from jax.core import Tracer
 
 from tesseract_flow.autodiff.call import Static
 from tesseract_flow.autodiff.primitives import is_staging
+from tesseract_flow.errors import OptionError, ShapesUnknown
 from tesseract_flow.execute.plan import Plan, make_plan
-from tesseract_flow.execute.run import run_plan
+from tesseract_flow.execute.run import OnFailure, run_plan
 from tesseract_flow.execute.submit import AbstractSubmitter, default_submitter
 
 
-def concurrent(fn: Callable[..., Any], *, submitter: AbstractSubmitter | None = None) -> Concurrent:
+def concurrent(
+    fn: Callable[..., Any],
+    *,
+    submitter: AbstractSubmitter | None = None,
+    on_failure: OnFailure = "wait",
+    speculative: bool = False,
+) -> Concurrent:
     """`fn` with its Tesseract calls as a dataflow graph: wall time is the critical path, forward and backward.
 
     An outermost transformation, like `jax.jit`: write `concurrent(jax.value_and_grad(loss))`. Traced once per
@@ -30,17 +38,31 @@ def concurrent(fn: Callable[..., Any], *, submitter: AbstractSubmitter | None = 
     Args:
         fn: a pure function of trees of arrays.
         submitter: where calls go; default a pool of threads with the default retry policy.
+        on_failure: after the first failure nothing more starts. `"wait"` lets calls end that run already, so that none
+            runs on unseen; `"abandon"` raises at once.
+        speculative: sends the pullback of a component whose only output in use is a scalar together with its `apply`,
+            with the cotangent 1, and scales the result later: exact by linearity (bits may differ), and one solve less
+            on the critical path. For components that do not keep residuals, on servers with a worker to spare.
+
+    Raises:
+        OptionError: another `on_failure`.
     """
-    return Concurrent(fn, submitter)
+    if on_failure not in get_args(OnFailure):
+        raise OptionError(f"on_failure={on_failure!r}; expected 'wait' or 'abandon'.")
+    return Concurrent(fn, submitter, on_failure, speculative)
 
 
 class Concurrent:
     """What `concurrent` returns: a function that can also show its plan."""
 
-    def __init__(self, fn: Callable[..., Any], submitter: AbstractSubmitter | None):
+    def __init__(
+        self, fn: Callable[..., Any], submitter: AbstractSubmitter | None, on_failure: OnFailure, speculative: bool
+    ):
         self.fn = fn
         self.submitter = submitter
-        self._traces: dict[Any, _Trace] = {}
+        self.on_failure: OnFailure = on_failure
+        self.speculative = speculative
+        self._traces: OrderedDict[Any, _Trace] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +71,7 @@ class Concurrent:
             return self.fn(*args, **kwargs)
         trace = self._trace(leaves, treedef)
         arrays = [leaf for leaf in leaves if _is_array(leaf)]
-        results = run_plan(trace.plan, arrays, self.submitter or default_submitter())
+        results = run_plan(trace.plan, arrays, self.submitter or default_submitter(), self.on_failure)
         return trace.output(results)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
@@ -61,8 +83,14 @@ class Concurrent:
         key = (treedef, signature, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
         with self._lock:  # one thread traces; the others wait for its trace
             if key not in self._traces:
-                self._traces[key] = _trace(self.fn, leaves, treedef)
+                self._traces[key] = _trace(self.fn, leaves, treedef, self.speculative)
+                if len(self._traces) > _N_TRACES:
+                    self._traces.popitem(last=False)
+            self._traces.move_to_end(key)
             return self._traces[key]
+
+
+_N_TRACES = 64  # a Python number that changes at every call would otherwise fill the memory with compiled functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +108,7 @@ class _Trace:
 _TRACED = object()
 
 
-def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any) -> _Trace:
+def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any, is_speculative: bool) -> _Trace:
     out_tree: Any = None
     out_leaves: list[Any] = []
 
@@ -93,8 +121,15 @@ def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any) -> _Trace:
         out_leaves = [_TRACED if _is_array(leaf) else leaf for leaf in results]
         return [leaf for leaf in results if _is_array(leaf)]
 
-    closed = jax.make_jaxpr(flat)(*(leaf for leaf in leaves if _is_array(leaf)))
-    return _Trace(make_plan(closed), out_tree, out_leaves)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+    try:
+        closed = jax.make_jaxpr(flat)(*arrays)
+    except ShapesUnknown as error:
+        if not error.by_example:
+            raise
+        flat(*arrays)  # as it is, with values: each component then learns the shapes of its outputs
+        closed = jax.make_jaxpr(flat)(*arrays)
+    return _Trace(make_plan(closed, is_speculative), out_tree, out_leaves)
 
 
 def _is_array(leaf: Any) -> bool:

@@ -9,6 +9,9 @@ exactly the same calls: a segment can run as soon as these have answered, and ne
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +19,9 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 
-from tesseract_flow.autodiff import ENDPOINTS, HOST, Call
+from tesseract_flow.autodiff import AVALS, ENDPOINTS, HOST, Call, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.sow import sow_p
+from tesseract_flow.execute.durations import durations
 
 # Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
 _WRAPPERS = {
@@ -77,9 +81,48 @@ class Node:
     def endpoint(self) -> str:
         return ENDPOINTS[self.primitive]
 
+    @property
+    def reads(self) -> set[int]:
+        return {ref for ref in self.operands if isinstance(ref, int)}
+
+    @property
+    def n_elements(self) -> int | None:
+        """Into how many calls it falls, if it stands for a batch."""
+        return None if self.call.batch is None else self.call.batch.size
+
+    @property
+    def n_at_once(self) -> int:
+        """How many of them may be in flight together."""
+        batch = self.call.batch
+        return self.call.tesseract.n_lanes if batch is not None and batch.is_concurrent else 1
+
+    def element(self, k: int) -> Node:
+        """The call for one element of the batch, as a node of its own."""
+        return dataclasses.replace(self, label=f"{self.label.rpartition(' x ')[0]} [{k}]", call=self.call.one)
+
+    def avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the results."""
+        return AVALS[self.primitive](self.call, operands)
+
     def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
-        """Ask the Tesseract. One request, on the calling thread."""
-        return HOST[self.primitive](self.call, operands, run_id)
+        """Ask the Tesseract, on the calling thread; one request, unless it stands for a batch."""
+        start = time.perf_counter()
+        answer = HOST[self.primitive](self.call, operands, run_id)
+        if self.call.batch is None:
+            durations.record(self._duration_key, time.perf_counter() - start)
+        return answer
+
+    @property
+    def _duration_key(self) -> tuple[int, str]:
+        return hash(self.call.tesseract), self.endpoint  # not the handle: to remember it would keep its server alive
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took lately, if it was called before."""
+        one = durations.of(self._duration_key)
+        if one is None or self.n_elements is None:
+            return one
+        return one * math.ceil(self.n_elements / self.n_at_once)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +133,10 @@ class Segment:
     outputs: tuple[int, ...]
     fn: Callable[..., list[Any]]
     n_steps: int
+
+    @property
+    def reads(self) -> set[int]:
+        return set(self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +165,48 @@ class Plan:
         """Calls on the longest path: the least number of calls that must wait for each other."""
         return max((node.wave for node in self.nodes), default=0)
 
+    @property
+    def critical_path(self) -> tuple[float, list[Node]] | None:
+        """Seconds that a run is expected to take, and the calls that decide it, by how long calls took lately.
+
+        None as long as some component was not called before. Pure JAX is left out.
+        """
+        ends: dict[int, tuple[float, list[Node]]] = {}
+        for node in self.nodes:
+            seconds = node.seconds
+            if seconds is None:
+                return None
+            before, path = max((ends[k] for k in node.producers), key=lambda end: end[0], default=(0.0, []))
+            ends[node.index] = (before + seconds, [*path, node])
+        return max(ends.values(), key=lambda end: end[0], default=(0.0, []))
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[int]]:
+        """Per slot, the indices of the units that read it."""
+        readers: dict[int, list[int]] = {}
+        for k, unit in enumerate(self.units):
+            for slot in unit.reads:
+                readers.setdefault(slot, []).append(k)
+        return readers
+
     def __str__(self) -> str:
         n_segments = sum(isinstance(unit, Segment) for unit in self.units)
         lines = [f"{len(self.nodes)} calls in {self.n_waves} waves, {n_segments} segments of pure JAX"]
         for wave in range(1, self.n_waves + 1):
-            lines.append(f"  wave {wave}: " + ", ".join(node.label for node in self.nodes if node.wave == wave))
+            lines.append(f"  wave {wave}: " + ", ".join(_timed(node) for node in self.nodes if node.wave == wave))
+        expected = self.critical_path
+        if expected is not None and expected[1]:
+            seconds, path = expected
+            lines.append(f"  critical path: {_pretty(seconds)}: " + " -> ".join(node.label for node in path))
         return "\n".join(lines)
+
+
+def _timed(node: Node) -> str:
+    return node.label if node.seconds is None else f"{node.label} ({_pretty(node.seconds)})"
+
+
+def _pretty(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1.0 else f"{seconds * 1e3:.3g} ms"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +222,11 @@ class _Step:
         return self.eqn.primitive in HOST
 
 
-def make_plan(closed: ClosedJaxpr) -> Plan:
+def make_plan(closed: ClosedJaxpr, is_speculative: bool = False) -> Plan:
     """The plan of a traced function.
+
+    Args:
+        is_speculative: pull back 1 instead of the cotangent of a scalar, and multiply when that is known.
 
     Raises:
         EndpointNotFound: a call needs an endpoint that its Tesseract does not have. Nothing has run by then.
@@ -148,6 +234,8 @@ def make_plan(closed: ClosedJaxpr) -> Plan:
     flattener = _Flattener()
     arguments = tuple(flattener.new_slot(var.aval) for var in closed.jaxpr.invars)
     results = tuple(flattener.flatten(closed.jaxpr, closed.consts, arguments))
+    if is_speculative:
+        results = flattener.speculate(results)
     steps = _without_unused(flattener.steps, results)
     for eqn in _calls([step.eqn for step in steps]):
         eqn.params["call"].tesseract.require(ENDPOINTS[eqn.primitive])
@@ -190,6 +278,34 @@ class _Flattener:
             env.update(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
+    def speculate(self, results: tuple[Ref, ...]) -> tuple[Ref, ...]:
+        """Pullbacks of a single scalar no longer wait for its cotangent: J^T c = c J^T 1, exactly.
+
+        They then need what their apply needs, and can run beside it. (A component that keeps residuals of its apply
+        for the pullback loses by it.)
+        """
+        steps, self.steps = self.steps, []
+        moved: dict[int, Ref] = {}  # old results of such pullbacks -> the products
+
+        def now(ref: Ref) -> Ref:
+            return moved.get(ref, ref) if isinstance(ref, int) else ref
+
+        for step in steps:
+            inputs = tuple(map(now, step.inputs))
+            call: Call | None = step.eqn.params.get("call")
+            if step.eqn.primitive is not pullback_p or call is None or not _is_of_one_scalar(call, inputs):
+                self.steps.append(_Step(step.eqn, inputs, step.outputs))
+                continue
+            aval = call.out_avals[call.outputs[0]]
+            one = self._constant(np.ones((), aval.dtype), step.eqn.invars[-1].aval)
+            pulled = tuple(self.new_slot(self.avals[slot]) for slot in step.outputs)
+            self.steps.append(_Step(step.eqn, (*inputs[:-1], one), pulled))
+            scale = jax.make_jaxpr(lambda c, *parts: [_scaled(c, part) for part in parts])(
+                aval, *(self.avals[slot] for slot in pulled)
+            )
+            moved.update(zip(step.outputs, self.flatten(scale.jaxpr, scale.consts, (inputs[-1], *pulled)), strict=True))
+        return tuple(map(now, results))
+
     def _constant(self, value: Any, aval: Any) -> int:
         """One slot per object, so that steps that differ in nothing else are seen to be equal."""
         if id(value) not in self._slot_of:
@@ -206,6 +322,17 @@ class _Flattener:
         if key is not None:
             self._merged[key] = outputs
         return outputs
+
+
+def _is_of_one_scalar(call: Call, inputs: Sequence[Ref]) -> bool:
+    is_scalar = len(call.outputs) == 1 and call.out_avals[call.outputs[0]].shape == ()
+    return is_scalar and call.batch is None and isinstance(inputs[-1], int)  # a constant is there already
+
+
+def _scaled(c: Any, part: Any) -> Any:
+    product = c.astype(np.promote_types(c.dtype, part.dtype)) * part.astype(np.promote_types(c.dtype, part.dtype))
+    is_real = not np.issubdtype(part.dtype, np.complexfloating)
+    return (jax.numpy.real(product) if is_real else product).astype(part.dtype)
 
 
 def _body(eqn: Any) -> ClosedJaxpr | None:
@@ -257,9 +384,19 @@ def _without_unused(steps: Sequence[_Step], results: Sequence[Ref]) -> list[_Ste
     kept = []
     for step in reversed(steps):
         if step.eqn.effects or needed.intersection(step.outputs):
-            kept.append(step)
+            kept.append(_with_what_is_used(step, needed))
             needed.update(ref for ref in step.inputs if isinstance(ref, int))
     return kept[::-1]
+
+
+def _with_what_is_used(step: _Step, needed: set[int]) -> _Step:
+    """A derivative of which only some results are used asks for those. After merging: equal ones may want different."""
+    used = [k for k, slot in enumerate(step.outputs) if slot in needed]
+    if step.eqn.primitive not in (pushforward_p, pullback_p) or len(used) == len(step.outputs):
+        return step
+    call = only(step.eqn.primitive, step.eqn.params["call"], used)
+    eqn = step.eqn.replace(outvars=[step.eqn.outvars[k] for k in used], params={"call": call})
+    return _Step(eqn, step.inputs, tuple(step.outputs[k] for k in used))
 
 
 def _group(steps: Sequence[_Step], results: Sequence[Ref], avals: Sequence[Any]) -> list[Node | Segment]:

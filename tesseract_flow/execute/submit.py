@@ -23,7 +23,13 @@ class AbstractFuture(Protocol):
 
 
 class AbstractSubmitter(abc.ABC):
-    """Takes calls whose operands are complete, and answers with futures."""
+    """Takes calls whose operands are complete, and answers with futures.
+
+    Attributes:
+        needs_producers: whether `producers` are of any use to it; without, results are dropped as soon as they can be.
+    """
+
+    needs_producers: bool = True
 
     @abc.abstractmethod
     def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
@@ -42,6 +48,8 @@ class ThreadSubmitter(AbstractSubmitter):
         retry: for transient errors; the component's own errors are never repeated.
     """
 
+    needs_producers = False
+
     def __init__(self, n_threads: int = 64, retry: RetryPolicy = RetryPolicy()):  # noqa: B008 (frozen)
         self.retry = retry
         self._pool = concurrent.futures.ThreadPoolExecutor(n_threads, thread_name_prefix="tesseract-call")
@@ -52,6 +60,8 @@ class ThreadSubmitter(AbstractSubmitter):
 
 class InlineSubmitter(AbstractSubmitter):
     """Each call at once on the calling thread, one after the other: for debugging and as a reference in tests."""
+
+    needs_producers = False
 
     def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import BaseModel
 
+from tesseract_flow.derivatives import as_tree, exists_at, get_at, set_at
 from tesseract_flow.recipes.exact import InputKey, Static
-from tesseract_flow.recipes.paths import exists_at, get_at, set_at
 from tesseract_flow.recipes.residuals import ResidualCache
-from tesseract_flow.recipes.trees import Pattern, as_abstract_tree, as_tree, differentiable_patterns, matches
+from tesseract_flow.recipes.trees import Pattern, as_abstract_tree, differentiable_patterns, matches
 
 
 @dataclasses.dataclass(frozen=True)

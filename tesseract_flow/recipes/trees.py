@@ -1,7 +1,8 @@
-"""A component's inputs as plain trees, and what their pydantic models say about them.
+"""What pydantic models say about a component's inputs.
 
-Here: models → dicts, the leaves of `abstract_eval`, which leaves a schema marks `Differentiable`. NumPy and pydantic
-only. Not here: splitting trees into what JAX traces and what it does not (`jax_recipe`).
+Here: the leaves of `abstract_eval`, which leaves a schema marks `Differentiable`. NumPy and pydantic only. Not here:
+models → dicts (`tesseract_flow.derivatives.trees`), splitting trees into what JAX traces and what it does not
+(`jax_recipe`).
 """
 
 from __future__ import annotations
@@ -15,29 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from pydantic import BaseModel, RootModel
 
+from tesseract_flow.derivatives import as_tree
+
 # Keys from the root of a dumped tree to a leaf; None stands for every key of a dict and every index of a list.
 Pattern: TypeAlias = tuple[str | None, ...]
 
 
-def as_tree(value: Any) -> Any:
-    """Dicts, lists and tuples in place of models. Leaves that offer themselves as arrays become NumPy arrays."""
-    if isinstance(value, BaseModel):
-        return as_tree(value.model_dump())
-    if isinstance(value, Mapping):
-        return {key: as_tree(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(as_tree(item) for item in value))
-    if isinstance(value, list | tuple):
-        # Plain ones: to JAX a list of another class is a leaf.
-        return (list if isinstance(value, list) else tuple)(as_tree(item) for item in value)
-    # JAX's own arrays stay where they are, on whatever device.
-    if hasattr(value, "__array__") and hasattr(value, "shape") and not hasattr(value, "aval"):
-        return np.asarray(value)
-    return value
-
-
 def as_abstract_tree(value: Any, aval: Callable[[tuple[int, ...], Any], Any]) -> Any:
-    """The same for `abstract_eval`: `aval(shape, dtype)` in place of each array and each description of one.
+    """`as_tree` for `abstract_eval`: `aval(shape, dtype)` in place of each array and each description of one.
 
     A description is tesseract-core's `ShapeDType`, or in a plain dict what it is dumped to.
     """

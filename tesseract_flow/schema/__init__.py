@@ -1,6 +1,7 @@
 """A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
 
 from tesseract_flow.schema.fields import (
+    ANY,
     DTYPES,
     ArrayField,
     DictField,
@@ -14,9 +15,11 @@ from tesseract_flow.schema.fields import (
 )
 from tesseract_flow.schema.model import TesseractSchema
 from tesseract_flow.schema.paths import Keys, array_templates, field_at, follow, format_path, parse_path, template_of
+from tesseract_flow.schema.plain import plain_tree
 from tesseract_flow.schema.validate import array_leaves, check_inputs, is_arraylike, is_castable, resolve
 
 __all__ = [
+    "ANY",
     "DTYPES",
     "ArrayField",
     "DictField",
@@ -38,6 +41,7 @@ __all__ = [
     "is_arraylike",
     "is_castable",
     "parse_path",
+    "plain_tree",
     "resolve",
     "template_of",
 ]

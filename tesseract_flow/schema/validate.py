@@ -81,7 +81,10 @@ def resolve(field: Field, value: Any) -> Field:
 
 def is_arraylike(value: Any) -> bool:
     """Whether a value counts as an array: it has a shape and a dtype, or knows how to become an array."""
-    return (hasattr(value, "dtype") and hasattr(value, "shape")) or hasattr(value, "__array__")
+    if isinstance(value, type):
+        return False
+    has_form = hasattr(value, "dtype") and hasattr(value, "shape")
+    return has_form or hasattr(value, "__array__") or hasattr(value, "__jax_array__")
 
 
 def is_castable(dtype: str, expected: str | None) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
 from tesseract_flow.errors import Fault
-from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path
+from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path, plain_tree
 from tesseract_flow.torch.call import SHAPES_LATER, Call, Operand
 from tesseract_flow.torch.function import refuse_transforms, run
 from tesseract_flow.torch.refusals import refuse_misfits, require_method
@@ -75,6 +75,7 @@ def _open_text(source: str) -> AbstractTesseract:
 def _split_inputs(handle: AbstractTesseract, inputs: Any, vmap_method: str | None) -> tuple[Call, list[torch.Tensor]]:
     """All tensors of the inputs, as the request needs them, and the call without them."""
     root = handle.schema.inputs
+    inputs = plain_tree(root, inputs)
     faults = check_inputs(root, inputs)
     if vmap_method in SHAPES_LATER:
         faults = [fault for fault in faults if fault.kind not in _OF_SHAPE]

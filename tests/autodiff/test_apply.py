@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import types
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from typing import Any
 
 import equinox as eqx
@@ -241,8 +240,6 @@ def test_a_jitted_function_is_traced_again_for_another_handle():
 # -------------------------------------------------------------------------------------------------------- refusals
 
 
-Pair = namedtuple("Pair", ["a", "b"])
-
 REFUSALS = {
     "list": (lambda x: {"x": [1.0, 2.0, 3.0]}, TypeError, r"x: .*got a list.*jnp\.asarray"),
     "tuple": (lambda x: {"x": (1.0, 2.0, 3.0)}, TypeError, r"x: .*got a tuple.*jnp\.asarray"),
@@ -314,21 +311,6 @@ def test_long_arrays_in_untyped_fields_are_not_confused():
     zeros, spike = jnp.zeros(5000), jnp.zeros(5000).at[2500].set(1.0)
     assert_close(run(0.0 * X, Holder(zeros)), jnp.zeros(3))
     assert_close(run(0.0 * X, Holder(spike)), jnp.ones(3))
-
-
-@pytest.mark.parametrize(
-    "container",
-    [lambda x: types.MappingProxyType({"a": x, "b": x}), lambda x: Pair(x, x)],
-    ids=["proxy", "named tuple"],
-)
-def test_containers_that_jax_does_not_take_apart_are_refused(container: Any):
-    inside = container(X)
-    example = {"a": X, "b": X} if isinstance(inside, types.MappingProxyType) else [X, X]
-    nested = FunctionTesseract(lambda i: {"y": i["p"]["a"] if isinstance(i["p"], dict) else i["p"][0]}, {"p": example})
-    with count_requests() as requests, pytest.raises(TypeError, match="Use dicts and lists"):
-        jax.jit(lambda x: apply_tesseract(nested, {"p": container(x)})["y"])(X)
-    assert requests.n_total == 0
-    assert_close(apply_tesseract(nested, {"p": example})["y"], jnp.asarray(X))
 
 
 # ------------------------------------------------------------------------------------------------------- precision

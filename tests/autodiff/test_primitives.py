@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.client import count_requests
 from tesseract_flow.errors import SecondDerivative
 from tesseract_flow.testing import FunctionTesseract
 from tests.cases import CASES, Case
@@ -118,130 +117,6 @@ def test_derivatives_can_be_transposed_again(case: Case, jit: bool):
     assert_close(maybe_jit(push_again, jit)(x_dot), pushforward(case.plain, case.x, x_dot), case.rtol)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in ("integers", "float32")])
-def test_vmap_goes_one_by_one(case: Case):
-    batch = jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf, leaf * leaf.dtype.type(0.5)]), case.x)
-    with count_requests() as requests:
-        got = jax.vmap(jax.value_and_grad(loss_of(case.call)))(batch)
-    assert requests.n_of("apply") == requests.n_of("vector_jacobian_product") == 2
-    assert_close(got, jax.vmap(jax.value_and_grad(loss_of(case.plain)))(batch), 10 * case.rtol)
-
-
-# --------------------------------------------------------------------------------------- inside other transformations
-
-
-@pytest.fixture
-def square() -> FunctionTesseract:
-    return FunctionTesseract(lambda i: {"y": jnp.sin(i["x"]) + i["x"] ** 2}, {"x": np.ones(3)}, name="square")
-
-
-X = np.array([0.3, -0.2, 0.5])
-
-
-def _scan(f: Any) -> Any:
-    return lambda x: jax.lax.scan(lambda c, w: (f(c) * w, f(c)), x, jnp.array([1.0, 2.0]))
-
-
-def _fori_loop(f: Any) -> Any:
-    return lambda x: jax.lax.fori_loop(0, 3, lambda k, c: f(c), x)
-
-
-def _while_forward(f: Any) -> Any:
-    return lambda x: jax.lax.while_loop(lambda c: jnp.sum(c) > 0.5, lambda c: 0.1 * f(c), x)
-
-
-def _cond(f: Any) -> Any:
-    return lambda x: jax.lax.cond(x[0] > 0.0, lambda v: f(v), lambda v: 2.0 * v, x)
-
-
-def _switch(f: Any) -> Any:
-    return lambda x: jax.lax.switch(1, [lambda v: v, lambda v: f(2.0 * v)], x)
-
-
-def _map(f: Any) -> Any:
-    return lambda x: jax.lax.map(f, jnp.stack([x, 2.0 * x]))
-
-
-def _checkpoint(f: Any) -> Any:
-    return jax.checkpoint(lambda x: jnp.sin(f(x)))
-
-
-def _nested_jit(f: Any) -> Any:
-    return lambda x: jax.jit(lambda v: 2.0 * jax.jit(f)(v))(x) + x
-
-
-def _custom_jvp(f: Any) -> Any:
-    @jax.custom_jvp
-    def g(x: Any) -> Any:
-        return f(x)
-
-    @g.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        return g(*primals), 3.0 * tangents[0]
-
-    return g
-
-
-def _custom_vjp(f: Any) -> Any:
-    @jax.custom_vjp
-    def g(x: Any) -> Any:
-        return f(x)
-
-    def g_fwd(x: Any) -> Any:
-        return f(x), f(2.0 * x)
-
-    def g_bwd(residuals: Any, y_bar: Any) -> Any:
-        return (residuals * y_bar,)
-
-    g.defvjp(g_fwd, g_bwd)
-    return g
-
-
-WRAPPERS = [_scan, _fori_loop, _cond, _switch, _map, _checkpoint, _nested_jit, _custom_jvp, _custom_vjp]
-
-
-@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda wrapper: wrapper.__name__.strip("_"))
-@eager_and_jit
-def test_inside(wrapper: Any, jit: bool, square: FunctionTesseract):
-    def through(x: Any) -> Any:
-        return apply_tesseract(square, {"x": x})["y"]
-
-    def plain(x: Any) -> Any:
-        return square.fn({"x": x})["y"]
-
-    got = maybe_jit(jax.value_and_grad(loss_of(wrapper(through))), jit)(X)
-    assert_close(got, jax.value_and_grad(loss_of(wrapper(plain)))(X))
-
-
-@eager_and_jit
-def test_inside_while_loop_and_jacobians(jit: bool, square: FunctionTesseract):
-    def through(x: Any) -> Any:
-        return apply_tesseract(square, {"x": x})["y"]
-
-    def plain(x: Any) -> Any:
-        return square.fn({"x": x})["y"]
-
-    x = jnp.abs(X) * 3.0
-    for transform in (_while_forward, jax.jacfwd, jax.jacrev):
-        assert_close(maybe_jit(transform(through), jit)(x), transform(plain)(x))
-
-
-@eager_and_jit
-@pytest.mark.parametrize("axis", [0, 1])
-def test_vmap_over_any_axis_and_over_one_of_several(jit: bool, axis: int):
-    add = FunctionTesseract(lambda i: {"y": i["a"] * i["b"]}, {"a": np.ones(3), "b": np.ones(3)})
-    batch, b = np.arange(12.0).reshape((4, 3) if axis == 0 else (3, 4)), np.arange(3.0)
-    got = maybe_jit(jax.vmap(lambda a, b: apply_tesseract(add, {"a": a, "b": b})["y"], (axis, None)), jit)(batch, b)
-    assert_close(got, jnp.asarray((batch if axis == 0 else batch.T) * b))
-
-
-def test_vmap_over_nothing(square: FunctionTesseract):
-    with count_requests() as requests:
-        got = jax.vmap(lambda x: apply_tesseract(square, {"x": x})["y"])(np.zeros((0, 3)))
-    assert got.shape == (0, 3)
-    assert requests.n_of("apply") == 0
-
-
 def test_large_arrays_through_callbacks_do_not_deadlock():
     """More callbacks at once than JAX has threads, on arrays that it would copy and compute with on these threads."""
     n = min(4 * (os.cpu_count() or 1), 32)
@@ -257,6 +132,14 @@ def test_large_arrays_through_callbacks_do_not_deadlock():
 
 
 # ------------------------------------------------------------------------------------------------ second derivatives
+
+
+@pytest.fixture
+def square() -> FunctionTesseract:
+    return FunctionTesseract(lambda i: {"y": jnp.sin(i["x"]) + i["x"] ** 2}, {"x": np.ones(3)}, name="square")
+
+
+X = np.array([0.3, -0.2, 0.5])
 
 
 def _norm(square: FunctionTesseract) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import pickle
 import sys
@@ -75,6 +76,68 @@ def test_equality_is_that_of_the_object():
     assert CoreTesseract(one) != CoreTesseract(other)
     assert CoreTesseract(one) != CoreTesseract(one, label="fem")
     assert CoreTesseract(one) != one
+
+
+@pytest.mark.parametrize("url", ["http://a:1", "http://a:1/"])
+def test_objects_for_one_address_are_equal(url):
+    one, other = CoreTesseract(Tesseract.from_url("http://a:1")), CoreTesseract(Tesseract.from_url(url))
+    assert one == other and hash(one) == hash(other)
+    assert one != CoreTesseract(Tesseract.from_url(url), label="fem")
+
+
+class Spy(Tesseract):
+    pass
+
+
+def with_header(tesseract):
+    tesseract._client._session.headers["Authorization"] = "Bearer x"
+    return tesseract
+
+
+def with_spy(tesseract):
+    tesseract.apply = lambda inputs: inputs
+    return tesseract
+
+
+def with_auth(tesseract):
+    tesseract._client._session.auth = ("user", "password")
+    return tesseract
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Tesseract.from_url("http://b:1"),
+        lambda: Tesseract.from_url("http://a:1", timeout=3.0),
+        lambda: Tesseract.from_url("http://a:1", server_output_path="elsewhere"),
+        lambda: Spy.from_url("http://a:1"),
+        lambda: with_spy(Tesseract.from_url("http://a:1")),
+        lambda: with_header(Tesseract.from_url("http://a:1")),
+        lambda: with_auth(Tesseract.from_url("http://a:1")),
+        Stub,
+    ],
+    ids=["address", "timeout", "output", "subclass", "spy", "header", "auth", "stub"],
+)
+def test_objects_that_are_told_something_else_are_others(make):
+    one, other = make(), make()
+    assert CoreTesseract(one) != CoreTesseract(Tesseract.from_url("http://a:1"))
+    assert CoreTesseract(one) == CoreTesseract(one) and hash(CoreTesseract(one)) == hash(CoreTesseract(one))
+    told_all = type(one) is Tesseract and vars(one).keys() == {"_client"} and _is_plain(one)
+    assert (CoreTesseract(one) == CoreTesseract(other)) == told_all
+
+
+def _is_plain(tesseract):
+    session = tesseract._client._session
+    return session.auth is None and "Authorization" not in session.headers
+
+
+def test_answers_have_the_containers_of_the_protocol():
+    class Colour(enum.Enum):
+        RED = "red"
+
+    handle = CoreTesseract(Stub(lambda **arguments: {"pair": (X, Colour.RED), "set": frozenset({2, 1})}))
+    answer = handle.apply({})
+    assert answer["pair"][0] is X and answer["pair"][1:] == ["red"] and answer["set"] == [1, 2]
 
 
 def test_the_schema_is_read_once_per_object():
@@ -265,7 +328,7 @@ def test_an_object_without_the_method():
 def test_values_in_process(in_process):
     handle = CoreTesseract(in_process)
     np.testing.assert_array_equal(handle.apply({"x": X})["y"], X**2)
-    assert handle.abstract_eval({"x": {"shape": [3], "dtype": "float64"}})["y"]["shape"] == (3,)
+    assert handle.abstract_eval({"x": {"shape": [3], "dtype": "float64"}})["y"]["shape"] == [3]
     np.testing.assert_array_equal(handle.vector_jacobian_product({"x": X}, ["x"], ["y"], {"y": np.ones(3)})["x"], 2 * X)
 
 

@@ -10,11 +10,14 @@ import pytest
 from tesseract_flow.client import (
     AbstractTesseract,
     CoreTesseract,
+    Derive,
+    DerivedTesseract,
     HttpTesseract,
     ServedTesseract,
     count_requests,
     open_tesseract,
 )
+from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import OptionError, Unreachable
 from tests.client.helpers import PROBE, mocked
 
@@ -109,6 +112,7 @@ def test_what_is_no_address(source):
         ("http://me:s3cr3t@solver", "tokn", "token"),
         ("http://solver", "timeout", "read_timeout"),
         (PROBE, "workers", "n_workers"),
+        ("http://solver", "derives", "derive"),
     ],
 )
 def test_unknown_options(source, option, meant):
@@ -130,6 +134,73 @@ def test_handles_pass_through():
     assert open_tesseract(handle) is handle
     with pytest.raises(TypeError, match=r"\['token'\] come too late"):
         open_tesseract(handle, token="t")
+
+
+@pytest.mark.parametrize(
+    ("option", "settings"),
+    [
+        (True, Derive()),
+        ("exact", Derive()),
+        ("central", Derive(Differences("central"))),
+        ("forward", Derive(Differences("forward"))),
+        ("spsa", Derive(Differences("spsa"))),
+        (Differences("forward", noise=1e-6), Derive(Differences("forward", noise=1e-6))),
+        (Derive(max_requests=None), Derive(max_requests=None)),
+    ],
+)
+def test_derived_endpoints_of_every_source(option, settings, in_process):
+    plain = HttpTesseract("http://solver", label="fem")
+    assert open_tesseract("http://solver", label="fem", derive=option) == DerivedTesseract(plain, settings)
+    assert open_tesseract(PROBE, derive=option) == DerivedTesseract(ServedTesseract(PROBE), settings)
+    assert open_tesseract(in_process, derive=option) == DerivedTesseract(CoreTesseract(in_process), settings)
+    assert open_tesseract(plain, derive=option) == DerivedTesseract(plain, settings)
+    # Other settings replace the old ones, and none leave them as they are.
+    before = open_tesseract(plain, derive=Derive(max_requests=7))
+    assert open_tesseract(before, derive=option) == DerivedTesseract(plain, settings)
+    assert open_tesseract(before) is before
+
+
+@pytest.mark.parametrize("option", [None, False])
+def test_nothing_is_derived_unasked(option):
+    handle = HttpTesseract("http://solver")
+    assert open_tesseract(handle, derive=option) is handle
+    assert open_tesseract("http://solver", derive=option) == handle
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("centrall", "expected True or 'exact'.*Did you mean 'central'"),
+        (7, "derive is 7; expected"),
+        (["central"], "expected True or 'exact'"),
+    ],
+)
+def test_derive_options_without_sense(option, message):
+    with pytest.raises(OptionError, match=message):
+        open_tesseract("http://solver", derive=option)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"differences": "central"}, r"Derive\.differences is 'central'; expected a Differences"),
+        ({"max_requests": 0}, r"Derive\.max_requests is 0"),
+        ({"max_requests": True}, r"Derive\.max_requests is True"),
+        ({"n_in_flight": 2.5}, r"Derive\.n_in_flight is 2\.5"),
+        ({"measure_noise": True}, "takes differences="),
+        ({"measure_noise": True, "differences": Differences(noise=1e-3)}, "without a noise of their own"),
+    ],
+)
+def test_derive_settings_without_sense(settings, message):
+    with pytest.raises(OptionError, match=message):
+        Derive(**settings)
+
+
+def test_handle_of_a_served_component_can_still_be_stopped():
+    handle = open_tesseract(PROBE, derive=True)
+    handle.stop()  # type: ignore[attr-defined]
+    assert handle.logs() == ""  # type: ignore[attr-defined]
+    assert open_tesseract("http://solver", n_lanes=3, derive=True).n_lanes == 3
 
 
 def test_a_tesseract_of_tesseract_core(in_process):

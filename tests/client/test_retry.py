@@ -18,13 +18,14 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidAnswer,
     InvalidInput,
+    OverBudget,
     Overloaded,
     TesseractFlowError,
     Unreachable,
 )
 
 TRANSIENT = [Unreachable, ConnectionLost, Overloaded]
-FINAL = [CallTimeout, ComponentFailed, InvalidInput, EndpointNotFound, InvalidAnswer, AccessDenied]
+FINAL = [CallTimeout, ComponentFailed, InvalidInput, EndpointNotFound, InvalidAnswer, AccessDenied, OverBudget]
 
 
 class Flaky:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import RetryPolicy, count_requests
-from tesseract_flow.errors import ComponentFailed, ConnectionLost, InvalidInput, Overloaded, Unreachable
+from tesseract_flow.errors import ComponentFailed, ConnectionLost, InvalidInput, OptionError, Overloaded, Unreachable
 from tesseract_flow.execute import (
     AbstractFuture,
     AbstractSubmitter,
@@ -345,3 +346,176 @@ def test_literals_travel_in_their_own_dtype():
 
 def test_the_default_submitter_is_one_per_process():
     assert default_submitter() is default_submitter()
+
+
+# -------------------------------------------------------------------------------------------------------- batches
+
+ROWS = np.stack([X, 2.0 * X, -X, 0.5 * X])
+
+
+def mapped(part: FunctionTesseract, method: str = "concurrent") -> Any:
+    return lambda x: jax.vmap(lambda row: apply_tesseract(part, {"x": row}, vmap_method=method)["y"])(x)
+
+
+def test_elements_of_a_batch_are_calls_of_their_own():
+    submitter = Recorded(ThreadSubmitter())
+    part = component(Meeting(len(ROWS)), "part")
+    run = concurrent(jax.grad(lambda x: jnp.sum(mapped(part)(x) ** 2)), submitter=submitter)
+    assert_close(run(ROWS), jax.grad(lambda x: jnp.sum(jnp.sin(x) ** 2))(jnp.asarray(ROWS)))
+    assert sorted(submitter.labels) == sorted(
+        f"part.{verb} [{k}]" for verb in ("apply", "pullback") for k in range(len(ROWS))
+    )
+
+
+def test_sequential_elements_wait_for_each_other():
+    asked: list[float] = []
+
+    def before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            assert busy.acquire(blocking=False)
+            asked.append(float(inputs["x"][0]))
+            busy.release()
+
+    busy = threading.Lock()
+    assert_close(concurrent(mapped(component(before), "sequential"))(ROWS), jnp.sin(ROWS))
+    assert asked == [float(row[0]) for row in ROWS]
+
+
+def test_a_lost_element_is_asked_again_and_the_others_are_not():
+    part = component(Faults(ConnectionLost("gone"), ConnectionLost("gone again")), "part")
+    run = concurrent(mapped(part, "sequential"), submitter=ThreadSubmitter(retry=PATIENT))
+    with count_requests() as requests:
+        assert_close(run(ROWS), jnp.sin(ROWS))
+    assert requests.n_of("apply") == len(ROWS) + 2
+
+
+def test_a_failing_element_is_named_and_stops_the_rest():
+    n_asked = 0
+
+    def before(endpoint: str, inputs: Any) -> None:
+        nonlocal n_asked
+        n_asked += endpoint == "apply"
+        if endpoint == "apply" and inputs["x"][0] == ROWS[1, 0]:
+            raise ComponentFailed("diverged")
+
+    with pytest.raises(ComponentFailed, match="diverged") as caught:
+        concurrent(mapped(component(before), "sequential"))(ROWS)
+    assert "This was element 1 of part.apply x 4, call 1 of 1 in the plan." in caught.value.__notes__
+    assert n_asked == 2
+
+
+def test_an_empty_batch_runs_nothing():
+    with count_requests() as requests:
+        assert_close(concurrent(mapped(component()))(ROWS[:0]), jnp.zeros((0, 3)))
+    assert requests.n_of("apply") == 0
+
+
+# ------------------------------------------------------------------------------------------ settings of the executor
+
+
+def test_abandoned_calls_are_not_waited_for():
+    go_on, has_begun = threading.Event(), threading.Event()
+
+    def fail(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            assert has_begun.wait(timeout=20.0)
+            raise ComponentFailed("tangled")
+
+    def outlast(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            has_begun.set()
+            assert go_on.wait(timeout=20.0)
+
+    run = concurrent(lambda x: y(component(fail), x) + y(component(outlast), x), on_failure="abandon")
+    try:
+        with pytest.raises(ComponentFailed, match="tangled"):
+            run(X)  # would wait for ever otherwise
+    finally:
+        go_on.set()
+
+
+def test_calls_that_wait_for_a_thread_are_taken_back():
+    part = component(Faults(ComponentFailed("tangled")))
+    others = fan_of(3, None)
+    with count_requests() as requests, pytest.raises(ComponentFailed, match="tangled"):
+        concurrent(fan([part, *others]), submitter=ThreadSubmitter(n_threads=1))(X)
+    assert requests.n_of("apply") < 4
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(OptionError, match="expected 'wait' or 'abandon'"):
+        concurrent(lambda x: x, on_failure="ignore")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [1.0, -3.0, 0.0])
+def test_speculative_pullbacks_run_beside_their_apply(scale: float):
+    total = FunctionTesseract(lambda i: {"y": jnp.sum(jnp.sin(i["x"]) * i["w"])}, {"x": X, "w": X}, name="total")
+
+    def loss(x: Any, w: Any) -> Any:
+        return scale * apply_tesseract(total, {"x": y(component(name="part"), x), "w": w})["y"] ** 2
+
+    def plain(x: Any, w: Any) -> Any:
+        return scale * jnp.sum(jnp.sin(jnp.sin(x)) * w) ** 2
+
+    gradient = jax.value_and_grad(loss, (0, 1))
+    careful, speculative = concurrent(gradient), concurrent(gradient, speculative=True)
+    assert careful.plan(X, X).n_waves == 4
+    assert [[node.label for node in speculative.plan(X, X).nodes if node.wave == k] for k in (1, 2, 3)] == [
+        ["part.apply"],
+        ["total.apply", "total.pullback"],
+        ["part.pullback"],
+    ]
+    with count_requests() as requests:
+        assert_close(speculative(X, X), jax.value_and_grad(plain, (0, 1))(X, X))
+    assert requests.n_total == 4
+
+
+def test_speculation_leaves_vectors_and_single_precision_alone():
+    part = FunctionTesseract(lambda i: {"y": jnp.sum(i["x"] ** 2)}, {"x": np.ones(3, np.float32)}, name="single")
+    run = concurrent(jax.grad(lambda x: jnp.sin(y(part, x))), speculative=True)
+    x = jnp.array([0.1, 0.2, 0.3], np.float32)
+    assert_close(run(x), jax.grad(lambda x: jnp.sin(jnp.sum(x**2)))(x), 1e-6)
+    vector = concurrent(jax.grad(lambda x: jnp.sum(y(component(), x) ** 2)), speculative=True)
+    assert vector.plan(X).n_waves == 2
+
+
+def test_values_are_dropped_with_their_last_reader():
+    """A chain of large arrays needs room for a few of them, however long it is."""
+    alive: list[Any] = []
+
+    def before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            most.append(sum(ref() is not None for ref in alive))
+
+    class Tracking(ThreadSubmitter):
+        def submit(self, node: Node, operands: Any, producers: Any) -> AbstractFuture:
+            future = super().submit(node, operands, producers)
+            future.add_done_callback(lambda f: alive.append(weakref.ref(f.result()[0])))
+            return future
+
+    most: list[int] = []
+    part = component(before)
+
+    def chain(x: Any) -> Any:
+        for _ in range(10):
+            x = y(part, x)
+        return x
+
+    concurrent(chain, submitter=Tracking())(np.linspace(0.0, 1.0, 1000))
+    assert len(most) == 10
+    assert max(most) <= 2
+
+
+def test_the_plan_knows_how_long_calls_took():
+    parts = [FunctionTesseract(lambda i: {"y": jnp.sin(i["x"])}, {"x": X}, name=f"p{k}", delay=0.02) for k in range(2)]
+    run = concurrent(fan(parts))
+    assert run.plan(X).critical_path is None
+    assert "critical path" not in str(run.plan(X))
+    run(X)
+    plan = run.plan(X)
+    assert plan.critical_path is not None
+    seconds, path = plan.critical_path
+    assert seconds >= 0.02
+    assert len(path) == 1
+    assert "critical path: " in str(plan)
+    assert str(plan).count(" ms)") + str(plan).count(" s)") >= 2

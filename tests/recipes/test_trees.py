@@ -1,16 +1,16 @@
-"""What models say: dumps, descriptions of arrays, and which arrays are differentiable."""
+"""What models say: descriptions of arrays, and which arrays are differentiable."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
 import pytest
 from pydantic import BaseModel, Field, RootModel
 
-from tesseract_flow.recipes.trees import as_abstract_tree, as_tree, differentiable_patterns, matches
+from tesseract_flow.recipes.trees import as_abstract_tree, differentiable_patterns, matches
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydantic's and tesseract-core's remarks about themselves
@@ -78,24 +78,6 @@ class Chain(BaseModel):
 @pytest.mark.parametrize("model", [Plain, Chain])
 def test_model_that_does_not_tell_leaves_it_open(model: type) -> None:
     assert differentiable_patterns(model) is None
-
-
-class Pair(NamedTuple):
-    left: Any
-    right: Any
-
-
-def test_containers_become_plain_and_arrays_stay() -> None:
-    class Items(list):
-        pass
-
-    inner = Inner(x=np.ones(2), fixed=np.zeros(1))
-    tree = as_tree({"models": Items([inner]), "pair": Pair(inner, 1), "none": None})
-    assert type(tree["models"]) is list
-    assert type(tree["pair"]) is Pair
-    assert tree["pair"].right == 1
-    assert tree["models"][0]["x"].tolist() == [1.0, 1.0]
-    assert tree["none"] is None
 
 
 class Grid(BaseModel):

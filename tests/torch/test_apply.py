@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch.autograd import forward_ad
 
 from tesseract_flow.client import AbstractTesseract, count_requests, open_tesseract
@@ -51,6 +52,19 @@ def check_containers(source: Any) -> None:
 
 def test_tesseract_of_tesseract_core(in_process: Any):
     check_containers(in_process)
+
+
+def test_pydantic_models_are_taken_apart(in_process: Any):
+    class Inputs(BaseModel):
+        model_config = ConfigDict(arbitrary_types_allowed=True)
+        parts: dict[str, Any]
+        knots: tuple[Any, ...]
+        note: str = "hello"
+
+    plain = inputs_of_containers()
+    model = Inputs(parts=plain["parts"], knots=tuple(plain["knots"]))
+    apply_tesseract(in_process, model)["total"].backward()
+    assert plain["parts"]["wing"].grad is not None
 
 
 @pytest.mark.server

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, RootModel
 
-from tesseract_flow.recipes import get_at, set_at
+from tesseract_flow.derivatives import get_at, set_at
 
 TREE: dict[str, Any] = {"mesh": {"knots": [1.0, (2.0, 3.0)]}, "parts": {"a.b": 4.0, "{}": {"\\": 5.0}}, "n": {7: 6.0}}
 PATHS = {

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from tesseract_flow.recipes.differences import Differences, Neighbourhood
-from tesseract_flow.recipes.paths import get_at
-from tesseract_flow.recipes.trees import as_tree
+from tesseract_flow.derivatives.differences import Differences, Neighbourhood, Point
+from tesseract_flow.derivatives.paths import get_at
+from tesseract_flow.derivatives.probes import MapProbes, is_complex
 
 
 def estimate_noise(
@@ -29,6 +29,7 @@ def estimate_noise(
     n_points: int = 8,
     n_attempts: int = 6,
     seed: int = 0,
+    map_probes: MapProbes = map,
 ) -> dict[str, float]:
     """Relative noise of each output, by path, for `Differences(noise=...)`.
 
@@ -41,17 +42,17 @@ def estimate_noise(
     Raises:
         ValueError: no spacing gave a verdict. The component may be discontinuous near this point.
     """
-    near = Neighbourhood(apply, inputs, input_paths, Differences(method="spsa", n_samples=1, seed=seed))
+    near = Neighbourhood(apply, inputs, input_paths, Differences(n_samples=1, seed=seed))
     (direction,) = near.directions()
     # Small against the scale of the inputs, large against their rounding error.
     spacing = 100.0 * near.noise
     verdicts: dict[str, float] = {}
     for _ in range(n_attempts):
-        offsets = spacing * (np.arange(n_points) - (n_points - 1) / 2)
-        answers = [as_tree(near.at(near.moved(direction, offset))) for offset in offsets]
+        points = [Point(direction, spacing * (k - (n_points - 1) / 2)) for k in range(n_points)]
+        answers = list(map_probes(near.answer_at, points))
         hints = []
         for path in sorted(set(output_paths) - set(verdicts)):
-            values = np.stack([np.asarray(get_at(answer, path)).ravel() for answer in answers])
+            values = _as_real(np.stack([np.asarray(get_at(answer, path)).ravel() for answer in answers]))
             verdict = _verdict(values)
             if isinstance(verdict, float):
                 verdicts[path] = verdict
@@ -65,6 +66,11 @@ def estimate_noise(
         f"The noise of {missing} could not be told after {n_attempts} attempts with {n_points} points each; "
         "the component may be discontinuous here. Pass Differences(noise=...) from what you know of it."
     )
+
+
+def _as_real(values: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts beside each other."""
+    return np.concatenate([np.real(values), np.imag(values)], axis=1) if is_complex(values) else values
 
 
 def _verdict(values: np.ndarray) -> float | str:

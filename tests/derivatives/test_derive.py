@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tesseract_flow.recipes import (
-    JaxRecipe,
+from tesseract_flow.derivatives import (
     jacobian_from_jvp,
     jacobian_from_vjp,
     jvp_from_jacobian,
@@ -16,6 +15,7 @@ from tesseract_flow.recipes import (
     vjp_from_jacobian,
     vjp_from_jvp,
 )
+from tesseract_flow.recipes import JaxRecipe
 from tests.cases import CASES, Case
 from tests.helpers import assert_close
 from tests.recipes.helpers import Counted, Linear, answers_of, jacobian_of, recipe_of

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, field_validator
 
-from tesseract_flow.recipes import Differences, estimate_noise, jacobian_from_apply, jvp_from_apply, vjp_from_apply
+from tesseract_flow.derivatives import Differences, estimate_noise, jacobian_from_apply, jvp_from_apply, vjp_from_apply
 from tests.cases import CASES, Case
 from tests.helpers import assert_close
 from tests.recipes.helpers import Counted, answers_of, jacobian_of, recipe_of

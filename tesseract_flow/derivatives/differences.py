@@ -5,8 +5,8 @@ For components that have no derivative at all, as in
     def vector_jacobian_product(inputs, vjp_inputs, vjp_outputs, cotangent_vector):
         return vjp_from_apply(apply, inputs, vjp_inputs, vjp_outputs, cotangent_vector)
 
-NumPy only. The one idea: a difference along a direction is a Jacobian-vector product, and `derive` makes the rest of
-it. How long the step is, is decided in one place, by `Differences`.
+The one idea: a difference along a direction is a Jacobian-vector product, and `derive` makes the rest of it. How long
+the step is, is decided in one place, by `Differences`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel
 
-from tesseract_flow.recipes.derive import Vector, jacobian_from_jvp, vjp_from_jvp
-from tesseract_flow.recipes.paths import get_at, set_at
-from tesseract_flow.recipes.trees import as_tree
+from tesseract_flow.derivatives.derive import Vector, jacobian_by_columns, vjp_by_columns
+from tesseract_flow.derivatives.paths import get_at, set_at
+from tesseract_flow.derivatives.probes import AbstractDirection, Along, MapProbes
+from tesseract_flow.derivatives.trees import as_tree, is_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Differences:
 
     method: Literal["central", "forward", "spsa"] = "central"
     noise: float | None = None
-    typical: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    typical: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     n_samples: int = 10
     seed: int = 0
 
@@ -65,6 +65,13 @@ class Differences:
             raise ValueError(f"noise is {self.noise}; expected a relative error between 0 and 1.")
         if self.n_samples < 1:
             raise ValueError(f"n_samples is {self.n_samples}; expected at least 1.")
+        # As plain numbers, so that settings are values: arrays have neither an equality nor a hash.
+        typical = {path: _as_numbers(np.asarray(value, np.float64).tolist()) for path, value in self.typical.items()}
+        object.__setattr__(self, "typical", typical)
+
+    def is_sampled(self, n_entries: int) -> bool:
+        """Whether a gradient of so many entries is estimated from random directions."""
+        return self.method == "spsa" and self.n_samples < n_entries
 
 
 def jvp_from_apply(
@@ -74,13 +81,17 @@ def jvp_from_apply(
     jvp_outputs: Collection[str],
     tangent_vector: Vector,
     differences: Differences | None = None,
+    *,
+    map_probes: MapProbes = map,
 ) -> dict[str, np.ndarray]:
     """J t, by output path, as one difference along t. Cost: two calls of `apply`, whatever the method.
 
     The step along t moves no entry by more than its own step.
     """
     near = Neighbourhood(apply, inputs, jvp_inputs, differences or Differences())
-    return near.jvp(inputs, jvp_inputs, jvp_outputs, tangent_vector)
+    t = Along("the tangent", {path: np.asarray(tangent_vector[path]) for path in sorted(jvp_inputs)})
+    (y_dot,) = near.push_forward([t], jvp_outputs, map_probes)
+    return y_dot
 
 
 def jacobian_from_apply(
@@ -89,17 +100,21 @@ def jacobian_from_apply(
     jac_inputs: Collection[str],
     jac_outputs: Collection[str],
     differences: Differences | None = None,
+    *,
+    map_probes: MapProbes = map,
 ) -> dict[str, dict[str, np.ndarray]]:
     """J, by output and input path. Cost in calls of `apply`: 2n for n input elements, n + 1 forward, 2k by SPSA."""
     differences = differences or Differences()
     near = Neighbourhood(apply, inputs, jac_inputs, differences)
     if not near.is_sampled:
-        return jacobian_from_jvp(near.jvp, inputs, jac_inputs, jac_outputs)
+        push_forward = functools.partial(near.push_forward, outputs=jac_outputs, map_probes=map_probes)
+        return jacobian_by_columns(push_forward, near.x, jac_outputs)
     jacobian: dict[str, dict[str, Any]] = {output: dict.fromkeys(near.x, 0.0) for output in sorted(jac_outputs)}
-    for t in near.directions():
-        for output, y_dot in near.jvp(inputs, jac_inputs, jac_outputs, t).items():
-            for path, direction in t.items():
-                estimate = np.multiply.outer(y_dot, (1.0 / direction / differences.n_samples).astype(y_dot.dtype))
+    directions = near.directions()
+    for t, y_dot in zip(directions, near.push_forward(directions, jac_outputs, map_probes), strict=True):
+        for output, y in y_dot.items():
+            for path, direction in t.given.items():
+                estimate = np.multiply.outer(y, (1.0 / direction / differences.n_samples).astype(y.dtype))
                 jacobian[output][path] = jacobian[output][path] + estimate
     return jacobian
 
@@ -111,23 +126,39 @@ def vjp_from_apply(
     vjp_outputs: Collection[str],
     cotangent_vector: Vector,
     differences: Differences | None = None,
+    *,
+    map_probes: MapProbes = map,
 ) -> dict[str, np.ndarray]:
     """J^T c, by input path. Cost in calls of `apply`: 2n for n input elements, n + 1 forward, 2k by SPSA."""
     differences = differences or Differences()
     near = Neighbourhood(apply, inputs, vjp_inputs, differences)
     if not near.is_sampled:
-        return vjp_from_jvp(near.jvp, inputs, vjp_inputs, vjp_outputs, cotangent_vector)
+        push_forward = functools.partial(near.push_forward, outputs=vjp_outputs, map_probes=map_probes)
+        return vjp_by_columns(push_forward, near.x, vjp_outputs, cotangent_vector)
     x_bar: dict[str, np.ndarray] = {path: np.zeros(x.shape) for path, x in near.x.items()}
-    for t in near.directions():
-        y_dot = near.jvp(inputs, vjp_inputs, vjp_outputs, t)
+    directions = near.directions()
+    for t, y_dot in zip(directions, near.push_forward(directions, vjp_outputs, map_probes), strict=True):
         rate = sum(float(np.sum(np.asarray(cotangent_vector[path]) * y_dot[path]).real) for path in y_dot)
-        for path, direction in t.items():
+        for path, direction in t.given.items():
             x_bar[path] += rate / direction / differences.n_samples
     return {path: total.astype(near.x[path].dtype) for path, total in x_bar.items()}
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """A place to call `apply` at: some steps along a direction, or the point itself."""
+
+    direction: AbstractDirection | None
+    step: float
+
+    def __str__(self) -> str:
+        if self.direction is None:
+            return "the point itself"
+        return f"{self.direction}, a step {'up' if self.step > 0.0 else 'down'}"
+
+
 class Neighbourhood:
-    """`apply` near one point. Its value at the point itself is computed once, if it is needed at all.
+    """`apply` near one point.
 
     Attributes:
         x: the inputs that vary, by path.
@@ -152,37 +183,49 @@ class Neighbourhood:
 
     @property
     def is_sampled(self) -> bool:
-        n_entries = sum(x.size for x in self.x.values())
-        return self.differences.method == "spsa" and self.differences.n_samples < n_entries
+        return self.differences.is_sampled(sum(x.size for x in self.x.values()))
 
-    def directions(self) -> list[dict[str, np.ndarray]]:
+    def directions(self) -> list[Along]:
         """SPSA's: each entry by its own scale, up or down."""
         content = functools.reduce(lambda crc, x: zlib.crc32(x.tobytes(), crc), self.x.values(), 0)
         rng = np.random.default_rng([self.differences.seed, content])
-        return [
-            {path: scale * rng.choice([-1.0, 1.0], scale.shape) for path, scale in self.scale.items()}
-            for _ in range(self.differences.n_samples)
-        ]
+        return [Along(f"random direction {k + 1}", self._signs(rng)) for k in range(self.differences.n_samples)]
 
-    def jvp(self, _: Any, jvp_inputs: Collection[str], jvp_outputs: Collection[str], t: Vector) -> dict[str, Any]:
-        """A difference along t, as an endpoint."""
-        t = {path: np.asarray(t[path]) for path in sorted(jvp_inputs)}
+    def _signs(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {path: scale * rng.choice([-1.0, 1.0], scale.shape) for path, scale in self.scale.items()}
+
+    def push_forward(
+        self, directions: Sequence[AbstractDirection], outputs: Collection[str], map_probes: MapProbes
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """A difference along each direction, in their order."""
+        is_forward = self.differences.method == "forward"
+        steps = [self._step(direction.vector(self.x)) for direction in directions]
+        moves = [(direction, step) for direction, step in zip(directions, steps, strict=True) if step]
+        points = [Point(None, 0.0)] if len(moves) < len(steps) or (is_forward and moves) else []
+        for direction, step in moves:
+            points.append(Point(direction, step))
+            if not is_forward:
+                points.append(Point(direction, -step))
+        answers = iter(map_probes(lambda point: self._read(self.answer_at(point), outputs), points))
+        base = next(answers) if points and points[0].direction is None else {}
+        for direction, step in zip(directions, steps, strict=True):
+            if not step:
+                yield {path: np.zeros_like(y) for path, y in base.items()}
+                continue
+            t = direction.vector(self.x)
+            # What the entries have really moved by, after rounding, in units of t.
+            lower = {path: self.x[path] for path in t} if is_forward else self.moved(t, -step)
+            length = self._length(t, self.moved(t, step), lower)
+            above = next(answers)
+            below = base if is_forward else next(answers)
+            yield {path: ((above[path] - below[path]) / length).astype(above[path].dtype) for path in above}
+
+    def _step(self, t: Mapping[str, np.ndarray]) -> float:
+        """How far to go along t; 0 if that leads nowhere."""
         rate = max((float(np.max(np.abs(t[path]) / self.scale[path], initial=0.0)) for path in t), default=0.0)
         if rate == 0.0:
-            return {path: np.zeros_like(y) for path, y in self._read(self.base, jvp_outputs).items()}
-        is_forward = self.differences.method == "forward"
-        step = self.noise ** (1 / 2 if is_forward else 1 / 3) / rate
-        upper = self.moved(t, step)
-        lower = {path: self.x[path] for path in t} if is_forward else self.moved(t, -step)
-        # What the entries have really moved by, after rounding, in units of t.
-        length = self._length(t, upper, lower)
-        above = self._read(self.at(upper), jvp_outputs)
-        below = self._read(self.base if is_forward else self.at(lower), jvp_outputs)
-        return {path: ((above[path] - below[path]) / length).astype(above[path].dtype) for path in above}
-
-    @functools.cached_property
-    def base(self) -> Any:
-        return as_tree(self.apply(self.inputs))
+            return 0.0
+        return self.noise ** (1 / 2 if self.differences.method == "forward" else 1 / 3) / rate
 
     def moved(self, t: Mapping[str, np.ndarray], step: float) -> dict[str, np.ndarray]:
         """The inputs that vary, a step along t away."""
@@ -194,10 +237,12 @@ class Neighbourhood:
         )
         return float(along / sum(np.vdot(t[path] / self.scale[path], t[path] / self.scale[path]).real for path in t))
 
-    def at(self, values: Vector) -> Any:
-        """All outputs, with other values of the inputs that vary."""
-        tree = set_at(self.tree, values)
-        return as_tree(self.apply(type(self.inputs).model_validate(tree) if _is_model(self.inputs) else tree))
+    def answer_at(self, point: Point) -> Any:
+        """All outputs there."""
+        if point.direction is None:
+            return as_tree(self.apply(self.inputs))
+        tree = set_at(self.tree, self.moved(point.direction.vector(self.x), point.step))
+        return as_tree(self.apply(type(self.inputs).model_validate(tree) if is_model(self.inputs) else tree))
 
     def _read(self, outputs: Any, paths: Collection[str]) -> dict[str, np.ndarray]:
         y = {path: np.asarray(get_at(outputs, path)) for path in sorted(paths)}
@@ -212,8 +257,8 @@ class Neighbourhood:
         return y
 
 
-def _is_model(inputs: Any) -> bool:
-    return isinstance(inputs, BaseModel)
+def _as_numbers(value: Any) -> Any:
+    return tuple(_as_numbers(item) for item in value) if isinstance(value, list) else value
 
 
 def _scale(x: np.ndarray, typical: Any) -> np.ndarray:

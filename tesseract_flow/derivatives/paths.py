@@ -6,7 +6,7 @@ in dict keys are escaped with a backslash.
 """
 
 # `tesseract_flow.schema.paths` reads the same grammar with a schema at hand. This module stays apart from it, because
-# recipes are used where nothing else of tesseract-flow is installed.
+# recipes, which stand on it, are used where nothing else of tesseract-flow is installed.
 
 from __future__ import annotations
 

@@ -1,0 +1,35 @@
+"""The page about derived endpoints does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tesseract_flow.client import count_requests
+from tesseract_flow.client.routes import EXACT
+
+PAGE = (Path(__file__).parents[2] / "docs" / "derive.md").read_text(encoding="utf-8")
+
+
+def test_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    first, budget, noise = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(first, names)
+    np.testing.assert_allclose(names["gradient"], 2 * np.arange(5.0), atol=1e-9)
+    # One for the value, two per input element for the gradient.
+    assert names["counts"] == {"solver.abstract_eval": 1, "solver.apply": 1 + 10}
+    exec(budget, names)
+    assert "would take 10 requests" in capsys.readouterr().out
+    with count_requests() as counts:
+        exec(noise, names)
+    assert counts["solver.apply"] in [1 + 10 + 8 * n_attempts for n_attempts in range(1, 7)]
+
+
+def test_page_has_every_route() -> None:
+    table = PAGE.split("| wanted | from |")[1].split("\n\n")[0]
+    assert all(f"`{source}`" in table for sources in EXACT.values() for source in sources)
+    assert all(method in table for method in ("central", "forward", "SPSA"))
