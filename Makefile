@@ -45,7 +45,7 @@ demo: install ## optimise the cantilever beam: three served Tesseracts, Prefect'
 	$(PY) -m examples.beam.demo $(ARGS)
 
 test: install ## run all tests except those of the user interface
-	$(PY) -m pytest --ignore=tests/ui $(ARGS)
+	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile $(ARGS)
 
 test-ui: install ## drive the forms and pages of the Prefect UI in a browser
 	bash tests/ui/run.sh $(ARGS)
