@@ -43,6 +43,7 @@ hypothesis.settings.load_profile("tesseract-flow")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the `key` fixture, instead of one per test")
+    parser.addoption("--graphs", type=int, default=60, help="random programs for the dataflow executor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

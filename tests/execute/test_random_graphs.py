@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -78,6 +79,10 @@ def _custom_vjp(ask: Callable[..., Any], a: Any, b: Any) -> Any:
     return f(a, b)
 
 
+def _stacked(a: Any, b: Any) -> Any:
+    return jnp.stack(jnp.broadcast_arrays(a, b))
+
+
 STEPS: dict[str, Callable[..., Any]] = {
     "sin": lambda ask, a, b: jnp.sin(a),
     "scale": lambda ask, a, b: 0.5 * a,
@@ -99,6 +104,11 @@ STEPS: dict[str, Callable[..., Any]] = {
     "cond": lambda ask, a, b: jax.lax.cond(a[0] > 0.0, lambda u: jnp.sin(u), lambda u: mix(ask, u, b)[0], a),
     "custom_jvp": _custom_jvp,
     "custom_vjp": _custom_vjp,
+    "vmap": lambda ask, a, b: jnp.sum(
+        jax.vmap(lambda u: jnp.tanh(bend(ask, u)))(jnp.stack([a + 0.0 * b, b + 0.0 * a])), 0
+    ),
+    "vmap one": lambda ask, a, b: jax.vmap(lambda w: mix(ask, a, w * jnp.ones(3))[0])(jnp.arange(2.0))[1] + b,
+    "scalar": lambda ask, a, b: jnp.tanh(mix(ask, a, jnp.sin(a))[1]) * b,
     "stop": lambda ask, a, b: jax.lax.stop_gradient(bend(ask, a)) * b,
 }
 
@@ -120,17 +130,24 @@ def loss_of(program: Any, used: Any, ask: Callable[..., Any]) -> Callable[[Any],
     return loss
 
 
-@given(PROGRAMS, st.lists(st.integers(0, 9), min_size=0, max_size=3), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-def test_dataflow_equals_plain_jax_forward_and_backward(program: Any, used: Any, seed: int):
-    DELAY.rng = np.random.default_rng(seed)
-    step = concurrent(jax.value_and_grad(loss_of(program, used, through), has_aux=True))
-    plan = step.plan(X)
-    expected = _as_arrays(jax.value_and_grad(loss_of(program, used, plain), has_aux=True)(X))
-    check_order(plan)
-    # Compiling is most of the time and none of the property: other tests compile segments.
-    with jax.disable_jit():
-        assert_close(_as_arrays(step(X)), expected)
+def test_dataflow_equals_plain_jax_forward_and_backward(request: pytest.FixtureRequest):
+    @settings(
+        max_examples=request.config.getoption("--graphs"),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    @given(PROGRAMS, st.lists(st.integers(0, 9), min_size=0, max_size=3), st.integers(0, 2**32 - 1), st.booleans())
+    def check(program: Any, used: Any, seed: int, speculative: bool) -> None:
+        DELAY.rng = np.random.default_rng(seed)
+        gradient = jax.value_and_grad(loss_of(program, used, through), has_aux=True)
+        step = concurrent(gradient, speculative=speculative)
+        plan = step.plan(X)
+        expected = _as_arrays(jax.value_and_grad(loss_of(program, used, plain), has_aux=True)(X))
+        check_order(plan)
+        # Compiling is most of the time and none of the property: other tests compile segments.
+        with jax.disable_jit():
+            assert_close(_as_arrays(step(X)), expected)
+
+    check()
 
 
 def _as_arrays(result: Any) -> Any:
