@@ -23,7 +23,7 @@ from tesseract_flow.autodiff import messages
 from tesseract_flow.autodiff.call import Batch, Call
 from tesseract_flow.autodiff.primitives import HOST, jacobian_p, pullback_p, pushforward_p
 from tesseract_flow.autodiff.shapes import output_layout
-from tesseract_flow.errors import CallError, InvalidInput
+from tesseract_flow.errors import CallError, EndpointNotFound, InvalidInput
 
 Results: TypeAlias = tuple[Sequence[Any], Sequence[int]]  # arrays, and the axis of each that is the batch
 
@@ -166,7 +166,11 @@ def _has_jacobian(call: Call) -> bool:
     if not any(call.output.differentiable[j] for j in call.outputs):
         return False  # nothing to ask for
     if wanted:
-        call.tesseract.require("jacobian")
+        try:
+            call.tesseract.require("jacobian")
+        except EndpointNotFound as error:
+            error.add_note("It is demanded by materialize_jacobian=True; None does without where it is not there.")
+            raise
     return wanted is not False and "jacobian" in call.tesseract.schema.endpoints
 
 

@@ -192,7 +192,8 @@ def only(primitive: Primitive, call: Call, kept: Sequence[int]) -> Call:
     raise ValueError(f"The results of {primitive} come together.")
 
 
-def _drop_unused(used: Sequence[bool], eqn: Any):
+def _drop_unused(used: Sequence[bool], *rest: Any):
+    *_, eqn = rest  # JAX 0.12 tells before it which mutable references are alive: here are none
     if not any(used):
         return [False] * len(eqn.invars), None
     kept = [k for k, is_used in enumerate(used) if is_used]

@@ -134,7 +134,7 @@ class JaxRecipe:
         """
         tree = as_abstract_tree(abstract_inputs, jax.ShapeDtypeStruct)
         _check_precision(tree)
-        out, constants = self._run.eval_shape(*self._split(tree))
+        out, constants = self._run.eval_shape(*self._split(jax.tree_util.tree_map(_as_jax_sees_it, tree)))
         described = jax.tree_util.tree_map(lambda aval: _Described(aval.shape, str(aval.dtype)), out)
         combined = eqx.combine(described, constants.tree)
         return jax.tree_util.tree_map(lambda leaf: leaf.as_dict() if isinstance(leaf, _Described) else leaf, combined)
@@ -375,6 +375,11 @@ def _check_precision(tree: Any) -> None:
                 'jax.config.update("jax_enable_x64", True) at the top of tesseract_api.py, or declare the field '
                 f"as {_canonical(leaf.dtype)}."
             )
+
+
+def _as_jax_sees_it(leaf: Any) -> Any:
+    # Since JAX 0.11.1 a description with integers of 64 bits is a warning in the 32-bit mode.
+    return jax.ShapeDtypeStruct(leaf.shape, _canonical(leaf.dtype)) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _canonical(dtype: Any) -> np.dtype:

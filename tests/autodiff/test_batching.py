@@ -269,6 +269,7 @@ def test_a_jacobian_that_is_demanded_must_be_there():
     with pytest.raises(EndpointNotFound, match="'poor' has no endpoint 'jacobian'") as caught:
         jax.jacrev(through(tesseract, materialize_jacobian=True))(X[0], B)
     assert isinstance(caught.value, RuntimeError)  # what tesseract-jax raises
+    assert "materialize_jacobian=True" in "".join(caught.value.__notes__)
 
 
 @outers
