@@ -34,7 +34,7 @@ def test_equal_models_are_one_key_whatever_the_order_of_fields():
         ModelField({"x": FLOATS, "tag": TEXT}, frozenset({"x", "tag"}), extra=ANY),
         DictField(FLOATS),
     ],
-    ids=str,
+    ids=["missing", "dtype", "differentiable", "shape", "required", "extra", "kind"],
 )
 def test_any_difference_makes_models_unequal(other):
     assert model(x=FLOATS, tag=TEXT) != other
