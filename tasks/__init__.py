@@ -1,5 +1,6 @@
 """Prefect's implementations of the library's protocols: calls, steps, checkpoints and publishing as task runs."""
 
+from tesseract_flow.tasks.cache import PrefectCache
 from tesseract_flow.tasks.call import PrefectSubmitter, call_tesseract, retry_if_transient
 from tesseract_flow.tasks.checkpoint import PrefectJournal, save_checkpoint
 from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
@@ -10,6 +11,7 @@ __all__ = [
     "ArtifactPublisher",
     "ObserveLevel",
     "ObservedSubmitter",
+    "PrefectCache",
     "PrefectJournal",
     "PrefectSubmitter",
     "call_tesseract",

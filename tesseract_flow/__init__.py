@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tesseract_flow.autodiff import save_intermediates as save_intermediates
     from tesseract_flow.autodiff import sow as sow
     from tesseract_flow.client import Derive as Derive
+    from tesseract_flow.client import DirectoryCache as DirectoryCache
+    from tesseract_flow.client import MemoryCache as MemoryCache
     from tesseract_flow.client import count_requests as count_requests
     from tesseract_flow.client import open_tesseract as open_tesseract
     from tesseract_flow.derivatives import Differences as Differences
@@ -35,7 +37,9 @@ _EXPORTS = {
     "Constraint": "tesseract_flow.optimize",
     "Derive": "tesseract_flow.client",
     "Differences": "tesseract_flow.derivatives",
+    "DirectoryCache": "tesseract_flow.client",
     "Evaluation": "tesseract_flow.optimize",
+    "MemoryCache": "tesseract_flow.client",
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
     "apply_tesseract": "tesseract_flow.autodiff",
@@ -53,7 +57,9 @@ __all__ = [
     "Constraint",
     "Derive",
     "Differences",
+    "DirectoryCache",
     "Evaluation",
+    "MemoryCache",
     "Problem",
     "Result",
     "__version__",

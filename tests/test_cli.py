@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tesseract_flow.cli import main
+from tesseract_flow.client import open_tesseract
+from tests.client.keeping import Numbering
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEM = """
@@ -89,3 +94,74 @@ def test_serve_and_inspect():
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         process.stdout.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A folder of five answers, the first one used five days ago, and a file that is none of its business."""
+    folder = tmp_path / "cache"
+    handle = open_tesseract(Numbering(lambda n: {"y": np.zeros(1000)}), cache=folder)
+    for i in range(5):
+        handle.apply({"i": i})
+    now = time.time()
+    for age, file in enumerate(sorted(folder.rglob("*.answer"))):
+        os.utime(file, (now - 86400.0 * age - 60.0, now - 86400.0 * age - 60.0))
+    (folder / "thesis.tex").write_text("mine")
+    return folder
+
+
+def test_cache_stats(cache, capsys):
+    assert main(["cache", "stats", str(cache)]) == 0
+    said = capsys.readouterr().out
+    assert "5 answers, 4" in said
+    assert "kB" in said
+    assert "4 days ago (the longest unused) to 1 minute ago" in said
+
+
+@pytest.mark.parametrize(
+    ("how", "n_left"),
+    [
+        (["--all"], 0),
+        (["--older-than", "2.5"], 3),
+        (["--older-than", "30"], 5),
+        (["--max-bytes", "18k"], 2),
+        (["--max-bytes", "1G"], 5),
+        (["--max-bytes", "0"], 0),
+    ],
+)
+def test_cache_prune_takes_no_more_than_it_should(cache, capsys, how, n_left):
+    assert main(["cache", "prune", str(cache), *how]) == 0
+    left = sorted(cache.rglob("*.answer"), key=lambda file: file.stat().st_mtime)
+    assert len(left) == n_left
+    said = capsys.readouterr().out
+    assert f"removed {5 - n_left} answer" in said
+    assert f"left: {n_left} answer" in said
+    assert (cache / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize("action", [["stats"], ["prune", "--all"]])
+def test_folder_that_is_no_cache_is_left_alone(tmp_path, capsys, action):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert main(["cache", action[0], str(tmp_path), *action[1:]]) == 1
+    assert "is no result cache" in capsys.readouterr().err
+    assert main(["cache", action[0], str(tmp_path / "nowhere"), *action[1:]]) == 1
+    assert "There is no folder" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "one of the arguments --max-bytes --older-than --all is required"),
+        (["--max-bytes", "lots"], "expected a size such as 500M"),
+        (["--max-bytes", "-1"], "expected"),
+        (["--older-than", "nan"], "expected a number of days"),
+        (["--older-than", "yesterday"], "expected a number of days"),
+        (["--all", "--older-than", "1"], "not allowed with"),
+    ],
+)
+def test_cache_prune_wants_to_know_how_much(cache, capsys, arguments, says):
+    with pytest.raises(SystemExit):
+        main(["cache", "prune", str(cache), *arguments])
+    assert says in capsys.readouterr().err
+    assert len(list(cache.rglob("*.answer"))) == 5

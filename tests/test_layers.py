@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. Neighbours in one row may import each other, as long as no circle comes of it.
 # "tesseract_flow" is the package's own __init__, the public names: what is under it must not import through it.
 ORDER = [
-    {"errors", "derivatives"},
+    {"errors", "derivatives", "exact"},
     {"wire", "schema"},
     {"client"},
     {"autodiff", "torch", "recipes"},
@@ -45,14 +45,15 @@ RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 ONLY = {
     # Copied into a component's image, where nothing else of ours need be.
     "derivatives": {"derivatives"},
-    "recipes": {"recipes", "derivatives"},
+    "exact": {"exact"},
+    "recipes": {"recipes", "derivatives", "exact"},
     "testing": {"testing", "errors", "wire", "schema", "client"},
 }
 # They run inside JAX's callbacks and in small processes.
-WITHOUT_JAX = {"errors", "derivatives", "wire", "schema", "client"}
+WITHOUT_JAX = {"errors", "derivatives", "exact", "wire", "schema", "client"}
 JAX = {"jax", "jaxlib", "equinox", "optax"}
 # What may be needed in a component's image.
-NEEDS = {"derivatives": {"numpy"}, "recipes": {"jax", "equinox", "numpy", "pydantic"}}
+NEEDS = {"derivatives": {"numpy"}, "exact": {"numpy"}, "recipes": {"jax", "equinox", "numpy", "pydantic"}}
 
 # Folders at the top of the checkout. Under these names they exist nowhere else.
 CHECKOUT_ONLY = {"tasks", "flows", "tests", "examples", "benchmarks", "tools"}
@@ -213,6 +214,8 @@ PLANTED: Mapping[str, tuple[Source, str]] = {
         Source("tesseract_flow.derivatives.x", "from pydantic import BaseModel"),
         "derivatives imports pydantic",
     ),
+    "exact leans on us": (Source("tesseract_flow.exact.x", "import tesseract_flow.errors"), "exact imports errors"),
+    "exact leans on others": (Source("tesseract_flow.exact.x", "import jax"), "exact imports jax"),
     "bare tasks": (Source("tesseract_flow.flows.x", "from tasks.call import call"), "imports 'tasks'"),
     "unknown layer": (Source("tesseract_flow.helpers", ""), "'helpers' has no place"),
 }

@@ -4,21 +4,32 @@ NumPy only: these methods run inside JAX's host callbacks, where JAX itself must
 """
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.cached import CachedTesseract
+from tesseract_flow.client.caching import AbstractCache, MemoryCache
 from tesseract_flow.client.core import CoreTesseract
 from tesseract_flow.client.derived import Derive, DerivedTesseract
+from tesseract_flow.client.directory import DirectoryCache
 from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.client.limits import LimitedTesseract
 from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
 from tesseract_flow.client.opening import TesseractLike, open_tesseract
+from tesseract_flow.client.replicas import ReplicatedTesseract
 from tesseract_flow.client.retry import RetryPolicy, is_transient
 from tesseract_flow.client.served import ServedTesseract
 
 __all__ = [
+    "AbstractCache",
     "AbstractTesseract",
+    "CachedTesseract",
     "CoreTesseract",
     "Derive",
     "DerivedTesseract",
+    "DirectoryCache",
     "Endpoint",
     "HttpTesseract",
+    "LimitedTesseract",
+    "MemoryCache",
+    "ReplicatedTesseract",
     "RequestCounts",
     "RetryPolicy",
     "ServedTesseract",

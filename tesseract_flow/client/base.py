@@ -28,10 +28,13 @@ class AbstractTesseract(abc.ABC):
     Attributes:
         n_lanes: calls that one caller keeps in flight at once.
         learns_shapes: whether outputs' shapes may be learned from a call of `apply`, for want of `abstract_eval`.
+        build: what else, beside name, version and schema, tells builds of the component apart. None: nothing does that
+            another process could see.
     """
 
     n_lanes: int = 8
     learns_shapes: bool = False
+    build: str | None = ""
 
     @property
     @abc.abstractmethod

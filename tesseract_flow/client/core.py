@@ -83,6 +83,11 @@ class CoreTesseract(AbstractTesseract):
         return "tesseract" if self.schema.name in GENERIC_NAMES else self.schema.name
 
     @property
+    def build(self) -> str | None:  # type: ignore[override]
+        # tesseract-core has no public word for it, either. In this process the code may be anything.
+        return None if type(getattr(self.tesseract, "_client", None)).__name__ == "LocalClient" else ""
+
+    @property
     def schema(self) -> TesseractSchema:
         schema = _schemas.get(self.tesseract)
         if schema is None:

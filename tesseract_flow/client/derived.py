@@ -107,6 +107,10 @@ class DerivedTesseract(AbstractTesseract):
         return self.tesseract.name
 
     @property
+    def build(self) -> str | None:  # type: ignore[override]
+        return self.tesseract.build
+
+    @property
     def n_lanes(self) -> int:  # type: ignore[override]
         return self.tesseract.n_lanes
 

@@ -11,17 +11,19 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import orjson
 
 from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.digest import digest_of
+from tesseract_flow.client.lanes import Lane
 from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.session import Session, session_of
 from tesseract_flow.client.translate import Question, error_of_status, error_of_transport
@@ -29,6 +31,7 @@ from tesseract_flow.errors import InvalidAnswer, OptionError, SchemaError, WireE
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import BinrefWriter, Compression, Encoding, accept_header, dumps, loads
 
+DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
 _RECONNECT_DELAY = 0.2
 # Requests that fail with these cannot have started a solve: the server never had a whole request.
@@ -51,7 +54,8 @@ class HttpTesseract(AbstractTesseract):
         connect_timeout: seconds.
         read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes. TCP
             keep-alive probes notice a dead machine in either case.
-        n_lanes: connections kept open, which is also the number of calls in flight at once.
+        n_lanes: the most connections kept open, and calls in flight at once. Each is a worker of the server: as many
+            are opened as there are workers to answer on them.
         verify: check the server's certificate; a path names the authorities to trust.
         cert: client certificate, as a path or a pair of paths (certificate, key).
         input_dir, output_dir: for `binref`: the folders that the server knows as its input and output path.
@@ -127,12 +131,31 @@ class HttpTesseract(AbstractTesseract):
             return session.schema
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        return self.ask(endpoint, payload, run_id, self._primals_key(endpoint, payload))
+
+    def ask(
+        self,
+        endpoint: Endpoint,
+        payload: Mapping[str, Any],
+        run_id: str | None,
+        key: Hashable,
+        *,
+        waits_for_restart: bool = True,
+    ) -> Tree:
+        """`request`, for callers that know more.
+
+        Args:
+            key: stands for the primals: the call goes where they were seen before.
+            waits_for_restart: whether to try once more, a moment later, when the connection is refused.
+        """
         question = Question(endpoint, self._short_name, self.url)
         writer = nullcontext() if self.encoding != "binref" else BinrefWriter(self.input_dir)  # type: ignore[arg-type]
         with writer as binref:
             body = dumps(payload, self.encoding, compression=self.compression, binref=binref)
             record_request(question.name, endpoint)
-            answer = self._send("POST", question, body, {"run_id": run_id or uuid.uuid4().hex})
+            answer = self._send(
+                "POST", question, body, {"run_id": run_id or uuid.uuid4().hex}, key, waits_for_restart=waits_for_restart
+            )
             try:
                 return loads(answer, binref_root=self.output_dir, max_bytes=self.max_bytes)
             except WireError as error:
@@ -173,6 +196,11 @@ class HttpTesseract(AbstractTesseract):
             object.__setattr__(self, "_own_session", session)
         return session
 
+    def _primals_key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> Hashable:
+        schema = self._session.schema  # if it is there already; this is not worth a request
+        has_residuals = schema is None or not DERIVATIVES.isdisjoint(schema.endpoints)
+        return primals_key(endpoint, payload) if self.n_lanes > 1 and has_residuals else None
+
     def _read_schema(self) -> TesseractSchema:
         content = self._send("GET", Question("openapi.json", self._short_name, self.url), b"", {})
         try:
@@ -184,36 +212,61 @@ class HttpTesseract(AbstractTesseract):
                 "Check the URL: it must be the root of a served Tesseract."
             ) from error
 
-    def _send(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
+    def _send(
+        self,
+        method: str,
+        question: Question,
+        body: bytes,
+        params: Mapping[str, str],
+        key: Hashable = None,
+        *,
+        waits_for_restart: bool = True,
+    ) -> bytes:
         """The body of a good answer."""
-        with self._session.lanes:
-            start = time.monotonic()
+        lanes = self._session.lanes
+        # A pullback waits for the worker that has its residuals. An apply gains nothing by it.
+        lane = lanes.take(question.endpoint, key, is_patient=question.endpoint != "apply")
+        is_good = False
+        start = time.monotonic()
+        try:
             try:
-                try:
-                    return self._send_once(method, question, body, params)
-                except _NOT_STARTED:
+                answer = self._send_once(lane, method, question, body, params)
+            except _NOT_STARTED as error:
+                if isinstance(error, httpx.WriteError) or waits_for_restart:
                     self.sleep(_RECONNECT_DELAY)
-                    return self._send_once(method, question, body, params)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise error_of_transport(question, error, time.monotonic() - start) from error
+                    answer = self._send_once(lane, method, question, body, params)
+                else:
+                    raise
+            is_good = True
+            return answer
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise error_of_transport(question, error, time.monotonic() - start) from error
+        finally:
+            lanes.give_back(lane, has_seen=is_good)
 
-    def _send_once(self, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
-        url = f"{self.url}/{question.endpoint}"
-        with self._session.client.stream(method, url, content=body, params=params) as response:
+    def _send_once(self, lane: Lane, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
+        session = self._session
+        # In one text: as parameters, httpx would take the address apart a second time.
+        url = f"{self.url}/{question.endpoint}?{urlencode(params)}" if params else f"{self.url}/{question.endpoint}"
+        lane.is_lost = True  # until the whole answer is here
+        with session.client.stream(method, url, content=body, extensions={"lane": lane}) as response:
+            lane.arrived_by(response.extensions.get("network_stream"))
             # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
             packing = response.headers.get("content-encoding", "").strip().lower() or "identity"
-            content = self._read(response, question) if packing == "identity" else b"(a compressed text)"
+            answer = self._read(response, question) if packing == "identity" else b"(a compressed text)"
+            lane.is_lost = packing != "identity"
             if response.status_code >= 500:
+                lane.is_lost = True
                 _hang_up(response)
             if response.status_code != 200:
-                raise error_of_status(question, response.status_code, response.headers, content)
+                raise error_of_status(question, response.status_code, response.headers, answer)
             if packing != "identity":
                 raise question.error(
                     InvalidAnswer,
                     f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
                     "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
                 )
-            return content
+            return answer
 
     def _read(self, response: httpx.Response, question: Question) -> bytes:
         """The body, refused before it fills the memory, whether or not the server tells its size beforehand."""
@@ -244,3 +297,8 @@ def _hang_up(response: httpx.Response) -> None:
     stream = response.extensions.get("network_stream")
     if stream is not None:  # there is none behind a test's transport
         stream.close()
+
+
+def primals_key(endpoint: Endpoint, payload: Mapping[str, Any]) -> Hashable:
+    """What stands for the primals of a call that works at them."""
+    return None if endpoint == "abstract_eval" else digest_of(payload.get("inputs"))

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
+from tesseract_flow.client.cached import CachedTesseract, CacheLike, cache_from_option
 from tesseract_flow.client.core import CoreTesseract
 from tesseract_flow.client.derived import Derive, DerivedTesseract
 from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.client.limits import LimitedTesseract
+from tesseract_flow.client.replicas import ReplicatedTesseract
 from tesseract_flow.client.served import ServedTesseract
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean
@@ -20,6 +24,7 @@ from tesseract_flow.errors import Unreachable, did_you_mean
 if TYPE_CHECKING:
     from tesseract_core import Tesseract
 
+_OPTIONS_OF_REPLICAS = ("first_pause", "longest_pause", "clock")
 # `host:port/prefix` and `user:password@host`, which have slashes and colons as paths may have.
 _ADDRESS = re.compile(r"([^/]*@)?[\w.-]+:[0-9]+(/|$)|[^/]*@")
 
@@ -27,19 +32,30 @@ TesseractLike = Union[AbstractTesseract, "Tesseract", str, os.PathLike[str]]
 
 
 def open_tesseract(
-    source: TesseractLike, *, derive: Derive | Differences | str | bool | None = None, **options: Any
+    source: TesseractLike | Sequence[str | AbstractTesseract],
+    *,
+    derive: Derive | Differences | str | bool | None = None,
+    cache: CacheLike = None,
+    max_in_flight: int | None = None,
+    **options: Any,
 ) -> AbstractTesseract:
     """A handle to the Tesseract that `source` names. Nothing is connected or started before it is used.
 
     Args:
         source: a URL (`http://solver:8000`), the path of a `tesseract_api.py` or of its folder (served here, in a
-            process of its own), a `tesseract_core.Tesseract`, or a handle, which is returned as it is.
+            process of its own), a `tesseract_core.Tesseract`, or a handle, which is returned as it is. A list of URLs
+            (or handles) names replicas: servers of one component, of which the least busy gets a call.
         derive: what to do about derivative endpoints that the component lacks. None: nothing. True or `"exact"`: make
             them from those that it has. `"central"`, `"forward"`, `"spsa"`: the same, and if it has none, from its
-            `apply` by finite differences. A `Derive` has all settings, with a budget among them. It is the one option
-            that a handle which is open already takes.
+            `apply` by finite differences. A `Derive` has all settings, with a budget among them.
+        cache: where answers are kept, so that an equal call is no request. None: nowhere. True: in the memory of this
+            process, half a GiB for all together. A path: in this folder, also for other processes and later ones. A
+            `MemoryCache` or `DirectoryCache` has its own bound.
+        max_in_flight: the most requests under way at once, over all equal handles of this process, as licences may
+            demand it. This, `cache` and `derive` are the options that a handle which is open already takes.
         options: `label` for any of them; for a URL the fields of `HttpTesseract` (`token`, `headers`,
-            `read_timeout`, `verify`, ...), for a path those of `ServedTesseract` (`n_workers`, ...).
+            `read_timeout`, `verify`, ...), for several URLs the same and those of `ReplicatedTesseract`, for a path
+            those of `ServedTesseract` (`n_workers`, ...).
 
     Raises:
         Unreachable: there is no such file, or the text is no address.
@@ -49,15 +65,27 @@ def open_tesseract(
     >>> open_tesseract("solver:8000", label="fem")
     HttpTesseract(fem: http://solver:8000)
     """
-    settings = Derive.from_option(derive)
+    settings, answers = Derive.from_option(derive), cache_from_option(cache)
     handle = _open(source, options)
-    if settings is None:
+    if settings is None and answers is None and max_in_flight is None:
         return handle
     # Other settings replace those that a handle has already.
-    return DerivedTesseract(handle.tesseract if isinstance(handle, DerivedTesseract) else handle, settings)
+    if isinstance(handle, DerivedTesseract):
+        settings = handle.settings if settings is None else settings
+        handle = handle.tesseract
+    if isinstance(handle, CachedTesseract):
+        answers = handle.cache if answers is None else answers
+        handle = handle.tesseract
+    if max_in_flight is not None:  # inside the cache, as a remembered answer takes no licence
+        handle = LimitedTesseract(handle.tesseract if isinstance(handle, LimitedTesseract) else handle, max_in_flight)
+    # The cache is inside, where it keeps the probes of derived endpoints as well.
+    handle = handle if answers is None else CachedTesseract(handle, answers)
+    return handle if settings is None else DerivedTesseract(handle, settings)
 
 
-def _open(source: TesseractLike, options: dict[str, Any]) -> AbstractTesseract:
+def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: dict[str, Any]) -> AbstractTesseract:
+    if isinstance(source, list | tuple):
+        return _open_replicas(source, options)
     if isinstance(source, AbstractTesseract):
         if options:
             raise TypeError(f"open_tesseract: {source!r} is open already; options {sorted(options)} come too late.")
@@ -73,9 +101,26 @@ def _open(source: TesseractLike, options: dict[str, Any]) -> AbstractTesseract:
             raise TypeError(f"open_tesseract: a tesseract_core.Tesseract brings its own {sorted(unknown)}.")
         return CoreTesseract(source, **options)  # type: ignore[arg-type]
     raise TypeError(
-        f"open_tesseract: expected a URL, a path to a tesseract_api.py, or a tesseract_core.Tesseract; "
+        f"open_tesseract: expected a URL, a list of URLs, a path to a tesseract_api.py, or a tesseract_core.Tesseract; "
         f"got {type(source).__name__}."
     )
+
+
+def _open_replicas(sources: Sequence[Any], options: dict[str, Any]) -> AbstractTesseract:
+    own = {name: options.pop(name) for name in _OPTIONS_OF_REPLICAS if name in options}
+    label = {name: options[name] for name in ("label",) if name in options}
+    replicas = []
+    for source in sources:
+        if isinstance(source, AbstractTesseract):
+            replicas.append(_open(source, {name: value for name, value in options.items() if name != "label"}))
+        elif isinstance(source, str) and _component_path(source) is None:
+            replicas.append(_build(HttpTesseract, source, options))
+        else:
+            raise TypeError(
+                f"open_tesseract: replicas are named by their URLs, or are handles; got {shown(str(source))}, "
+                f"a {type(source).__name__}."
+            )
+    return ReplicatedTesseract(tuple(replicas), **label, **own)
 
 
 def _component_path(source: str | os.PathLike[str]) -> Path | None:
@@ -99,7 +144,7 @@ def _component_path(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _build(cls: type, first: Any, options: dict[str, Any]) -> AbstractTesseract:
-    known = [*(field.name for field in dataclasses.fields(cls)), "derive"][1:]
+    known = [*(field.name for field in dataclasses.fields(cls)), "derive", "cache", "max_in_flight"][1:]
     for option in options:
         if option not in known:
             raise TypeError(

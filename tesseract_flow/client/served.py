@@ -7,7 +7,9 @@ if that is killed: tesseract-core's runtime watches a pipe to its parent.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 import shutil
@@ -64,8 +66,17 @@ class ServedTesseract(AbstractTesseract):
         return self.label if self.label is not None else self._http.name
 
     @property
+    def n_lanes(self) -> int:  # type: ignore[override]
+        return max(self.n_workers, 2)  # while one call is solved, the next is put into words
+
+    @property
     def schema(self) -> TesseractSchema:
         return self._http.schema
+
+    @property
+    def build(self) -> str:  # type: ignore[override]
+        """A digest of the files in the component's folder, as they were when its process was started."""
+        return self._server.build
 
     @property
     def url(self) -> str:
@@ -90,6 +101,10 @@ class ServedTesseract(AbstractTesseract):
 
     @property
     def _http(self) -> HttpTesseract:
+        return self._server.http
+
+    @property
+    def _server(self) -> _Server:
         place = _place_of(self)
         with place.lock:
             server = place.server
@@ -100,7 +115,7 @@ class ServedTesseract(AbstractTesseract):
                 server.stop()
             if place.server is None:
                 place.server = _start(self)
-            return place.server.http
+            return place.server
 
 
 @dataclasses.dataclass
@@ -108,6 +123,7 @@ class _Server:
     process: TesseractProcess
     http: HttpTesseract
     output_dir: Path
+    build: str
 
     def stop(self) -> None:
         self.process.remove(force=True)
@@ -143,6 +159,7 @@ def _start(handle: ServedTesseract) -> _Server:
 
     if not handle.path.is_file():
         raise Unreachable(f"There is no component at {handle.path}: a Tesseract is defined by a tesseract_api.py file.")
+    build = _build_of(handle.path.parent)
     # The runtime leaves one folder with a log per call, by default in the working directory.
     output_dir = Path(tempfile.mkdtemp(prefix="tesseract_flow_served_"))
     try:
@@ -165,8 +182,8 @@ def _start(handle: ServedTesseract) -> _Server:
             tesseract=repr(handle),
             endpoint="serve",
         ) from error
-    http = HttpTesseract(process.url, n_lanes=max(handle.n_workers, 2), label=handle.label)
-    server = _Server(process, http, output_dir)
+    http = HttpTesseract(process.url, n_lanes=handle.n_workers, label=handle.label)
+    server = _Server(process, http, output_dir, build)
     try:
         if handle.label is None and http.schema.name in GENERIC_NAMES:
             server.http = dataclasses.replace(http, label=handle.path.parent.name)
@@ -174,6 +191,25 @@ def _start(handle: ServedTesseract) -> _Server:
         server.stop()
         raise
     return server
+
+
+def _build_of(folder: Path) -> str:
+    """A digest of a component's folder: text of its code and configuration, size and time of what else it may read."""
+    digest = hashlib.sha256()
+    for top, folders, files in os.walk(folder):
+        # Hidden folders, what Python has compiled, and environments say nothing about the component.
+        own = {name for name in folders if not Path(top, name, "pyvenv.cfg").exists()} - {"__pycache__"}
+        folders[:] = sorted(name for name in own if name[0] != ".")
+        for path in (Path(top, name) for name in sorted(files)):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                is_code = path.suffix in (".py", ".yaml", ".toml")
+                content = path.read_bytes() if is_code else str(status.st_mtime_ns).encode()
+                digest.update(
+                    f"{path.relative_to(folder)}\0{len(content)}\0{status.st_size}\0".encode(errors="replace")
+                )
+                digest.update(content)
+    return digest.hexdigest()
 
 
 def _without_debugger(handle: ServedTesseract) -> dict[str, str]:

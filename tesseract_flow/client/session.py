@@ -1,23 +1,27 @@
 """Open connections, shared by equal handles of one process and closed with the last of them.
 
-Here is what concerns sockets and TLS. What travels over the connections is `http`'s.
+Here is what concerns sockets and TLS. What travels over the connections is `http`'s, which call takes which of them
+`lanes`'.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 
+from tesseract_flow.client.lanes import Lane, Lanes
 from tesseract_flow.errors import OptionError
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import accept_header
@@ -28,22 +32,13 @@ if TYPE_CHECKING:
 # uvicorn, as tesseract-core runs it, closes idle connections after 60 s. Leaving first avoids the race in which a
 # request is sent down a connection that the server is just closing.
 _KEEPALIVE_EXPIRY = 55.0
+_LONGEST_GREETING = 2**16  # bytes
 
 
 class Session:
     """Open connections and the schema of one server."""
 
     def __init__(self, handle: HttpTesseract):
-        limits = httpx.Limits(
-            max_connections=handle.n_lanes,
-            # As many kept as allowed: a smaller number would close connections under load, and with them the way back
-            # to the worker that holds the residuals.
-            max_keepalive_connections=handle.n_lanes,
-            keepalive_expiry=_KEEPALIVE_EXPIRY,
-        )
-        transport = handle.transport or httpx.HTTPTransport(
-            verify=_tls(handle), limits=limits, socket_options=_tcp_keepalive()
-        )
         headers = [
             ("Accept", accept_header(handle.encoding, handle.compression)),
             # A compressed body would cost time on both sides, and could unpack to any size.
@@ -53,15 +48,84 @@ class Session:
         ]
         if handle.token is not None:
             headers.append(("Authorization", f"Bearer {handle.token}"))
-        # A call waits for a free lane for as long as the calls before it take. Here, and not in httpcore's pool, which
-        # under load sometimes closes a connection that has just become idle in order to open a new one.
-        self.lanes = threading.BoundedSemaphore(handle.n_lanes)
         timeout = httpx.Timeout(handle.read_timeout, connect=handle.connect_timeout, pool=None)
+        transport = _ByLane()
         self.client = httpx.Client(transport=transport, headers=headers, timeout=timeout, follow_redirects=False)
+        # A call waits for a free lane for as long as the calls before it take. Here, and not in one pool of httpcore,
+        # where no call can choose its connection, and which under load sometimes closes a good one.
+        if handle.transport is None:
+            connect = functools.partial(_connect, _tls(handle))
+            is_answered = functools.partial(_is_answered, self.client, f"{handle.url}/health")
+            self.lanes = Lanes(handle.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
+        else:
+            self.lanes = Lanes(handle.n_lanes, functools.partial(_Shared, handle.transport))
+        transport.lanes, transport.shared = self.lanes, handle.transport
         self.schema: TesseractSchema | None = None
         self.lock = threading.Lock()
         self.pid = os.getpid()
         weakref.finalize(self, self.client.close)
+
+
+class _ByLane(httpx.BaseTransport):
+    """Sends each request down the lane that it names."""
+
+    lanes: Lanes
+    shared: httpx.BaseTransport | None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        lane = request.extensions["lane"]
+        request.stream = _Sending(request.stream, lane, self.lanes)  # type: ignore[arg-type]
+        return lane.connection.handle_request(request)
+
+    def close(self) -> None:
+        self.lanes.close()
+        if self.shared is not None:
+            self.shared.close()
+
+
+class _Sending(httpx.SyncByteStream):
+    """The body of a request, which tells the lanes when all of it has gone."""
+
+    def __init__(self, body: httpx.SyncByteStream, lane: Lane, lanes: Lanes):
+        self._body = body
+        self._lane = lane
+        self._lanes = lanes
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._body
+        _acknowledge_at_once(self._lane.stream)
+        self._lanes.sent(self._lane)
+
+
+class _Shared(httpx.BaseTransport):
+    """A lane of a transport that the user has given, which is closed with the session and not with the lane."""
+
+    def __init__(self, transport: httpx.BaseTransport):
+        self._transport = transport
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._transport.handle_request(request)
+
+
+def _connect(tls: ssl.SSLContext | bool) -> httpx.HTTPTransport:
+    limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=_KEEPALIVE_EXPIRY)
+    return httpx.HTTPTransport(verify=tls, limits=limits, socket_options=_tcp_keepalive())
+
+
+def _is_answered(client: httpx.Client, url: str, lane: Lane, seconds: float | None) -> bool:
+    """Whether anybody answers on a new lane. A no means that all workers are busy, or that whoever sends next finds
+    out what is wrong; it is never taken for the death of a server."""
+    try:
+        with client.stream("GET", url, timeout=seconds, extensions={"lane": lane}) as response:
+            n_bytes = 0
+            for chunk in response.iter_raw():  # to its end: else the connection is closed
+                n_bytes += len(chunk)
+                if n_bytes > _LONGEST_GREETING:
+                    return False
+            lane.arrived_by(response.extensions.get("network_stream"))
+            return not response.is_server_error
+    except httpx.HTTPError:
+        return False
 
 
 _sessions: weakref.WeakValueDictionary[Hashable, Session] = weakref.WeakValueDictionary()
@@ -110,3 +174,15 @@ def _tcp_keepalive() -> list[tuple[int, int, int]]:
         if hasattr(socket, name):  # not on every platform
             options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
     return options
+
+
+def _acknowledge_at_once(stream: Any) -> None:
+    """Acknowledge the first bytes of the answer without delay.
+
+    With several workers uvicorn binds the socket itself, in a way that makes asyncio leave Nagle's algorithm on. The
+    body of a short answer then waits for the acknowledgement of its head, which the kernel here holds back for 40 ms.
+    """
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_QUICKACK"):  # Linux's; it holds for the next answer only
+        with contextlib.suppress(OSError):  # a socket that is closed; httpcore will find out, or has already
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -4,8 +4,8 @@
 * `x_from_y`: the endpoint that is missing from one that is there, or from `apply` by finite differences.
 
 These modules need nothing else of tesseract-flow but `derivatives`, which holds the mathematics of the second line,
-and run inside a component's image. What has no JAX in its name needs only NumPy and pydantic, so JAX is imported when
-`JaxRecipe` is used, and not before.
+and `exact`, the keys of residuals. They run inside a component's image. What has no JAX in its name needs only NumPy
+and pydantic, so JAX is imported when `JaxRecipe` is used, and not before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """All endpoints of a component from one JAX function of its inputs.
 
 Here: which leaves JAX traces, the compiled forms of the function, residuals kept from `apply` to its pullbacks. Not
-here: keys (`exact`), the store (`residuals`), paths. The one idea: whatever is constant in a compiled program (leaves
-that are no arrays, requested paths) is a hashable argument of it, so JAX's own cache compiles once per structure.
+here: keys (`tesseract_flow.exact`), the store (`residuals`), paths. The one idea: whatever is constant in a compiled
+program (leaves that are no arrays, requested paths) is a hashable argument of it, so JAX's own cache compiles once per
+structure.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from tesseract_flow.derivatives import as_tree, exists_at, get_at, set_at
-from tesseract_flow.recipes.exact import InputKey, Static
+from tesseract_flow.exact import InputKey
+from tesseract_flow.recipes.exact import Static
 from tesseract_flow.recipes.residuals import ResidualCache
 from tesseract_flow.recipes.trees import Pattern, as_abstract_tree, differentiable_patterns, matches
 

@@ -45,6 +45,7 @@ class FunctionTesseract(AbstractTesseract):
         before: called with (endpoint, inputs) before each endpoint: raise there to inject a fault.
         inputs, outputs: fields to use instead of those of the same name that the example gives: fixed lengths, any
             rank, arrays that are not differentiable.
+        version: your word that name and version tell `fn` from other functions, for caches that outlive this process.
 
     >>> square = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(3)})
     >>> square.apply({"x": np.array([1.0, 2.0, 3.0])})["y"]
@@ -62,18 +63,20 @@ class FunctionTesseract(AbstractTesseract):
         before: Callable[[str, Any], object] | None = None,
         inputs: Mapping[str, Field] | None = None,
         outputs: Mapping[str, Field] | None = None,
+        version: str | None = None,
     ):
         self.fn = fn
         self.delay = delay
         self.before = before
         self._name = name
+        self.build = None if version is None else ""
         self._is_64_bit = any(_is_64_bit(leaf) for leaf in jax.tree_util.tree_leaves(example))
         with self._own_jax():
             # Outputs that are no arrays cannot pass through eval_shape; one evaluation of the example shows them.
             answer = fn(_arrays(example))
         self._schema = TesseractSchema(
             name=name,
-            version="test",
+            version="test" if version is None else version,
             endpoints=frozenset(endpoints),
             inputs=_model_of(example, inputs or {}),
             outputs=_model_of(answer, outputs or {}),

@@ -7,6 +7,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -188,6 +189,14 @@ def mocked(answer: Any = b"{}", status: int = 200, headers: Mapping[str, str] | 
     # As bytes, since a server may send what httpx would not.
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     return Mock(lambda request: httpx.Response(status, headers=raw, stream=Pieces(*pieces)))
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        pause.wait(0.002)
 
 
 def array(values: list[float]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client import count_requests
+from tesseract_flow.client import count_requests, open_tesseract
 from tesseract_flow.client.routes import EXACT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "derive.md").read_text(encoding="utf-8")
@@ -33,3 +33,14 @@ def test_page_has_every_route() -> None:
     table = PAGE.split("| wanted | from |")[1].split("\n\n")[0]
     assert all(f"`{source}`" in table for sources in EXACT.values() for source in sources)
     assert all(method in table for method in ("central", "forward", "SPSA"))
+
+
+def test_examples_of_lanes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lanes.md").read_text(encoding="utf-8")
+    handles = []
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        names: dict[str, Any] = {"open_tesseract": open_tesseract}
+        exec(block, names)
+        handles.append(names["fem"])
+    assert [handle.name for handle in handles] == ["fem"] * 3
+    assert [handle.n_lanes for handle in handles] == [4, 16, 2]

@@ -1,0 +1,86 @@
+"""The result cache in Prefect's result storage: any block that files can be written to, on a disk or in a bucket.
+
+What is in a file and when it is believed is `tesseract_flow.client`'s. Here is how it gets to the block and back.
+"""
+
+import inspect
+import io
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prefect.filesystems import WritableFileSystem
+from prefect.utilities.asyncutils import run_coro_as_sync
+
+from tesseract_flow.client.base import Tree
+from tesseract_flow.client.caching import MISS, AbstractCache, CallKey, Traffic
+from tesseract_flow.client.directory import FOLDER, name_of, read_entry, write_entry
+
+_log = logging.getLogger("tesseract_flow")
+
+
+class PrefectCache(AbstractCache):
+    """Answers as files in a Prefect block, one each, for all processes that can load it.
+
+    >>> from prefect.filesystems import LocalFileSystem
+    >>> cache = PrefectCache(LocalFileSystem(basepath="~/results"))
+
+    A block can neither list nor remove files, so nothing here bounds them: let the storage do that (a bucket's
+    lifecycle rule, `tesseract-flow cache prune` where it is a folder).
+
+    Args:
+        storage: such as `LocalFileSystem(...)` or `S3Bucket.load("results")`.
+        folder: where in it.
+    """
+
+    is_lasting = True
+
+    def __init__(self, storage: WritableFileSystem, folder: str = FOLDER):
+        self.storage = storage
+        self.folder = folder
+        self._traffic = Traffic()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrefectCache) and (self.storage, self.folder) == (other.storage, other.folder)
+
+    def __hash__(self) -> int:
+        return hash((type(self.storage), self.folder))  # blocks have no hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PrefectCache, (self.storage, self.folder)
+
+    def __repr__(self) -> str:
+        return f"PrefectCache({type(self.storage).__name__}, {self.folder!r})"  # a block may hold credentials
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def get(self, key: CallKey) -> Tree:
+        try:
+            data = _now(lambda: self.storage.read_path(self._path(key)))
+            return read_entry(io.BytesIO(data), key)
+        except Exception as error:
+            # Each kind of storage has its own word for a file that is not there. A damaged one is written anew.
+            _log.debug("%r has no answer: %s", self, error)
+            return MISS
+
+    def put(self, key: CallKey, answer: Tree) -> None:
+        try:
+            data = write_entry(key, answer)
+            _now(lambda: self.storage.write_path(self._path(key), data))
+        except Exception as error:
+            self._traffic.count("skipped")
+            _log.warning("Cannot write to %r (%s: %s). The call goes on without it.", self, type(error).__name__, error)
+
+    def size(self) -> dict[str, int]:
+        return {}
+
+    def _path(self, key: CallKey) -> str:
+        return f"{self.folder}/{name_of(key)}"
+
+
+def _now(ask: Callable[[], Any]) -> Any:
+    """What a block's method returns, which inside of an event loop is a coroutine."""
+    answer = ask()
+    return run_coro_as_sync(answer) if inspect.iscoroutine(answer) else answer

@@ -1,0 +1,340 @@
+"""What a result cache is: keys of calls, the meeting of equal calls in flight, counters, and the cache in memory.
+
+Here: `AbstractCache`, `MemoryCache`. Not here: the cache in a folder (`directory`), the handle that asks a cache before
+its component (`cached`). The one idea: a key is the whole question, a digest only shortens the search, and equality
+decides. Endpoints are pure functions of their inputs, so an answer never goes out of date; a failure is no answer.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import contextlib
+import copy
+import dataclasses
+import enum
+import functools
+import hashlib
+import logging
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tesseract_flow.client.base import Tree
+from tesseract_flow.client.retry import is_transient
+from tesseract_flow.errors import CallError, OptionError
+from tesseract_flow.exact import InputKey, copied, pack
+
+DEFAULT_MAX_BYTES = 2**29  # of a cache in memory
+MISS = object()
+_PER_LEAF = 100  # bytes that a number, a text or an array's description takes in memory, roughly
+
+_log = logging.getLogger("tesseract_flow")
+
+
+@dataclasses.dataclass(frozen=True)
+class CallKey:
+    """One call, to the last bit.
+
+    Attributes:
+        handle: who is asked. A cache that outlives the process goes by the question alone.
+        question: name, version, schema and build of the component, the endpoint, and the whole payload.
+    """
+
+    handle: Hashable
+    question: InputKey
+
+    @functools.cached_property
+    def packed(self) -> bytes:
+        """The question as bytes, for a cache outside of this process.
+
+        Raises:
+            TypeError: something in it has no bytes of its own.
+        """
+        return pack(self.question.tree)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """Of the packed question."""
+        # SHA-256, because processors have instructions for it: faster than BLAKE2 where it matters.
+        return hashlib.sha256(self.packed).digest()
+
+    def kept(self) -> CallKey:
+        """The same with arrays of its own, for a key that outlives the call."""
+        if "packed" in vars(self):  # then the question has been written down, and the arrays are not needed again
+            return self
+        return CallKey(self.handle, InputKey(self.question.tree, copy=True))
+
+    @property
+    def n_bytes(self) -> int:
+        return self.question.n_bytes + _PER_LEAF * self.question.n_leaves
+
+
+class Flight:
+    """A call that is on its way, and what came of it for those who wait."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.answer: Tree = MISS
+        self.error: CallError | None = None
+
+
+class Traffic:
+    """Calls in flight and counters of one cache, for all threads. Its lock is never held during a request."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flights: dict[CallKey, Flight] = {}
+        self._counts: collections.Counter[str] = collections.Counter()
+        self.n_landed = 0
+        self.n_waiting = 0  # now, for a flight of somebody else
+
+    def count(self, what: str, n: int = 1) -> None:
+        with self._lock:
+            self._counts[what] += n
+
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return {name: self._counts[name] for name in ("hits", "misses", "merged", "evicted", "skipped")}
+
+    def board(self, key: CallKey) -> tuple[Flight, bool]:
+        """The flight of this call, and whether the caller is the one who has to fly it."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is not None:
+                return flight, False
+            flight = self._flights[key] = Flight()
+            return flight, True
+
+    def wait_for(self, flight: Flight) -> None:
+        with self._lock:
+            self.n_waiting += 1
+        try:
+            flight.done.wait()
+        finally:
+            with self._lock:
+                self.n_waiting -= 1
+
+    def land(self, key: CallKey, flight: Flight) -> None:
+        with self._lock:
+            del self._flights[key]
+            self.n_landed += 1
+        flight.done.set()
+
+
+class AbstractCache(abc.ABC):
+    """Answers by the whole question, bounded by bytes, for all threads. Caches are values, as handles are.
+
+    Attributes:
+        is_lasting: whether what it keeps outlives this process.
+    """
+
+    is_lasting: bool = False
+
+    @property
+    @abc.abstractmethod
+    def traffic(self) -> Traffic:
+        """Of this cache and all equal ones in this process."""
+
+    @abc.abstractmethod
+    def get(self, key: CallKey) -> Tree:
+        """A copy of the answer to an equal call, or `MISS`. Trouble with the store is a miss."""
+
+    @abc.abstractmethod
+    def put(self, key: CallKey, answer: Tree) -> None:
+        """Keep an answer, which is the cache's own from now on; `key` has arrays of its own as well."""
+
+    @abc.abstractmethod
+    def size(self) -> dict[str, int]:
+        """What is kept now: `entries` and `bytes`, as far as that is known."""
+
+    def stats(self) -> dict[str, int]:
+        """Counters of this process, and the size.
+
+        `hits`: answered from the cache. `misses`: sent. `merged`: answered by an equal call that was in flight.
+        `evicted`: answers that made room for others. `skipped`: calls or answers that cannot be kept.
+        """
+        return {**self.traffic.counts(), **self.size()}
+
+    def answer(self, key: CallKey, ask: Callable[[], Tree]) -> Tree:
+        """The answer to a call: one that is kept, or the one that an equal call is waiting for, or that of `ask()`.
+
+        If an equal call fails, its error is the answer to this one, too: a component that raised will raise again.
+        Errors that have nothing to do with the question (transient ones, an interrupt) are left to whoever met them,
+        and one of those who waited asks again.
+        """
+        traffic = self.traffic
+        while True:
+            n_landed = traffic.n_landed
+            if (kept := self.get(key)) is not MISS:
+                traffic.count("hits")
+                return kept
+            flight, is_first = traffic.board(key)
+            if is_first:
+                return self._fly(key, flight, ask, n_landed)
+            traffic.wait_for(flight)
+            if flight.error is not None:
+                traffic.count("merged")
+                raise _own(flight.error) from flight.error
+            if flight.answer is not MISS:
+                traffic.count("merged")
+                return copied(flight.answer)
+
+    def _fly(self, key: CallKey, flight: Flight, ask: Callable[[], Tree], n_landed: int) -> Tree:
+        traffic = self.traffic
+        try:
+            # An equal call may have landed between the look into the cache and now.
+            if traffic.n_landed != n_landed and (kept := self.get(key)) is not MISS:
+                traffic.count("hits")
+                flight.answer = copied(kept)
+                return kept
+            traffic.count("misses")
+            own = key.kept()  # before the request: a component in this process may write into its inputs
+            answer = ask()
+            if not is_plain(answer):
+                traffic.count("skipped")
+                return answer
+            flight.answer = copied(answer)
+            self.put(own, flight.answer)
+            return answer
+        except CallError as error:
+            if not is_transient(error):
+                flight.error = _own(error)
+            raise
+        finally:
+            traffic.land(key, flight)
+
+
+def is_plain(tree: Tree) -> bool:
+    """Whether a copy of the tree's arrays is a copy of the tree: nothing else in it can change."""
+    if type(tree) is dict:
+        return all(type(key) is str and is_plain(value) for key, value in tree.items())
+    if type(tree) in (list, tuple):
+        return all(is_plain(item) for item in tree)
+    if type(tree) is np.ndarray or isinstance(tree, np.generic):
+        return not tree.dtype.hasobject
+    return tree is None or type(tree) in (bool, int, float, complex, str, bytes) or isinstance(tree, enum.Enum)
+
+
+def size_of(tree: Tree) -> int:
+    """Bytes that a tree takes in memory, roughly."""
+    return sum(_PER_LEAF + (leaf.nbytes if hasattr(leaf, "nbytes") else len(str(leaf))) for leaf in _leaves(tree))
+
+
+def _leaves(tree: Tree) -> Iterator[Any]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield key
+            yield from _leaves(value)
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _leaves(item)
+    else:
+        yield tree
+
+
+def _own(error: CallError) -> CallError:
+    """A copy for one thread: raising writes a traceback into an error, and others add notes to it."""
+    twin = copy.copy(error)
+    if notes := getattr(error, "__notes__", None):
+        twin.__notes__ = list(notes)
+    return twin
+
+
+def checked_max_bytes(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(
+            f"{what}: max_bytes is {value!r}; expected a whole number of at least 1. To keep nothing, use cache=None."
+        )
+    return value
+
+
+class MemoryCache(AbstractCache):
+    """Answers in the memory of this process, the least recently used of which make room for others.
+
+    A copy, and one that was pickled and comes back to the same process, is the cache itself.
+
+    Args:
+        max_bytes: what questions and answers may take together.
+    """
+
+    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES):
+        self.max_bytes = checked_max_bytes(max_bytes, "MemoryCache")
+        self._traffic = Traffic()
+        self._entries: collections.OrderedDict[CallKey, tuple[Tree, int]] = collections.OrderedDict()
+        self._n_bytes = 0
+        self._lock = threading.Lock()
+        self._token = uuid.uuid4().hex
+        _memory_caches[self._token] = self
+
+    def __repr__(self) -> str:
+        return f"MemoryCache(max_bytes={self.max_bytes})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _memory_cache, (self._token, self.max_bytes)
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    def get(self, key: CallKey) -> Tree:
+        with self._lock:
+            found = self._entries.get(key)
+            if found is None:
+                return MISS
+            self._entries.move_to_end(key)
+        return copied(found[0])  # outside of the lock: nobody writes into what is kept
+
+    def put(self, key: CallKey, answer: Tree) -> None:
+        n_bytes = key.n_bytes + size_of(answer)
+        n_evicted = 0
+        if n_bytes > self.max_bytes:
+            self._traffic.count("skipped")
+            _log.info("An answer of %d bytes is more than %r holds; it is not kept.", n_bytes, self)
+            return
+        with self._lock:
+            self._n_bytes -= self._entries.pop(key, (None, 0))[1]
+            while self._n_bytes + n_bytes > self.max_bytes:
+                _, (_, freed) = self._entries.popitem(last=False)
+                self._n_bytes -= freed
+                n_evicted += 1
+            self._entries[key] = answer, n_bytes
+            self._n_bytes += n_bytes
+        self._traffic.count("evicted", n_evicted)
+
+    def size(self) -> dict[str, int]:
+        with self._lock:
+            return {"entries": len(self._entries), "bytes": self._n_bytes}
+
+    def clear(self) -> None:
+        """Let go of everything. Counters go on."""
+        with self._lock:
+            self._entries.clear()
+            self._n_bytes = 0
+
+
+_memory_caches: weakref.WeakValueDictionary[str, MemoryCache] = weakref.WeakValueDictionary()
+_memory_caches_lock = threading.Lock()
+
+
+def _memory_cache(token: str, max_bytes: int) -> MemoryCache:
+    """The cache that was pickled, or in another process an empty one, the same for all that come from it."""
+    with _memory_caches_lock:
+        cache = _memory_caches.get(token)
+        if cache is None:
+            cache = MemoryCache(max_bytes)
+            with contextlib.suppress(KeyError):
+                del _memory_caches[cache._token]
+            cache._token = token
+            _memory_caches[token] = cache
+        return cache
+
+
+@functools.cache
+def shared_cache() -> MemoryCache:
+    """The one that `cache=True` means, in this process."""
+    return MemoryCache()
