@@ -31,7 +31,8 @@ def exists(module: str) -> bool:
 
 PUBLIC = [name for name, module in tesseract_flow._EXPORTS.items() if exists(module)]
 SHARED = {name for name, module in tesseract_flow._EXPORTS.items() if module == f"tesseract_flow.{name}"}
-LOW = [name for name in ("errors", "derivatives", "exact", "wire", "schema", "client") if exists(f"tesseract_flow.{name}")]
+LOWEST = ("errors", "derivatives", "exact", "wire", "schema", "client")
+LOW = [name for name in LOWEST if exists(f"tesseract_flow.{name}")]
 # Prefect's server imports the blocks when it starts, whether somebody uses them or not.
 BLOCKS = [name for name in ("blocks",) if exists(f"tesseract_flow.{name}")]
 
