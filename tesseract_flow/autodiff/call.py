@@ -10,13 +10,12 @@ import dataclasses
 import enum
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
-from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.client import AbstractTesseract, AtOnce
 from tesseract_flow.errors import InvalidAnswer, NonFiniteError
 from tesseract_flow.schema import Keys, follow
 
@@ -243,19 +242,15 @@ class Call:
         batch = self.batch
         if batch is None:
             return ask(self, operands, run_id)
-        one = self.one
         results = [np.empty(aval.shape, aval.dtype) for aval in avals]
-
-        def run(k: int) -> None:
-            try:
-                answer = ask(one, self.element(operands, k), None if run_id is None else f"{run_id}-{k}")
-            except Exception as error:
-                error.add_note(f"This was element {k} of a batch of {batch.size}.")
-                raise
-            for whole, part in zip(results, answer, strict=True):
-                whole[k] = part
-
-        _run_all(run, batch.size, self.tesseract.n_lanes if batch.is_concurrent else 1)
+        n_in_flight = self.tesseract.n_lanes if batch.is_concurrent else 1
+        with AtOnce(n_in_flight, run_id, lambda k, n, _: f"element {k} of a batch of {n}") as requests:
+            answers = requests.map(
+                lambda k: ask(self.one, self.element(operands, k), requests.run_id), range(batch.size)
+            )
+            for k, answer in enumerate(answers):
+                for whole, part in zip(results, answer, strict=True):
+                    whole[k] = part
         return results
 
     def _apply(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
@@ -372,19 +367,3 @@ def require_finite(
 
 def _n_not_finite(array: np.ndarray) -> int:
     return int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind in "fc" else 0
-
-
-def _run_all(run: Callable[[int], None], n: int, n_at_once: int) -> None:
-    """`run(0)` to `run(n - 1)`. The first failure keeps the rest from starting; what runs is waited for."""
-    if min(n, n_at_once) <= 1:
-        for k in range(n):
-            run(k)
-        return
-    with ThreadPoolExecutor(min(n, n_at_once), thread_name_prefix="tesseract-batch") as pool:
-        futures = [pool.submit(run, k) for k in range(n)]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(future.exception() for future in done):
-            pool.shutdown(wait=True, cancel_futures=True)
-    for future in futures:
-        if not future.cancelled():
-            future.result()

@@ -3,6 +3,7 @@
 NumPy only: these methods run inside JAX's host callbacks, where JAX itself must not be called.
 """
 
+from tesseract_flow.client.at_once import AtOnce
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.cached import CachedTesseract
 from tesseract_flow.client.caching import AbstractCache, MemoryCache
@@ -20,6 +21,7 @@ from tesseract_flow.client.served import ServedTesseract
 __all__ = [
     "AbstractCache",
     "AbstractTesseract",
+    "AtOnce",
     "CachedTesseract",
     "CoreTesseract",
     "Derive",

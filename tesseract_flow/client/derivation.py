@@ -1,7 +1,7 @@
 """One call to an endpoint that the component does not have: checks, route, budget, probes, answer.
 
 Not here: which route and at what price (`routes`), the mathematics (`tesseract_flow.derivatives`), threads
-(`probing`), what is remembered from one call to the next (`memory`). The one idea: nothing is sent before the price is
+(`at_once`), what is remembered from one call to the next (`memory`). The one idea: nothing is sent before the price is
 known, allowed and told.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tesseract_flow.client.at_once import AtOnce
 from tesseract_flow.client.base import Endpoint, Tree
 from tesseract_flow.client.memory import Memory, described, described_inputs, memory_of, structure_of
-from tesseract_flow.client.probing import Flight
 from tesseract_flow.client.routes import JACOBIAN, PULLBACK, PUSHFORWARD, description, price, sources
 from tesseract_flow.derivatives import (
     Differences,
@@ -86,7 +86,7 @@ class Derivation:
         is_measured = source != "apply" or not self.settings.measure_noise or self._noise_key in self._memory.noise
         self._require_budget(source, cost + (0 if is_measured else _N_NOISE_POINTS))
         self._tell(source, cost)
-        with Flight(self.settings.n_in_flight or self.component.n_lanes, self.run_id) as flight:
+        with AtOnce(self.settings.n_in_flight or self.component.n_lanes, self.run_id) as flight:
             return self._finished(self._derive(source, flight, cost))
 
     # What is asked, and what is answered
@@ -208,7 +208,7 @@ class Derivation:
 
     # Answers of the component
 
-    def _derive(self, source: str, flight: Flight, cost: int) -> Any:
+    def _derive(self, source: str, flight: AtOnce, cost: int) -> Any:
         ask: Callable[..., Any] = functools.partial(self._asks[source], self, flight)
         at = (self.inputs, set(self.x), set(self.outputs))
         vector = () if self.endpoint == JACOBIAN else (self.vector,)
@@ -220,7 +220,7 @@ class Derivation:
             return _FROM_PUSHFORWARD[self.endpoint](ask, *at, *vector, map_probes=flight.map)
         return _FROM_PULLBACK[self.endpoint](ask, self._described_outputs, *at, *vector, map_probes=flight.map)
 
-    def _ask_apply(self, flight: Flight, inputs: Tree) -> Tree:
+    def _ask_apply(self, flight: AtOnce, inputs: Tree) -> Tree:
         answer = self.component.apply(inputs, run_id=flight.run_id)
         for path in self.outputs:
             try:
@@ -234,7 +234,7 @@ class Derivation:
             self._check("apply", "output", path, value)
         return answer
 
-    def _ask_jacobian(self, flight: Flight, inputs: Tree, paths: Collection[str], outputs: Collection[str]) -> Any:
+    def _ask_jacobian(self, flight: AtOnce, inputs: Tree, paths: Collection[str], outputs: Collection[str]) -> Any:
         blocks = self.component.jacobian(inputs, sorted(paths), sorted(outputs), run_id=flight.run_id)
         for output in outputs:
             for path in paths:
@@ -246,7 +246,7 @@ class Derivation:
         return blocks
 
     def _ask_pushforward(
-        self, flight: Flight, inputs: Tree, paths: Collection[str], outputs: Collection[str], t: Mapping[str, Any]
+        self, flight: AtOnce, inputs: Tree, paths: Collection[str], outputs: Collection[str], t: Mapping[str, Any]
     ) -> Any:
         ask = self.component.jacobian_vector_product
         answer = ask(inputs, sorted(paths), sorted(outputs), t, run_id=flight.run_id)
@@ -255,7 +255,7 @@ class Derivation:
         return answer
 
     def _ask_pullback(
-        self, flight: Flight, inputs: Tree, paths: Collection[str], outputs: Collection[str], c: Mapping[str, Any]
+        self, flight: AtOnce, inputs: Tree, paths: Collection[str], outputs: Collection[str], c: Mapping[str, Any]
     ) -> Any:
         ask = self.component.vector_jacobian_product
         answer = ask(inputs, sorted(paths), sorted(outputs), c, run_id=flight.run_id)
@@ -303,7 +303,7 @@ class Derivation:
             self._memory.remember_shapes(structure, tree)
         return tree
 
-    def _differences(self, flight: Flight, cost: int) -> Differences:
+    def _differences(self, flight: AtOnce, cost: int) -> Differences:
         """The settings, for these inputs and with the noise of these outputs."""
         how = self.settings.differences or Differences()
         noise = how.noise
@@ -329,7 +329,7 @@ class Derivation:
     def _noise_key(self) -> Hashable:
         return structure_of(self.inputs), frozenset(self.x), frozenset(self.outputs)
 
-    def _measured_noise(self, flight: Flight, cost: int) -> float:
+    def _measured_noise(self, flight: AtOnce, cost: int) -> float:
         budget = self.settings.max_requests
         n_attempts = _N_NOISE_ATTEMPTS
         if budget is not None:

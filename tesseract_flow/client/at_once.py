@@ -1,8 +1,8 @@
-"""The probes of one derived call, in flight at once.
+"""Several requests that belong together, in flight at once: the probes of a derived call, the elements of a batch.
 
-Here: a pool of threads with a window, run ids, which probe an error belongs to. Not here: what is asked (`derived`).
-The one idea: answers are handed out in order while later probes are under way, and no more of them wait than the
-window has places, so a Jacobian of thousands of columns never holds thousands of answers.
+Here: a pool of threads with a window, run ids, which of them an error belongs to. Not here: what is asked. The one
+idea: answers are handed out in order while later requests are under way, and no more of them wait than the window has
+places, so a Jacobian of thousands of columns never holds thousands of answers.
 """
 
 from __future__ import annotations
@@ -17,24 +17,33 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
-class Flight:
-    """A context in which `map` makes probes, at most `n_in_flight` at once.
+class AtOnce:
+    """A context in which `map` makes requests, at most `n_in_flight` at once.
 
-    The first failure keeps the others from starting; what runs is waited for. An error says in a note which probe it
+    The first failure keeps the others from starting; what runs is waited for. An error says in a note which request it
     was, and is otherwise the one that was raised.
 
+    Args:
+        describe: (position, number of items, item) -> what the note calls it.
+
     Attributes:
-        n_made: probes so far; those that `map` was given.
+        n_made: requests so far; those that `map` was given.
     """
 
-    def __init__(self, n_in_flight: int, run_id: str | None = None):
+    def __init__(
+        self,
+        n_in_flight: int,
+        run_id: str | None = None,
+        describe: Callable[[int, int, Any], str] = lambda k, n, item: f"probe {k + 1} of {n} ({item})",
+    ):
         self.n_in_flight = n_in_flight
+        self._describe = describe
         self.n_made = 0
         self._run_id = run_id
         self._current = threading.local()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Flight:
+    def __enter__(self) -> AtOnce:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,21 +52,21 @@ class Flight:
 
     @property
     def run_id(self) -> str | None:
-        """That of the probe which this thread is making: the call's own with a number."""
+        """That of the request which this thread is making: the call's own with a number."""
         number = getattr(self._current, "number", None)
         return self._run_id if self._run_id is None or number is None else f"{self._run_id}-{number:04d}"
 
-    def map(self, fn: Callable[[P], T], probes: Sequence[P]) -> Iterator[T]:
-        """`fn` of each probe, in their order."""
-        n, n_before = len(probes), self.n_made
+    def map(self, fn: Callable[[P], T], items: Sequence[P]) -> Iterator[T]:
+        """`fn` of each item, in their order."""
+        n, n_before = len(items), self.n_made
         self.n_made += n
 
         def run(k: int) -> T:
             self._current.number = n_before + k + 1
             try:
-                return fn(probes[k])
+                return fn(items[k])
             except Exception as error:
-                error.add_note(f"This was probe {k + 1} of {n} ({probes[k]}).")
+                error.add_note(f"This was {self._describe(k, n, items[k])}.")
                 raise
             finally:
                 self._current.number = None
@@ -66,7 +75,7 @@ class Flight:
             yield from (run(k) for k in range(n))
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.n_in_flight, thread_name_prefix="tesseract-probe")
+            self._pool = ThreadPoolExecutor(self.n_in_flight, thread_name_prefix="tesseract-at-once")
         window: dict[int, Future[T]] = {}
         remaining = iter(range(n))
         for k in range(n):
@@ -77,7 +86,7 @@ class Flight:
 
 
 def _wait_for(k: int, window: Mapping[int, Future[Any]]) -> None:
-    """Until probe k is there, or any probe has failed, which is then raised."""
+    """Until answer k is there, or any request has failed, whose error is then raised."""
     pending = set(window.values())
     while pending:
         done, pending = wait(pending, return_when=FIRST_COMPLETED)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tesseract_flow.client.probing import Flight
+from tesseract_flow.client.at_once import AtOnce
 
 SECONDS = 60.0  # how long a test waits for what is bound to happen
 
@@ -23,7 +23,7 @@ def test_answers_come_in_the_order_of_the_probes(n_in_flight: int) -> None:
             second.set()
         return probe**2
 
-    with Flight(n_in_flight) as flight:
+    with AtOnce(n_in_flight) as flight:
         assert list(flight.map(ask, range(20))) == [probe**2 for probe in range(20)]
         assert list(flight.map(ask, [])) == []
         assert flight.n_made == 20
@@ -38,7 +38,7 @@ def test_a_slow_reader_holds_up_the_probes() -> None:
             started.append(probe)
         return probe
 
-    with Flight(3) as flight:
+    with AtOnce(3) as flight:
         answers = flight.map(ask, range(1000))
         for k in range(10):
             assert next(answers) == k
@@ -56,7 +56,7 @@ def test_failure_is_raised_while_an_earlier_probe_runs() -> None:
             raise KeyError("gone")
         return probe
 
-    with Flight(2) as flight:
+    with AtOnce(2) as flight:
         with pytest.raises(KeyError, match="gone") as caught:
             next(flight.map(ask, range(100)))
         assert not release.is_set()
@@ -70,10 +70,10 @@ def test_run_ids_count_on_from_one_map_to_the_next() -> None:
         return flight.run_id
 
     for n_in_flight in (1, 4):
-        with Flight(n_in_flight, "run") as flight:
+        with AtOnce(n_in_flight, "run") as flight:
             assert flight.run_id == "run"
             assert list(flight.map(ask, "ab")) == ["run-0001", "run-0002"]
             assert list(flight.map(ask, "c")) == ["run-0003"]
             assert flight.run_id == "run"
-    with Flight(2) as flight:
+    with AtOnce(2) as flight:
         assert list(flight.map(ask, "ab")) == [None, None]
