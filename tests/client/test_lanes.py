@@ -57,13 +57,18 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-def lanes_of() -> Callable[..., tuple[Server, Lanes]]:
+def lanes_of(pool: ThreadPoolExecutor) -> Iterator[Callable[..., tuple[Server, Lanes]]]:
+    made: list[Lanes] = []
+
     def make(n_workers: int, n_lanes: int = 8, **options: Any) -> tuple[Server, Lanes]:
         server = Server(n_workers)
         server.lanes = Lanes(n_lanes, server.connect, server.is_answered, **options)
+        made.append(server.lanes)
         return server, server.lanes
 
-    return make
+    yield make
+    for lanes in made:  # so that a test that fails leaves nobody waiting, and the threads of the pool can end
+        wait_until(lambda lanes=lanes: lanes.close() is None and not lanes._queue)
 
 
 def long(lanes: Lanes) -> None:
@@ -149,6 +154,24 @@ def test_a_worker_that_becomes_idle_meanwhile_is_no_new_one(lanes_of, pool):
     assert waiting(pool, lanes, "apply").result(5) is held
     wait_until(lambda: len(server.made) == 2 and server.made[1].is_closed)
     assert n_open(lanes) == 1
+
+
+def test_no_more_lanes_than_allowed_though_others_are_added_meanwhile(lanes_of, pool):
+    _, lanes = lanes_of(4, n_lanes=2)
+    held = take(lanes, "apply")
+    others: list[Lane] = []
+
+    def answered(lane: Lane, seconds: float | None) -> bool:
+        lanes._seconds["abstract_eval"] = 0.0
+        others.append(take(lanes, "abstract_eval"))
+        return True
+
+    lanes._is_answered = answered
+    second = waiting(pool, lanes, "apply")
+    wait_until(lambda: len(others) == 1 and not lanes._is_adding)
+    assert n_open(lanes) == 2 and not second.done()
+    lanes.give_back(held)
+    assert second.result(5) is held
 
 
 def test_a_lane_is_added_only_when_all_others_are_at_work(lanes_of, pool):

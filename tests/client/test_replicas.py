@@ -206,17 +206,22 @@ def test_a_replica_is_tried_again_later_and_ever_more_rarely():
 def test_one_call_finds_out_whether_a_replica_is_back(pool):
     farm = Farm(2)
     _ = farm.handle.schema
-    a, _ = farm.solvers
+    a, b = farm.solvers
     a.error = REFUSED
-    assert farm.host(0) == "b"
+    b.is_open.clear()
+    held = [pool.submit(farm.host, k) for k in range(2)]
+    wait_until(lambda: b.n_now == 2)
     a.error, farm.now = None, 2.0
     a.is_open.clear()
-    first = pool.submit(farm.host, 1)
+    first = pool.submit(farm.host, 2)
     wait_until(lambda: a.n_now == 1)
-    assert [farm.host(k) for k in range(2, 6)] == ["b"] * 4  # although b may be the busier one
+    second = pool.submit(farm.host, 3)
+    wait_until(lambda: b.n_now == 3)  # though b is the busier one
     a.is_open.set()
     assert first.result(5) == "a"
-    assert {farm.host(k) for k in range(6, 10)} == {"a", "b"}
+    assert farm.host(4) == "a"  # now that it is known to be back
+    b.is_open.set()
+    assert {call.result(5) for call in (*held, second)} == {"b"}
 
 
 def test_a_lost_connection_is_told_and_the_next_attempt_goes_elsewhere():
