@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -30,7 +29,7 @@ from tesseract_flow.autodiff.shapes import (
     output_layout,
     require_precision,
 )
-from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
+from tesseract_flow.client import AbstractTesseract, TesseractLike, opened
 from tesseract_flow.errors import InvalidInput, InvalidType, OptionError, did_you_mean
 from tesseract_flow.schema import (
     ArrayField,
@@ -91,7 +90,9 @@ def apply_tesseract(
         CallError: the request failed; see `tesseract_flow.errors`.
     """
     options = _options(vmap_method, materialize_jacobian, nan_policy)
-    handle = open_cached(tesseract)
+    if not isinstance(tesseract, str):
+        register_core_tesseracts()  # one may be in a tree that passes through JAX later
+    handle = opened(tesseract)
     for template, field in array_templates(handle.schema.outputs):
         require_precision(handle, template, field.dtype)
     operands, layout = _split_inputs(handle, inputs)
@@ -116,19 +117,6 @@ def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_pol
     if nan_policy is None:
         nan_policy = "raise" if jax.config.jax_debug_nans else "propagate"  # type: ignore[attr-defined]
     return Options(vmap_method or "auto", materialize_jacobian, nan_policy)  # type: ignore[arg-type]
-
-
-@functools.lru_cache(maxsize=64)
-def _open_text(source: Any) -> AbstractTesseract:
-    return open_tesseract(source)
-
-
-def open_cached(source: TesseractLike) -> AbstractTesseract:
-    """`open_tesseract`, remembering what it opened for a text: the schema is then read once and not per call."""
-    if isinstance(source, str):
-        return _open_text(source)
-    register_core_tesseracts()  # one may be in a tree that passes through JAX later
-    return open_tesseract(source)
 
 
 def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layout, options: Options) -> Any:

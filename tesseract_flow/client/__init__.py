@@ -13,7 +13,7 @@ from tesseract_flow.client.directory import DirectoryCache
 from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.limits import LimitedTesseract
 from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
-from tesseract_flow.client.opening import TesseractLike, open_tesseract
+from tesseract_flow.client.opening import TesseractLike, open_tesseract, opened
 from tesseract_flow.client.replicas import ReplicatedTesseract
 from tesseract_flow.client.retry import RetryPolicy, is_transient
 from tesseract_flow.client.served import ServedTesseract
@@ -40,5 +40,6 @@ __all__ = [
     "count_requests",
     "is_transient",
     "open_tesseract",
+    "opened",
     "record_request",
 ]

@@ -14,9 +14,9 @@ from typing import Any
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.caching import AbstractCache, CallKey, shared_cache
 from tesseract_flow.client.directory import DirectoryCache
+from tesseract_flow.client.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError
 from tesseract_flow.exact import InputKey
-from tesseract_flow.schema import TesseractSchema
 
 _PURE = frozenset({"apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # Lists of paths, whose order says nothing: answers come by path.
@@ -42,10 +42,8 @@ def cache_from_option(value: Any) -> AbstractCache | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class CachedTesseract(AbstractTesseract):
+class CachedTesseract(AbstractWrapper):
     """A handle whose answers are kept. Equal if handle and cache are.
-
-    What else the handle can do (`stop()`, `logs()`, `url`) is found here as well.
 
     Attributes:
         tesseract: the handle that is asked for what is not in the cache.
@@ -60,32 +58,6 @@ class CachedTesseract(AbstractTesseract):
 
     def __repr__(self) -> str:
         return f"CachedTesseract({self.tesseract!r}, {self.cache!r})"
-
-    def __getattr__(self, name: str) -> Any:
-        # Only for what is not found here. Private names are asked for by pickle and copy, before there are fields.
-        if name.startswith("_") or name in ("tesseract", "cache"):
-            raise AttributeError(name)
-        return getattr(self.tesseract, name)
-
-    @property
-    def name(self) -> str:
-        return self.tesseract.name
-
-    @property
-    def schema(self) -> TesseractSchema:
-        return self.tesseract.schema
-
-    @property
-    def build(self) -> str | None:  # type: ignore[override]
-        return self.tesseract.build
-
-    @property
-    def n_lanes(self) -> int:  # type: ignore[override]
-        return self.tesseract.n_lanes
-
-    @property
-    def learns_shapes(self) -> bool:  # type: ignore[override]
-        return self.tesseract.learns_shapes
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self._key(endpoint, payload) if endpoint in _PURE else None

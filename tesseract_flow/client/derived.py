@@ -17,6 +17,7 @@ from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.derivation import Derivation
 from tesseract_flow.client.memory import described, memory_of, structure_of
 from tesseract_flow.client.routes import JACOBIAN, PULLBACK, derivable
+from tesseract_flow.client.wrapper import AbstractWrapper
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import OptionError, did_you_mean
 from tesseract_flow.schema import TesseractSchema
@@ -79,10 +80,8 @@ class Derive:
 
 
 @dataclasses.dataclass(frozen=True)
-class DerivedTesseract(AbstractTesseract):
+class DerivedTesseract(AbstractWrapper):
     """A handle with more derivative endpoints than its component has. Equal if handle and settings are.
-
-    What else the handle can do (`stop()`, `logs()`, `url`) is found here as well.
 
     Attributes:
         tesseract: the handle to the component itself.
@@ -95,24 +94,6 @@ class DerivedTesseract(AbstractTesseract):
     def __repr__(self) -> str:
         how = "exact" if self.settings.differences is None else self.settings.differences.method
         return f"DerivedTesseract({self.tesseract!r}, {how})"
-
-    def __getattr__(self, name: str) -> Any:
-        # Only for what is not found here. Private names are asked for by pickle and copy, before there are fields.
-        if name.startswith("_") or name in ("tesseract", "settings"):
-            raise AttributeError(name)
-        return getattr(self.tesseract, name)
-
-    @property
-    def name(self) -> str:
-        return self.tesseract.name
-
-    @property
-    def build(self) -> str | None:  # type: ignore[override]
-        return self.tesseract.build
-
-    @property
-    def n_lanes(self) -> int:  # type: ignore[override]
-        return self.tesseract.n_lanes
 
     @property
     def learns_shapes(self) -> bool:  # type: ignore[override]

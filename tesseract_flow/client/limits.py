@@ -16,8 +16,8 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError
-from tesseract_flow.schema import TesseractSchema
 
 
 class Places:
@@ -64,10 +64,8 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class LimitedTesseract(AbstractTesseract):
+class LimitedTesseract(AbstractWrapper):
     """A handle that has at most `max_in_flight` requests under way; further ones wait their turn.
-
-    What else the handle can do (`stop()`, `logs()`, `url`) is found here as well.
 
     Attributes:
         tesseract: the handle to the component itself.
@@ -85,38 +83,9 @@ class LimitedTesseract(AbstractTesseract):
     def __repr__(self) -> str:
         return f"LimitedTesseract({self.tesseract!r}, {self.max_in_flight})"
 
-    def __getattr__(self, name: str) -> Any:
-        # Only for what is not found here. Private names are asked for by pickle and copy, before there are fields.
-        if name.startswith("_") or name in ("tesseract", "max_in_flight"):
-            raise AttributeError(name)
-        return getattr(self.tesseract, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
-
-    @property
-    def build(self) -> str | None:  # type: ignore[override]
-        return self.tesseract.build
-
-    @property
-    def name(self) -> str:
-        return self.tesseract.name
-
     @property
     def n_lanes(self) -> int:  # type: ignore[override]
         return min(self.tesseract.n_lanes, self.max_in_flight)
-
-    @property
-    def learns_shapes(self) -> bool:  # type: ignore[override]
-        return self.tesseract.learns_shapes
-
-    @property
-    def schema(self) -> TesseractSchema:
-        return self.tesseract.schema
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         with self._places:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -81,6 +82,16 @@ def open_tesseract(
     # The cache is inside, where it keeps the probes of derived endpoints as well.
     handle = handle if answers is None else CachedTesseract(handle, answers)
     return handle if settings is None else DerivedTesseract(handle, settings)
+
+
+def opened(source: TesseractLike) -> AbstractTesseract:
+    """`open_tesseract`, remembering what it opened for a text: the schema is then read once and not per call."""
+    return _open_text(source) if isinstance(source, str) else open_tesseract(source)
+
+
+@functools.lru_cache(maxsize=64)
+def _open_text(source: str) -> AbstractTesseract:
+    return open_tesseract(source)
 
 
 def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: dict[str, Any]) -> AbstractTesseract:

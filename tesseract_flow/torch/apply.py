@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from tesseract_flow.client import AbstractTesseract, TesseractLike, open_tesseract
+from tesseract_flow.client import AbstractTesseract, TesseractLike, opened
 from tesseract_flow.errors import Fault
 from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path, plain_tree
 from tesseract_flow.torch.call import SHAPES_LATER, Call, Operand
@@ -59,17 +58,11 @@ def apply_tesseract(tesseract: TesseractLike, inputs: Mapping[str, Any], *, vmap
 
 def _apply(tesseract: TesseractLike, inputs: Mapping[str, Any], vmap_method: str | None) -> Any:
     require_method(vmap_method)
-    handle = _open_text(tesseract) if isinstance(tesseract, str) else open_tesseract(tesseract)
+    handle = opened(tesseract)
     call, operands = _split_inputs(handle, inputs, vmap_method)
     refuse_transforms(call, operands)
     tree, outputs = run(call, operands)
     return map_leaves(lambda keys, leaf: outputs[leaf.index] if isinstance(leaf, Slot) else leaf, tree)
-
-
-@functools.lru_cache(maxsize=64)
-def _open_text(source: str) -> AbstractTesseract:
-    """Remembered, so that the schema is read once and not per call."""
-    return open_tesseract(source)
 
 
 def _split_inputs(handle: AbstractTesseract, inputs: Any, vmap_method: str | None) -> tuple[Call, list[torch.Tensor]]:

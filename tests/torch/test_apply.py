@@ -317,7 +317,7 @@ def test_text_is_opened_once(monkeypatch: pytest.MonkeyPatch):
         opened.append(source)
         return product()
 
-    monkeypatch.setattr("tesseract_flow.torch.apply.open_tesseract", opening)
+    monkeypatch.setattr("tesseract_flow.client.opening.open_tesseract", opening)
     for _ in range(3):
         apply_tesseract("http://solver.test:8000", {"a": tensor(1.0), "b": tensor(1.0)})
     assert opened == ["http://solver.test:8000"]

@@ -1,0 +1,56 @@
+"""Handles around handles: what is the same for all of them.
+
+Each wrapper does one thing to the requests that pass (it keeps answers, bounds how many are under way, makes endpoints
+that are missing) and is otherwise the handle that it wraps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tesseract_flow.client.base import AbstractTesseract
+from tesseract_flow.schema import TesseractSchema
+
+
+class AbstractWrapper(AbstractTesseract):
+    """A handle around another one, as a frozen dataclass with `tesseract` as its first field.
+
+    What else the inner handle can do (`stop()`, `logs()`, `url`) is found here as well. Pickled are the fields alone:
+    what a wrapper finds out, it finds out anew.
+    """
+
+    tesseract: AbstractTesseract
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is not found here. Private names are asked for by pickle and copy, before there are fields.
+        if name.startswith("_") or name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
+            raise AttributeError(name)
+        return getattr(self.tesseract, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        return self.tesseract.name
+
+    @property
+    def schema(self) -> TesseractSchema:
+        return self.tesseract.schema
+
+    @property
+    def build(self) -> str | None:  # type: ignore[override]
+        return self.tesseract.build
+
+    @property
+    def n_lanes(self) -> int:  # type: ignore[override]
+        return self.tesseract.n_lanes
+
+    @property
+    def learns_shapes(self) -> bool:  # type: ignore[override]
+        return self.tesseract.learns_shapes
