@@ -41,6 +41,15 @@ class TesseractEndpoint(Block):
         "differences of this kind; empty does not",
     )
 
+    cache: str | None = Field(
+        default=None, description="Folder where answers are kept, so that no solver answers twice; empty keeps none"
+    )
+    max_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="The most requests under way at once, as licences may demand it; empty is no limit",
+    )
+
     def open(self) -> AbstractTesseract:
         """A handle to the Tesseract. Nothing is connected before it is used."""
         token = self.token.get_secret_value() if self.token is not None else None
@@ -52,6 +61,8 @@ class TesseractEndpoint(Block):
         return open_tesseract(
             self.url,
             derive=self.derive,
+            cache=self.cache,
+            max_in_flight=self.max_in_flight,
             label=self.label,
             token=token,
             headers=headers,

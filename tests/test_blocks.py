@@ -15,9 +15,10 @@ def test_block_opens_the_tesseract_with_its_credentials_and_shows_none():
     assert "t0k3n" not in repr(handle) + repr(block) + str(block) + block.model_dump_json()
 
 
-def test_block_may_derive_endpoints():
-    handle = TesseractEndpoint(url="http://solver:8000", derive="central").open()
-    assert handle == open_tesseract("http://solver:8000", derive="central")
+def test_block_may_derive_endpoints_keep_answers_and_bound_requests(tmp_path):
+    options = {"derive": "central", "cache": str(tmp_path / "answers"), "max_in_flight": 2}
+    handle = TesseractEndpoint(url="http://solver:8000", **options).open()
+    assert handle == open_tesseract("http://solver:8000", **options)
     assert handle != HttpTesseract("http://solver:8000")
 
 
