@@ -7,47 +7,61 @@ rows that need them are left out.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import platform
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from benchmarks import rows as measure
+from benchmarks import calls, curves, flows, gradients, plots, residuals, results
+from benchmarks.measuring import Bench, Row
 
 PEERS = ("tesseract-jax", "tesseract-core[runtime]>=1.12")
-SHOWN = ("tesseract-flow", "tesseract-core", "jax", "httpx", "numpy", "prefect")
+GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
+    "gradient": gradients.gradient_rows,
+    "vmap": gradients.vmap_rows,
+    "flow": flows.flow_rows,
+    "recipe": residuals.recipe_rows,
+    "http": calls.call_rows,
+    "shared-memory": calls.shared_memory_rows,
+    "layer": calls.layer_rows,
+    "import": calls.import_rows,
+}
+CHARTS = {chart.__name__: chart for chart in curves.ALL}
 
 
 def main() -> None:
-    """Measure, print, and write `results.md` and `results.json`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where to leave the table")
+    """Measure, print, and write Markdown, JSON and plots."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="for results and the peers' environment")
+    parser.add_argument("--results", type=Path, help="where to write the Markdown; default results.md in --out")
+    parser.add_argument(
+        "--only", action="append", choices=[*GROUPS, *CHARTS], metavar="NAME", help=", ".join([*GROUPS, *CHARTS])
+    )
+    parser.add_argument("--quick", action="store_true", help="everything once and small, to see that it works")
     parser.add_argument("--no-peers", action="store_true", help="leave out what needs tesseract-jax")
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+
+    chosen = arguments.only or [*GROUPS, *CHARTS]
     peer_python = None if arguments.no_peers else _peers(arguments.out / "peers")
-    with ThreadPoolExecutor(4) as pool:
-        urls = list(pool.map(lambda tesseract: tesseract.url, measure.serve(4)))
-    table = [
-        *measure.gradient_rows(urls, peer_python),
-        measure.request_row(urls[0]),
-        *measure.call_rows(urls[0]),
-        measure.layer_row(urls[0]),
-        measure.import_row(),
-    ]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    text = _markdown(table)
-    (arguments.out / "results.md").write_text(text)
-    (arguments.out / "results.json").write_text(
-        json.dumps([{**dataclasses.asdict(row), "ratio": row.ratio} for row in table], indent=1)
-    )
-    print(text)
+    bench = Bench(arguments.out, peer_python, arguments.quick)
+    path = arguments.results or arguments.out / "results.md"
+    load = results.load_now()
+    rows, charts = [], []
+    for name in chosen:
+        start = time.monotonic()
+        if name in GROUPS:
+            rows += GROUPS[name](bench)
+        else:
+            charts.append(CHARTS[name](bench))
+            plots.draw(charts[-1], path.parent / "plots")
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    machine = results.Machine.here(load, _versions(peer_python))
+    print(results.write(path, rows, charts, machine, is_quick=arguments.quick))
 
 
 def _peers(folder: Path) -> Path | None:
@@ -65,21 +79,15 @@ def _peers(folder: Path) -> Path | None:
     return python
 
 
-def _markdown(table: list[measure.Row]) -> str:
-    versions = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-    lines = [
-        f"Python {platform.python_version()}, {platform.machine()}, {versions}. Medians; each row in one run.",
-        "",
-        "| work | ours | peer | | ratio | goal | met |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in table:
-        met = "yes" if row.ratio <= row.goal else "no"
-        lines.append(
-            f"| {row.work} | {row.ours:.3g} {row.unit} | {row.peer:.3g} {row.unit} | {row.peer_name} | {row.ratio:.2f} "
-            f"| ≤ {row.goal:.2f} | {met} |"
-        )
-    return "\n".join(lines) + "\n"
+def _versions(peer_python: Path | None) -> dict[str, str]:
+    """Those of the peers in their own environment."""
+    if peer_python is None:
+        return {}
+    code = (
+        "import json; from importlib.metadata import version; "
+        "print(json.dumps({name: version(name) for name in ('tesseract-jax', 'tesseract-core', 'jax')}))"
+    )
+    return json.loads(subprocess.run([str(peer_python), "-c", code], check=True, stdout=subprocess.PIPE).stdout)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""What bounds a row whose goal is not met, by the row's key: from profiles, not from guesses.
+
+Figures here are from the two shared cores on which the profiles were taken; the table has those of its own run.
+"""
+
+from __future__ import annotations
+
+_CLIENT = """\
+Most of such a call is the server's: a request written by hand to a raw socket takes 0.95 ms, the SDK's call 1.64 ms, \
+ours 1.54 ms. Of the client's part, 0.39 ms of processor time are httpx alone (building a request, parsing the URL, \
+merging headers and cookies), 0.07 ms are ours, encoding included. Tried beside the client: a prepared request given \
+straight to httpx's transport saves 0.17 ms, httpcore without httpx 0.25 ms, and that one reaches 0.72 of the SDK."""
+
+_COMPILED = """\
+The two compiled programs of the recipe, called by hand, are as fast as the one that has both passes. What is above \
+them is Python around them, 0.7 ms: reading the inputs from their model (0.15 ms, twice), copying, digesting and \
+comparing them (0.2 ms), splitting them into arrays and constants (0.1 ms), two dispatches (0.25 ms). In a tight loop \
+the same lines take an eighth of that: here every run streams 7 to 26 MB of residuals through the processor's caches. \
+Tried, without effect: one entry instead of eight, and residuals dropped at once. There are hardly any page faults."""
+
+NOTES: dict[str, str] = {
+    "graph": """\
+Prefect's engine takes some 2 ms of processor time per task run, and the four runs of a wave take turns at Python's \
+lock: the fourth request leaves 11 ms after the first, and as much again passes between the first answer and its \
+pullback. Two waves make some 20 ms on top of the executor's own 15 ms; Prefect's server shares the two cores. Tried, \
+without effect: reading results past Prefect's event loop, a shorter switch interval of Python's threads.""",
+    "task": """\
+A task that returns its argument costs nearly as much: this is Prefect's engine on this machine.""",
+    "task-plain": """\
+Ours has what the plain task has not: a name of its own in the UI, which Prefect fills in at every run (0.05 ms), a \
+retry policy, a name for the server's output folder (0.02 ms), and the call's way through the plan to the handle. \
+Together 0.1 to 0.2 ms of 2.3 ms.""",
+    "task-flat": """\
+The server takes in what thousands of runs report, on the same two cores and later than it happens. In one run on a \
+quiet machine the last tenth was the faster one (0.85), in another with five other processes the slower (1.23).""",
+    "recipe-cheap": """\
+Where a step costs little, solving the forward problem again costs no more than writing 26 MB of residuals and reading \
+them back: this problem is better off without the cache, as docs/recipes.md says. The row is here to show it.""",
+    "compiled-costly": _COMPILED,
+    "compiled-cheap": _COMPILED,
+    "http-100": _CLIENT,
+    "http-10000": _CLIENT,
+    "http-1000000": """\
+The server takes three quarters of this call (a request written by hand to a raw socket, encoded beforehand, takes \
+45 ms where ours takes 60 and the SDK's 80), and all clients wait for it alike. What is left to us is one pass each \
+for encoding, sending, receiving and decoding.""",
+    "shared-memory": """\
+All clients wait for the server for more than half of the time (8 of 12 to 14 ms at 1e6 numbers): it reads its input, \
+doubles it, and writes its answer to a fresh file. Of the client's part, writing the input takes 0.4 ms, copying the \
+answer out of its file 0.4 ms from a server that we have started and 1.2 ms from another's. \
+A server of ours varies more than the others, for reasons not found yet: measured alone 25, 25 and 30 ms at 4e6 \
+numbers, at the end of two runs of all rows 82 and 96 ms.""",
+    "layer": """\
+A difference of two medians beyond a millisecond: 0.15, 0.20 and 0.27 ms in three runs, 0.39 ms in a noisier one.""",
+    "import": """\
+Beyond JAX and Equinox the import takes 0.13 s: 0.04 s are httpx, which brings click and rich for a command line that \
+nobody asked for, 0.03 s one full collection of garbage that falls into our part by chance, the rest some forty \
+modules of 1 to 4 ms. Importing httpx when the first HTTP handle is made would take off the first; not done yet.""",
+}

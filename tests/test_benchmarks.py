@@ -1,0 +1,92 @@
+"""The benchmarks run and their results can be read. No figure is asserted: those need a quiet machine."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import results
+from benchmarks.curves import Chart, Line, Panel
+from benchmarks.measuring import Row, median_seconds
+from benchmarks.notes import NOTES
+from benchmarks.plots import draw
+
+ROOT = Path(__file__).resolve().parents[1]
+MET = Row("fast", "a fast call", "ms", 8.0, 10.0, "a peer", 0.8)
+MISSED = Row("slow", "a slow call", "ms", 9.0, 10.0, "a peer", 0.8)
+MACHINE = results.Machine("2026-01-01", "a processor", 2, "Linux", "3.11", {"jax": "0.10"}, (0.1, 1.5))
+CHART = Chart(
+    "calls",
+    "Calls",
+    [
+        Panel("nodes", "ms", [Line("ours", [1, 2, 4], [1.0, 2.0, 4.0]), Line("ideal", [1, 4], [0.5, 0.5], True)]),
+        Panel("steps", "ms", [Line("ours", list(range(50)), [1.0] * 50)], log=""),
+    ],
+)
+
+
+def test_a_goal_is_the_largest_ratio():
+    assert MET.is_met
+    assert MISSED.ratio == 0.9
+    assert not MISSED.is_met
+
+
+def test_nothing_is_as_good_as_nothing_and_better_than_something():
+    of_nothing = [Row("misses", "misses", "", ours, 0.0, "a peer", 1.0) for ours in (0.0, 3.0)]
+    assert [row.ratio for row in of_nothing] == [1.0, math.inf]
+
+
+def test_table_says_what_is_met_and_why_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(NOTES, "slow", "The server is slow.")
+    text = results.markdown([MET, MISSED, MISSED], [CHART], MACHINE, is_quick=False)
+    assert "| a fast call | 8 ms | 10 ms | a peer | 0.8 | ≤ 0.8 | yes |" in text
+    assert "| a slow call | 9 ms | 10 ms | a peer | 0.9 | ≤ 0.8 | **no** |" in text
+    assert "1 of 3 goals are met." in text
+    assert text.count("The server is slow.") == 1
+    assert "a processor, 2 cores" in text
+    assert "![Calls](plots/calls.svg)" in text
+
+
+def test_a_quick_run_gives_no_verdict():
+    text = results.markdown([MET, MISSED], [], MACHINE, is_quick=True)
+    assert "no figure here is to be relied on" in text
+    assert "yes" not in text
+    assert "**no**" not in text
+
+
+def test_json_has_the_numbers_of_table_and_plots(tmp_path: Path):
+    results.write(tmp_path / "results.md", [MET, MISSED], [CHART], MACHINE, is_quick=False)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert [row["is_met"] for row in document["rows"]] == [True, False]
+    assert document["charts"][0]["panels"][0]["lines"][0]["y"] == [1.0, 2.0, 4.0]
+    assert document["machine"]["load"] == [0.1, 1.5]
+
+
+def test_same_numbers_same_plot(tmp_path: Path):
+    first = draw(CHART, tmp_path / "a").read_bytes()
+    assert first == draw(CHART, tmp_path / "b").read_bytes()
+    assert ElementTree.fromstring(first).tag.endswith("svg")
+    assert len(first) < 100_000
+
+
+def test_functions_are_timed_in_turn():
+    order: list[str] = []
+    seconds = median_seconds([lambda: order.append("a"), lambda: order.append("b")], 2)
+    assert order == ["a", "b"] * 3  # once unmeasured
+    assert all(s >= 0.0 for s in seconds)
+
+
+@pytest.mark.benchmark
+def test_quick_run_leaves_table_and_plots(tmp_path: Path):
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--no-peers", "--only", "recipe", "--only", "steps"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert len(document["rows"]) == 6
+    assert all(row["ours"] > 0.0 and row["peer"] > 0.0 for row in document["rows"])
+    assert (tmp_path / "plots" / "steps.svg").exists()
