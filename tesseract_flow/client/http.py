@@ -7,14 +7,14 @@ and the schema belong to a `Session`, which equal handles of one process share.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode, urlsplit
 
 import httpx
@@ -23,13 +23,15 @@ import orjson
 from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.digest import digest_of
+from tesseract_flow.client.exchange import Exchange, FileExchange, large_bytes
 from tesseract_flow.client.lanes import Lane
 from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.session import Session, session_of
+from tesseract_flow.client.sharing import is_read_from
 from tesseract_flow.client.translate import Question, error_of_status, error_of_transport
 from tesseract_flow.errors import InvalidAnswer, OptionError, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
-from tesseract_flow.wire import BinrefWriter, Compression, Encoding, accept_header, dumps, loads
+from tesseract_flow.wire import Compression, Encoding, accept_header
 
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
@@ -49,8 +51,9 @@ class HttpTesseract(AbstractTesseract):
         label: what to call it; default the name in its schema, else host and port.
         token: sent as `Authorization: Bearer`.
         headers: further headers, as a dict or as pairs.
-        encoding: how arrays travel both ways: `base64`, `json`, or `binref` (files that both sides can read).
-        compression: `lz4` or none.
+        encoding: how arrays travel both ways: `base64`, `json`, `binref` (files that both sides can read), or `auto`:
+            each array by `binref` or `base64`, whichever is faster, once it is seen that both sides share the folders.
+        compression: `lz4` or none. It pays on slow networks, for arrays that repeat themselves: see docs/wire.md.
         connect_timeout: seconds.
         read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes. TCP
             keep-alive probes notice a dead machine in either case.
@@ -58,7 +61,7 @@ class HttpTesseract(AbstractTesseract):
             are opened as there are workers to answer on them.
         verify: check the server's certificate; a path names the authorities to trust.
         cert: client certificate, as a path or a pair of paths (certificate, key).
-        input_dir, output_dir: for `binref`: the folders that the server knows as its input and output path.
+        input_dir, output_dir: for `binref` and `auto`: the folders that the server knows as its input and output path.
         max_bytes: the largest answer that is accepted.
         transport, sleep: seams for tests. The transport is closed with the last handle.
 
@@ -71,7 +74,7 @@ class HttpTesseract(AbstractTesseract):
     label: str | None = None
     token: str | None = dataclasses.field(default=None, repr=False)
     headers: Headers = dataclasses.field(default=(), repr=False)
-    encoding: Encoding = "base64"
+    encoding: Encoding | Literal["auto"] = "base64"
     compression: Compression | None = None
     connect_timeout: float = 10.0
     read_timeout: float | None = None
@@ -149,22 +152,50 @@ class HttpTesseract(AbstractTesseract):
             waits_for_restart: whether to try once more, a moment later, when the connection is refused.
         """
         question = Question(endpoint, self._short_name, self.url)
-        writer = nullcontext() if self.encoding != "binref" else BinrefWriter(self.input_dir)  # type: ignore[arg-type]
-        with writer as binref:
-            body = dumps(payload, self.encoding, compression=self.compression, binref=binref)
+        with self._exchange(endpoint, payload, run_id) as exchange:
+            body = exchange.body(payload)
             record_request(question.name, endpoint)
             answer = self._send(
-                "POST", question, body, {"run_id": run_id or uuid.uuid4().hex}, key, waits_for_restart=waits_for_restart
+                "POST",
+                question,
+                body,
+                {"run_id": exchange.run_id},
+                key,
+                accept=exchange.accept,
+                waits_for_restart=waits_for_restart,
             )
+            del body  # which takes as much memory as the arrays
             try:
-                return loads(answer, binref_root=self.output_dir, max_bytes=self.max_bytes)
+                return exchange.tree(answer)
             except WireError as error:
                 raise question.error(InvalidAnswer, f"the answer is not understood.\n{error}") from error
+
+    def _exchange(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None) -> Exchange:
+        folders = self._session.folders
+        if folders is None:
+            assert self.encoding != "auto"
+            return Exchange(run_id or uuid.uuid4().hex, self.encoding, self.compression, self.max_bytes)
+        n_bytes = large_bytes(payload)
+        if folders.is_read is None and n_bytes:
+            folders.settle("is_read", self._is_read_from(folders.input_dir), folders.input_dir)
+        return FileExchange(folders, endpoint, run_id, self.compression, self.max_bytes, n_bytes)
+
+    def _is_read_from(self, folder: Path) -> bool:
+        question = Question("apply", self._short_name, self.url)
+        try:
+            return is_read_from(folder, self.schema, lambda body: self._send("POST", question, body, {}))
+        except SchemaError:
+            return False
+
+    def owns_folders(self, *, is_known: bool = True) -> None:
+        """Take it that nobody but the server uses the folders of this handle, and `is_known`: that it does use them."""
+        if self._session.folders is not None:
+            self._session.folders.own(is_known=is_known)
 
     def _complaint(self) -> str | None:
         """What is wrong with the options, if anything."""
         try:
-            accept_header(self.encoding, self.compression)
+            accept_header("binref" if self.encoding == "auto" else self.encoding, self.compression)
         except WireError as error:
             return str(error)
         for name in ("connect_timeout", "read_timeout"):
@@ -174,10 +205,10 @@ class HttpTesseract(AbstractTesseract):
         for name in ("n_lanes", "max_bytes"):
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}; expected at least 1."
-        if self.encoding == "binref" and (self.input_dir is None or self.output_dir is None):
+        if self.encoding in ("binref", "auto") and (self.input_dir is None or self.output_dir is None):
             return (
-                "encoding='binref' needs input_dir and output_dir, the folders that the server was started with "
-                "(--input-path, --output-path) as this machine sees them."
+                f"encoding={self.encoding!r} needs input_dir and output_dir, the folders that the server was started "
+                "with (--input-path, --output-path) as this machine sees them."
             )
         return None
 
@@ -220,6 +251,7 @@ class HttpTesseract(AbstractTesseract):
         params: Mapping[str, str],
         key: Hashable = None,
         *,
+        accept: str | None = None,
         waits_for_restart: bool = True,
     ) -> bytes:
         """The body of a good answer."""
@@ -230,11 +262,11 @@ class HttpTesseract(AbstractTesseract):
         start = time.monotonic()
         try:
             try:
-                answer = self._send_once(lane, method, question, body, params)
+                answer = self._send_once(lane, method, question, body, params, accept)
             except _NOT_STARTED as error:
                 if isinstance(error, httpx.WriteError) or waits_for_restart:
                     self.sleep(_RECONNECT_DELAY)
-                    answer = self._send_once(lane, method, question, body, params)
+                    answer = self._send_once(lane, method, question, body, params, accept)
                 else:
                     raise
             is_good = True
@@ -244,12 +276,19 @@ class HttpTesseract(AbstractTesseract):
         finally:
             lanes.give_back(lane, has_seen=is_good)
 
-    def _send_once(self, lane: Lane, method: str, question: Question, body: bytes, params: Mapping[str, str]) -> bytes:
+    def _send_once(
+        self,
+        lane: Lane,
+        method: str,
+        question: Question,
+        body: bytes,
+        params: Mapping[str, str],
+        accept: str | None,
+    ) -> bytes:
         session = self._session
-        # In one text: as parameters, httpx would take the address apart a second time.
-        url = f"{self.url}/{question.endpoint}?{urlencode(params)}" if params else f"{self.url}/{question.endpoint}"
+        target = f"/{question.endpoint}?{urlencode(params)}" if params else f"/{question.endpoint}"
         lane.is_lost = True  # until the whole answer is here
-        with session.client.stream(method, url, content=body, extensions={"lane": lane}) as response:
+        with session.response(lane, method, target, body, accept=accept) as response:
             lane.arrived_by(response.extensions.get("network_stream"))
             # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
             packing = response.headers.get("content-encoding", "").strip().lower() or "identity"
@@ -273,14 +312,14 @@ class HttpTesseract(AbstractTesseract):
         declared = response.headers.get("content-length", "")
         n_bytes = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
         if n_bytes <= self.max_bytes:
-            n_bytes, chunks = 0, []
+            n_bytes, answer = 0, io.BytesIO()  # and not a list of chunks, which would take the memory twice
             for chunk in response.iter_bytes():
                 n_bytes += len(chunk)
                 if n_bytes > self.max_bytes:
                     break
-                chunks.append(chunk)
+                answer.write(chunk)
             else:
-                return b"".join(chunks)
+                return answer.getvalue()
         raise question.error(
             InvalidAnswer,
             f"the answer has {n_bytes} bytes or more; at most {self.max_bytes} are accepted.\n"

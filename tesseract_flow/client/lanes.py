@@ -42,6 +42,8 @@ _GREETING = "health"
 class Connection(Protocol):
     """What carries the requests of one lane."""
 
+    def handle_request(self, request: Any, /) -> Any: ...
+
     def close(self) -> object: ...
 
 

@@ -12,18 +12,19 @@ import dataclasses
 import hashlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.client.private_folder import MEMORY, PrivateFolder, has_room, quickest
 from tesseract_flow.errors import ComponentFailed, OptionError, Unreachable
 from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.wire import CAN_LOCK
 
 if TYPE_CHECKING:
     from tesseract_core.sdk.local_client import TesseractProcess
@@ -42,6 +43,8 @@ class ServedTesseract(AbstractTesseract):
         n_workers: processes that answer, each one request at a time.
         python: the interpreter that runs it; it needs `tesseract-core[runtime]` and what the component imports.
         startup_timeout: seconds.
+        shares_memory: large arrays go through files in memory, of which nothing is left; small ones, and where there
+            is no room, through the messages. The component's output path may be in memory then, too.
 
     The first question raises `ComponentFailed` if the process does not come up.
     """
@@ -51,6 +54,7 @@ class ServedTesseract(AbstractTesseract):
     n_workers: int = 1
     python: str = sys.executable
     startup_timeout: float = 120.0
+    shares_memory: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path).resolve())
@@ -122,12 +126,12 @@ class ServedTesseract(AbstractTesseract):
 class _Server:
     process: TesseractProcess
     http: HttpTesseract
-    output_dir: Path
+    remove_folders: Callable[[], object]
     build: str
 
     def stop(self) -> None:
         self.process.remove(force=True)
-        shutil.rmtree(self.output_dir, ignore_errors=True)
+        self.remove_folders()
 
     def logs(self) -> str:
         try:
@@ -160,13 +164,23 @@ def _start(handle: ServedTesseract) -> _Server:
     if not handle.path.is_file():
         raise Unreachable(f"There is no component at {handle.path}: a Tesseract is defined by a tesseract_api.py file.")
     build = _build_of(handle.path.parent)
-    # The runtime leaves one folder with a log per call, by default in the working directory.
-    output_dir = Path(tempfile.mkdtemp(prefix="tesseract_flow_served_"))
+    disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
+    shares_memory = handle.shares_memory and CAN_LOCK and has_room(MEMORY)
+
+    def remove_folders() -> None:
+        for folder in folders:
+            folder.remove()
+
     try:
+        folders.append(PrivateFolder(MEMORY if shares_memory else disk))
+        # Not always beside the other, as here each file is new. The runtime also puts a log of each call there.
+        folders.append(PrivateFolder(quickest(MEMORY, disk) if shares_memory else disk))
+        input_dir, output_dir = (folder.path for folder in folders)
         process = local_client.serve(
             handle.path,
             num_workers=handle.n_workers,
             python_executable=handle.python,
+            input_path=input_dir,
             output_path=output_dir,
             output_format="json+base64",
             # Debug mode is what makes the server tell a component's own error text.
@@ -175,7 +189,7 @@ def _start(handle: ServedTesseract) -> _Server:
             startup_timeout=handle.startup_timeout,
         )
     except Exception as error:
-        shutil.rmtree(output_dir, ignore_errors=True)
+        remove_folders()
         raise ComponentFailed(
             f"The component {handle.path} could not be served:\n{error}\n"
             f"Try it by hand: TESSERACT_API_PATH={handle.path} tesseract-runtime serve",
@@ -183,10 +197,14 @@ def _start(handle: ServedTesseract) -> _Server:
             endpoint="serve",
         ) from error
     http = HttpTesseract(process.url, n_lanes=handle.n_workers, label=handle.label)
-    server = _Server(process, http, output_dir, build)
+    if shares_memory:
+        http = dataclasses.replace(http, encoding="auto", input_dir=input_dir, output_dir=output_dir)
+    server = _Server(process, http, remove_folders, build)
     try:
         if handle.label is None and http.schema.name in GENERIC_NAMES:
             server.http = dataclasses.replace(http, label=handle.path.parent.name)
+        # Another interpreter may have an older tesseract-core.
+        server.http.owns_folders(is_known=handle.python == sys.executable)
     except BaseException:
         server.stop()
         raise

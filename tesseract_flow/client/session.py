@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tesseract_flow.client.exchange import Folders
 from tesseract_flow.client.lanes import Lane, Lanes
 from tesseract_flow.errors import OptionError
 from tesseract_flow.schema import TesseractSchema
@@ -36,11 +37,13 @@ _LONGEST_GREETING = 2**16  # bytes
 
 
 class Session:
-    """Open connections and the schema of one server."""
+    """Open connections, shared folders and the schema of one server."""
 
     def __init__(self, handle: HttpTesseract):
+        accept = accept_header("base64" if handle.encoding == "auto" else handle.encoding, handle.compression)
         headers = [
-            ("Accept", accept_header(handle.encoding, handle.compression)),
+            ("Accept", accept),
+            ("User-Agent", "tesseract-flow"),
             # A compressed body would cost time on both sides, and could unpack to any size.
             ("Accept-Encoding", "identity"),
             ("Content-Type", "application/json"),
@@ -48,39 +51,75 @@ class Session:
         ]
         if handle.token is not None:
             headers.append(("Authorization", f"Bearer {handle.token}"))
-        timeout = httpx.Timeout(handle.read_timeout, connect=handle.connect_timeout, pool=None)
-        transport = _ByLane()
-        self.client = httpx.Client(transport=transport, headers=headers, timeout=timeout, follow_redirects=False)
+        # In the form in which they travel: they are the same at every call, and there are thousands.
+        self._headers = httpx.Request("POST", handle.url, headers=headers).headers.raw
+        self._timeout = httpx.Timeout(handle.read_timeout, connect=handle.connect_timeout, pool=None).as_dict()
+        self._url = httpx.URL(handle.url)
+        self._base = self._url.raw_path.rstrip(b"/")
         # A call waits for a free lane for as long as the calls before it take. Here, and not in one pool of httpcore,
         # where no call can choose its connection, and which under load sometimes closes a good one.
         if handle.transport is None:
             connect = functools.partial(_connect, _tls(handle))
-            is_answered = functools.partial(_is_answered, self.client, f"{handle.url}/health")
+            is_answered = functools.partial(_is_answered, weakref.WeakMethod(self.response))
             self.lanes = Lanes(handle.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
         else:
             self.lanes = Lanes(handle.n_lanes, functools.partial(_Shared, handle.transport))
-        transport.lanes, transport.shared = self.lanes, handle.transport
         self.schema: TesseractSchema | None = None
         self.lock = threading.Lock()
         self.pid = os.getpid()
-        weakref.finalize(self, self.client.close)
+        self.folders: Folders | None = None
+        if handle.input_dir is not None and handle.output_dir is not None and handle.encoding in ("binref", "auto"):
+            self.folders = Folders(handle.input_dir, handle.output_dir, is_choosing=handle.encoding == "auto")
+            weakref.finalize(self, self.folders.close)
+        weakref.finalize(self, _close, self.lanes, handle.transport)
+
+    @contextlib.contextmanager
+    def response(
+        self,
+        lane: Lane,
+        method: str,
+        target: str,
+        content: bytes = b"",
+        *,
+        accept: str | None = None,
+        seconds: float | None = None,
+    ) -> Iterator[httpx.Response]:
+        """The response to a request, under way; of which nothing is left afterwards.
+
+        Without an `httpx.Client`: its cookies, redirects and ways to authenticate would take 0.2 ms that nobody needs.
+
+        Args:
+            target: path and query, after the server's address.
+            accept: instead of the usual encoding of the answer.
+            seconds: a limit for each part of the exchange, instead of the usual ones.
+        """
+        own = {b"content-length": str(len(content)).encode()}
+        if accept is not None:
+            own[b"accept"] = accept.encode()
+        headers = [*((name, value) for name, value in self._headers if name.lower() not in own), *own.items()]
+        extensions: dict[str, Any] = {"timeout": self._timeout if seconds is None else httpx.Timeout(seconds).as_dict()}
+        url, raw_path = self._url, self._base + target.encode("ascii")
+        if isinstance(lane.connection, _Shared):
+            url = url.copy_with(raw_path=raw_path)
+        else:  # httpx would take the address apart anew for each of them
+            extensions["target"] = raw_path
+        stream = _Sending(httpx.ByteStream(content), lane, self.lanes)
+        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=extensions)
+        response = lane.connection.handle_request(request)
+        response.request = request
+        try:
+            yield response
+        finally:
+            response.close()
+            # It and its stream refer to each other, which would keep the request, arrays and all, until the garbage
+            # collector comes by.
+            response.stream = httpx.ByteStream(b"")
 
 
-class _ByLane(httpx.BaseTransport):
-    """Sends each request down the lane that it names."""
-
-    lanes: Lanes
-    shared: httpx.BaseTransport | None
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        lane = request.extensions["lane"]
-        request.stream = _Sending(request.stream, lane, self.lanes)  # type: ignore[arg-type]
-        return lane.connection.handle_request(request)
-
-    def close(self) -> None:
-        self.lanes.close()
-        if self.shared is not None:
-            self.shared.close()
+def _close(lanes: Lanes, shared: httpx.BaseTransport | None) -> None:
+    lanes.close()
+    if shared is not None:
+        shared.close()
 
 
 class _Sending(httpx.SyncByteStream):
@@ -112,11 +151,14 @@ def _connect(tls: ssl.SSLContext | bool) -> httpx.HTTPTransport:
     return httpx.HTTPTransport(verify=tls, limits=limits, socket_options=_tcp_keepalive())
 
 
-def _is_answered(client: httpx.Client, url: str, lane: Lane, seconds: float | None) -> bool:
+def _is_answered(response_of: weakref.WeakMethod[Any], lane: Lane, seconds: float | None) -> bool:
     """Whether anybody answers on a new lane. A no means that all workers are busy, or that whoever sends next finds
     out what is wrong; it is never taken for the death of a server."""
+    ask = response_of()
+    if ask is None:  # the session is being closed
+        return False
     try:
-        with client.stream("GET", url, timeout=seconds, extensions={"lane": lane}) as response:
+        with ask(lane, "GET", "/health", seconds=seconds) as response:
             n_bytes = 0
             for chunk in response.iter_raw():  # to its end: else the connection is closed
                 n_bytes += len(chunk)

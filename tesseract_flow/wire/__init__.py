@@ -10,19 +10,24 @@ HTTP is not here (`client`), nor what a Tesseract's schema says about its arrays
 from __future__ import annotations
 
 from tesseract_flow.wire._common import COMPRESSIONS, DEFAULT_MAX_BYTES, ENCODINGS, MAX_DEPTH, Compression, Encoding
+from tesseract_flow.wire._owned import CAN_LOCK, locked
 from tesseract_flow.wire.arrays import DTYPES, decode_array, encode_array
 from tesseract_flow.wire.binref import BinrefWriter
+from tesseract_flow.wire.pool import BinrefPool, PooledWriter
 from tesseract_flow.wire.trees import accept_header, decode_tree, dumps, encode_tree, loads
 
 __all__ = [
+    "CAN_LOCK",
     "COMPRESSIONS",
     "DEFAULT_MAX_BYTES",
     "DTYPES",
     "ENCODINGS",
     "MAX_DEPTH",
+    "BinrefPool",
     "BinrefWriter",
     "Compression",
     "Encoding",
+    "PooledWriter",
     "accept_header",
     "decode_array",
     "decode_tree",
@@ -30,4 +35,5 @@ __all__ = [
     "encode_array",
     "encode_tree",
     "loads",
+    "locked",
 ]

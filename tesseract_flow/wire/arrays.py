@@ -29,7 +29,7 @@ from tesseract_flow.wire._common import (
     name_of,
 )
 from tesseract_flow.wire._splice import Splicer, uncut
-from tesseract_flow.wire.binref import BinrefWriter, read_binref
+from tesseract_flow.wire.binref import BufferWriter, read_binref
 
 _NAMES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -50,8 +50,9 @@ class Target:
 
     encoding: Encoding = "base64"
     compression: Compression | None = None
-    binref: BinrefWriter | None = None
+    binref: BufferWriter | None = None
     splicer: Splicer | None = None  # a message under construction that takes the buffers as text
+    inline_below: int = 0  # bytes; arrays that are smaller do not go by way of a file
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding, self.compression)
@@ -86,7 +87,7 @@ def encode_array(
     encoding: Encoding = "base64",
     *,
     compression: Compression | None = None,
-    binref: BinrefWriter | None = None,
+    binref: BufferWriter | None = None,
 ) -> dict[str, Any]:
     """The wire form of an array, a NumPy scalar, or anything with `__array__`.
 
@@ -117,7 +118,10 @@ def encode(value: Any, target: Target, path: Path) -> dict[str, Any]:
     """`encode_array` for an array at `path` of a tree."""
     try:
         array = _wire_array(value)
-        data = {"buffer": _buffer(array, target), "encoding": target.encoding}
+        encoding = target.encoding
+        if encoding == "binref" and array.nbytes < target.inline_below:
+            encoding = "base64"
+        data = {"buffer": _buffer(array, encoding, target), "encoding": encoding}
     except WireError as error:
         raise WireError(f"cannot encode the array at {name_of(path)}: {error}") from error
     if target.compression is not None:
@@ -165,14 +169,14 @@ def _wire_array(value: Any) -> np.ndarray:
     return np.asarray(array, dtype=dtype, order="C")
 
 
-def _buffer(array: np.ndarray, target: Target) -> object:
+def _buffer(array: np.ndarray, encoding: Encoding, target: Target) -> object:
     """What stands under `buffer` for a wire array."""
-    if target.encoding == "json":
+    if encoding == "json":
         if target.splicer is None:
             return _lists.to_lists(array)
         return target.splicer.raw(_lists.to_json(array))
     payload = array.data if target.compression is None else _lz4.compress(array.data)
-    if target.encoding == "base64":
+    if encoding == "base64":
         if target.splicer is None:
             return pybase64.b64encode_as_string(payload)
         return target.splicer.base64(payload)

@@ -14,7 +14,7 @@ import threading
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 import numpy as np
 
@@ -22,10 +22,16 @@ from tesseract_flow.errors import WireError
 from tesseract_flow.wire._common import abridged, as_bytes
 
 # A reader that maps the file wants each array at an address fit for any dtype and for vector instructions.
-_ALIGNMENT = 64
+ALIGNMENT = 64
 
 # 18 digits fit into 64 bits. [0-9], as \d would also match the digits of other scripts.
 _REFERENCE = re.compile(r"(?P<name>.+?)(?::(?P<offset>[0-9]{1,18})(?::(?P<size>[0-9]{1,18}))?)?", re.DOTALL)
+
+
+class BufferWriter(Protocol):
+    """What takes the bytes of arrays: a `BinrefWriter`, or a `PooledWriter` of `pool.py`."""
+
+    def write(self, buffer: bytes | memoryview, *, compressed: bool = False) -> str: ...
 
 
 class BinrefWriter:
@@ -94,7 +100,7 @@ class BinrefWriter:
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115 - closed, and deleted, by close()
         data = as_bytes(buffer)
         # An empty buffer gets no padding: it would point behind the end of the file.
-        offset = -(-self._end // _ALIGNMENT) * _ALIGNMENT if data.nbytes else self._end
+        offset = -(-self._end // ALIGNMENT) * ALIGNMENT if data.nbytes else self._end
         self._file.seek(offset)
         n_written = 0
         while n_written < data.nbytes:  # one system call writes at most 2 GiB

@@ -29,7 +29,7 @@ from tesseract_flow.wire._common import (
     name_of,
 )
 from tesseract_flow.wire.arrays import Source, Target, decode, encode, is_wire_form
-from tesseract_flow.wire.binref import BinrefWriter
+from tesseract_flow.wire.binref import BufferWriter
 
 
 def encode_tree(
@@ -37,7 +37,7 @@ def encode_tree(
     encoding: Encoding = "base64",
     *,
     compression: Compression | None = None,
-    binref: BinrefWriter | None = None,
+    binref: BufferWriter | None = None,
 ) -> Any:
     """`tree` with every array in its wire form, tuples as lists and enum members as their values: ready for JSON.
 
@@ -66,18 +66,24 @@ def dumps(
     encoding: Encoding = "base64",
     *,
     compression: Compression | None = None,
-    binref: BinrefWriter | None = None,
+    binref: BufferWriter | None = None,
+    inline_below: int = 0,
 ) -> bytes:
     """`tree` as JSON, the same text as dumping `encode_tree(tree, ...)`.
+
+    With `binref`, arrays of less than `inline_below` bytes are in the text nevertheless, as base64.
 
     Raises:
         WireError: as `encode_tree`.
     """
     splicer = _splice.Splicer()
-    return splicer.dumps(_encoded(tree, Target(encoding, compression, binref, splicer), None, MAX_DEPTH))
+    target = Target(encoding, compression, binref, splicer, inline_below)
+    return splicer.dumps(_encoded(tree, target, None, MAX_DEPTH))
 
 
-def loads(data: bytes, *, binref_root: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES) -> Any:
+def loads(
+    data: bytes | bytearray, *, binref_root: str | os.PathLike[str] | None = None, max_bytes: int = DEFAULT_MAX_BYTES
+) -> Any:
     """The tree in a JSON text, its arrays decoded.
 
     Raises:

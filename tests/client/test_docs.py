@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client import count_requests, open_tesseract
+from tesseract_flow.client import count_requests, exchange, open_tesseract, private_folder
 from tesseract_flow.client.routes import EXACT
+from tesseract_flow.wire import BinrefPool
 
 PAGE = (Path(__file__).parents[2] / "docs" / "derive.md").read_text(encoding="utf-8")
 
@@ -44,3 +46,18 @@ def test_examples_of_lanes() -> None:
         handles.append(names["fem"])
     assert [handle.name for handle in handles] == ["fem"] * 3
     assert [handle.n_lanes for handle in handles] == [4, 16, 2]
+
+
+def test_figures_of_wire() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
+    for n_bytes in (exchange.WRITE_FROM, exchange.READ_FROM):
+        assert f"{n_bytes // 1024} KiB" in page
+    kept = inspect.signature(BinrefPool).parameters["max_bytes"].default
+    for n_bytes in (kept, private_folder._LEAST_FREE):
+        assert f"{n_bytes // 2**20} MiB" in page
+    assert "room for\n  four of them" in page and exchange._ROOM == 4
+    first, second = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "open_tesseract" in first  # which needs a component
+    names: dict[str, Any] = {"open_tesseract": open_tesseract}
+    exec(second, names)
+    assert names["fem"].encoding == "auto"

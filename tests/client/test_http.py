@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import pickle
 import traceback
+import weakref
 
 import httpx
 import numpy as np
@@ -114,7 +117,7 @@ def test_encodings_go_both_ways(options, accept):
     assert orjson.loads(request.content)["inputs"]["x"]["data"]["encoding"] == options["encoding"]
 
 
-def test_binref_files_live_as_long_as_the_request(tmp_path):
+def test_binref_files_live_as_long_as_the_handle(tmp_path):
     def answer(request: httpx.Request) -> httpx.Response:
         seen.extend(tmp_path.iterdir())
         x = wire.loads(request.content, binref_root=tmp_path)["inputs"]["x"]
@@ -129,12 +132,33 @@ def test_binref_files_live_as_long_as_the_request(tmp_path):
     handle = fake.handle(encoding="binref", input_dir=tmp_path, output_dir=str(tmp_path))
     np.testing.assert_array_equal(handle.apply({"x": X})["y"], X**2)
     assert fake.requests[0].headers["accept"] == "application/json+binref"
-    assert len(seen) == 1 and not seen[0].exists()
+    assert len(seen) == 1
 
     fake.answer = lambda request: httpx.Response(500)
     with pytest.raises(ComponentFailed):
         handle.apply({"x": X})
+    del handle
+    gc.collect()
     assert [file.name for file in tmp_path.iterdir()] == ["out.bin"]
+
+
+def test_nothing_of_a_call_is_left_in_memory():
+    """Requests and answers are as large as their arrays, and the garbage collector counts objects, not bytes."""
+    fake = Mock(component)
+    handle, left = fake.handle(), []
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            handle.apply({"x": X})
+            left.append(weakref.ref(fake.requests.pop()))
+        fake.answer = lambda request: httpx.Response(500)
+        with contextlib.suppress(ComponentFailed):
+            handle.apply({"x": X})
+        left.append(weakref.ref(fake.requests.pop()))
+        assert [request() for request in left] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_a_server_cannot_point_at_our_files(tmp_path):

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import HttpTesseract, ServedTesseract, count_requests, open_tesseract
+from tesseract_flow.client.private_folder import PrivateFolder
 from tesseract_flow.errors import (
     ComponentFailed,
     ConnectionLost,
@@ -201,12 +202,60 @@ def test_stop_and_start(served):
 
 
 @pytest.mark.server
-def test_a_component_that_cannot_be_imported(tmp_path):
+def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
+    x = np.linspace(-1.0, 1.0, 300_000)
+    inputs, outputs = served._http.input_dir, served._http.output_dir
+    with caplog.at_level(logging.WARNING, logger="tesseract_flow"), count_requests() as counts:
+        with ThreadPoolExecutor(4) as pool:
+            for answer in pool.map(lambda k: served.apply({"x": k * x}), range(8)):
+                assert answer["y"].flags.writeable
+        np.testing.assert_array_equal(answer["y"], (7 * x) ** 2)
+        with pytest.raises(ComponentFailed, match="tangled"):
+            served.apply({"x": x, "mode": "raise"})
+        with pytest.raises(InvalidInput):
+            served.apply({"x": x.reshape(3, -1)})
+    assert counts == {"probe.apply": 10} and caplog.text == ""
+    assert 1 <= len(list(inputs.iterdir())) <= 4 and inputs.stat().st_mode & 0o077 == 0
+    assert not list(outputs.rglob("*.bin"))
+    wait_until(lambda: list(outputs.iterdir()) == [])
+    pid = served.apply({"x": X})["pid"]
+    with pytest.raises(ConnectionLost):  # while it holds the array
+        served.apply({"x": x, "mode": "exit"})
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    np.testing.assert_array_equal(served.apply({"x": x})["y"], x**2)
+    assert not inputs.exists() and not outputs.exists()  # the new process has others
+    inputs, outputs = served._http.input_dir, served._http.output_dir
+    served.stop()
+    assert not inputs.exists() and not outputs.exists()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("why", ["not wanted", "no room"])
+def test_without_memory_to_share(tmp_path, monkeypatch, why):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if why == "no room":
+        monkeypatch.setattr("tesseract_flow.client.served.has_room", lambda folder: False)
+    handle = ServedTesseract(PROBE, label=why, shares_memory=why != "not wanted")
+    x = np.linspace(-1.0, 1.0, 300_000)
+    np.testing.assert_array_equal(handle.apply({"x": x})["y"], x**2)
+    assert handle._http.encoding == "base64"
+    handle.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.server
+def test_a_component_that_cannot_be_imported(tmp_path, monkeypatch):
+    folders = [tmp_path / "disk", tmp_path / "memory"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folders[0]))
+    monkeypatch.setattr("tesseract_flow.client.served.MEMORY", folders[1])
     path = tmp_path / "broken" / "tesseract_api.py"
     path.parent.mkdir()
     path.write_text("raise ImportError('no module named solver')\n")
     with pytest.raises(ComponentFailed, match="no module named solver"):
         _ = ServedTesseract(path).schema
+    assert [path for folder in folders for path in folder.glob("tesseract-flow-*")] == []
 
 
 @pytest.mark.server
@@ -216,7 +265,8 @@ def test_the_process_ends_with_its_parent_even_if_that_is_killed():
         import sys
         sys.path.insert(0, {str(ROOT)!r})
         from tesseract_flow.client import open_tesseract
-        print(open_tesseract({str(PROBE)!r}).apply({{"x": [1.0]}})["pid"], flush=True)
+        handle = open_tesseract({str(PROBE)!r})
+        print(handle.apply({{"x": [1.0]}})["pid"], handle._http.input_dir, handle._http.output_dir, flush=True)
         sys.stdin.read()
         """
     )
@@ -225,13 +275,17 @@ def test_the_process_ends_with_its_parent_even_if_that_is_killed():
     ) as parent:
         assert parent.stdout is not None
         try:
-            pid = int(parent.stdout.readline())
-            assert is_alive(pid)
+            pid, *folders = parent.stdout.readline().split()
+            pid = int(pid)
+            assert is_alive(pid) and all(map(os.path.isdir, folders))
         finally:
             parent.send_signal(signal.SIGKILL)
         parent.wait(10)
     try:
         wait_until(lambda: not is_alive(pid))
+        for folder in folders:  # whoever comes next tidies up
+            PrivateFolder(Path(folder).parent).remove()
+        assert not any(map(os.path.exists, folders))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
