@@ -262,7 +262,9 @@ class Lanes:
         liked = self._liked(waiter.key)
         if lane in liked:
             return True
-        return not self._is_bound(waiter, liked) and (lane.is_proven or self._is_short(waiter.endpoint))
+        # One that leads to residuals is not replaced (`_spare`), so it has to serve, whoever its worker is.
+        is_good = lane.is_proven or self._has_residuals(lane) or self._is_short(waiter.endpoint)
+        return is_good and not self._is_bound(waiter, liked)
 
     def _choose(self, waiter: _Waiter) -> Lane | None:
         for lane in reversed(self._liked(waiter.key)):
@@ -378,7 +380,11 @@ class Lanes:
 
     def _spare(self) -> list[Lane]:
         """Lanes that were added unasked and are idle, while calls that are not short wait."""
-        return [lane for lane in self._open if lane.is_free and not lane.is_proven]
+        return [lane for lane in self._open if lane.is_free and not lane.is_proven and not self._has_residuals(lane)]
+
+    def _has_residuals(self, lane: Lane) -> bool:
+        """Whether the way to what its worker keeps would be lost with it."""
+        return self._clock() - lane.worked_at < _KEPT_FOR
 
     def _wake_one(self) -> None:
         if not self._is_adding and (len(self._open) < self.n_lanes or self._spare()):

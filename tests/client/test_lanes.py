@@ -183,6 +183,25 @@ def test_a_lane_is_added_only_when_all_others_are_at_work(lanes_of, pool):
     assert second.result(5) is not held
 
 
+def test_lanes_with_residuals_are_not_replaced_when_calls_become_long(lanes_of):
+    """Short calls opened them without proof. Whoever asks for their residuals has to find them."""
+    server, lanes = lanes_of(4, n_lanes=3)
+    lanes.give_back(take(lanes, "apply"))
+    lanes._seconds["apply"] = lanes_module._SHORT / 2
+    held = [take(lanes, "apply", key) for key in "abc"]
+    for lane in held:
+        lanes.give_back(lane, has_seen=True)
+    long(lanes)
+    busy = [take(lanes, "apply", key) for key in "xyz"]  # one each, and none is taken out for another
+    assert set(busy) == set(held)
+    for lane in busy:
+        lanes.give_back(lane, has_seen=True)
+    for key, lane in zip("abc", held, strict=True):
+        assert take(lanes, "pullback", key, is_patient=True) is lane
+    assert server.n_asked == 0
+    assert not any(connection.is_closed for connection in server.made)
+
+
 def test_short_calls_do_not_wait_for_proof(lanes_of, pool):
     server, lanes = lanes_of(1)
     lanes.give_back(take(lanes, "apply"))
