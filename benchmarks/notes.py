@@ -7,7 +7,8 @@ from __future__ import annotations
 
 _CLIENT = """\
 Most of such a call is the server's: a request written by hand to a raw socket takes 0.95 ms, the SDK's call 1.64 ms, \
-ours 1.54 ms. Of the client's part 0.07 ms are ours, encoding included; the rest is HTTP. Requests go straight to httpx's transport \
+ours 1.54 ms. Of the client's part 0.07 ms are ours, encoding included; the rest is HTTP. Requests go straight to \
+httpx's transport \
 now, past its client with cookies, redirects and a second look at the URL, which took the ratio from 0.89 to 0.82. \
 Tried beside that: httpcore without httpx reaches 0.72 of the SDK, and needs its errors translated; not done yet."""
 
@@ -48,7 +49,8 @@ for encoding, sending, receiving and decoding.""",
 All clients wait for the server for more than half of the time (8 of 12 to 14 ms at 1e6 numbers): it reads its input, \
 doubles it, and writes its answer to a fresh file. Of the client's part, writing the input takes 0.4 ms, copying the \
 answer out of its file 0.4 ms from a server that we have started and 1.2 ms from another's. \
-A server of ours varies more than the others, for reasons not found yet: measured alone 25, 25 and 30 ms at 4e6 numbers, at the end of two runs of all rows 82 and 96 ms, and 25 ms in a third, \
+A server of ours varies more than the others, for reasons not found yet: measured alone 25, 25 and 30 ms at 4e6 \
+numbers, at the end of two runs of all rows 82 and 96 ms, and 25 ms in a third, \
 in which 1e6 numbers took 24 ms instead of 10.""",
     "layer": """\
 A difference of two medians beyond a millisecond: 0.15, 0.20 and 0.27 ms in three runs, 0.39 ms in a noisier one.""",
