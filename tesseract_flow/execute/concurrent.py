@@ -75,7 +75,10 @@ class Concurrent:
         return trace.output(results)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
-        """What a call with these arguments would run. Asks for shapes at most; no solver runs."""
+        """What a call with these arguments would run. Asks for shapes at most; no solver runs.
+
+        But for components without `abstract_eval` whose handles learn shapes (`derive=`): they are called once for it.
+        """
         return self._trace(*jax.tree_util.tree_flatten((args, kwargs))).plan
 
     def _trace(self, leaves: list[Any], treedef: Any) -> _Trace:
