@@ -7,8 +7,10 @@ small. What the names do is written where they are defined.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,8 +83,8 @@ def __getattr__(name: str) -> Any:
     elif name in _EXPORTS:
         if name == "open_tesseract" and "jax" in sys.modules:
             # Registers handles with JAX, which has to know them before it meets one among the arguments of a function.
-            importlib.import_module("tesseract_flow.autodiff")
-        module = importlib.import_module(_EXPORTS[name])
+            _imported("tesseract_flow.autodiff")
+        module = _imported(_EXPORTS[name])
         # `optimize` is a function and the package it lives in. Importing the package makes it an attribute of this
         # one, whoever does it first, so the answer is always the package, which can be called like the function.
         value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
@@ -90,6 +92,18 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def _imported(module: str) -> ModuleType:
+    """A module, with those that it brings, JAX among them."""
+    # What they make stays, and the garbage collector would look through all of JAX for what does not.
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -47,6 +47,37 @@ def test_public_names_work_without_prefect_and_torch() -> None:
     assert loaded_after(f"import tesseract_flow\n{uses}") & {"prefect", "torch"} == set()
 
 
+def test_apply_tesseract_brings_no_http_before_there_is_an_address() -> None:
+    """A fifth of the time that importing JAX takes."""
+    light = "import tesseract_flow; tesseract_flow.apply_tesseract; tesseract_flow.client.on_each_kind"
+    assert loaded_after(light) & {"httpx", "httpcore", "click", "rich"} == set()
+    assert loaded_after("import tesseract_flow; tesseract_flow.open_tesseract('a:1').n_lanes") & {"httpx"} == set()
+
+
+def test_importing_leaves_the_garbage_collector_as_it_was() -> None:
+    for before in ("enable", "disable"):
+        uses = "tesseract_flow.apply_tesseract, tesseract_flow.open_tesseract"
+        loaded_after(f"import gc, tesseract_flow\ngc.{before}()\n{uses}\nassert gc.isenabled() is {before == 'enable'}")
+
+
+def test_public_names_of_the_client() -> None:
+    from tesseract_flow import client
+
+    tree = ast.parse((ROOT / "tesseract_flow/client/__init__.py").read_text())
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == client._EXPORTS
+    assert {name for name in client.__all__ if getattr(client, name) is not None} >= set(seen)
+    with pytest.raises(AttributeError, match="HttpTesserakt"):
+        _ = client.HttpTesserakt
+
+
 @pytest.mark.parametrize("layer", [*LOW, *BLOCKS])
 def test_layer_works_without_jax(layer: str) -> None:
     assert loaded_after(f"import tesseract_flow.{layer}") & {"jax", "torch"} == set()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tesseract_flow import client
 from tesseract_flow.autodiff.call import (
     ARRAY,
     Call,
@@ -29,7 +30,7 @@ from tesseract_flow.autodiff.shapes import (
     output_layout,
     require_precision,
 )
-from tesseract_flow.client import AbstractTesseract, TesseractLike, opened
+from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import InvalidInput, InvalidType, OptionError, did_you_mean
 from tesseract_flow.schema import (
     ArrayField,
@@ -41,6 +42,9 @@ from tesseract_flow.schema import (
     is_arraylike,
     plain_tree,
 )
+
+if TYPE_CHECKING:
+    from tesseract_flow.client import TesseractLike
 
 
 def apply_tesseract(
@@ -92,7 +96,7 @@ def apply_tesseract(
     options = _options(vmap_method, materialize_jacobian, nan_policy)
     if not isinstance(tesseract, str):
         register_core_tesseracts()  # one may be in a tree that passes through JAX later
-    handle = opened(tesseract)
+    handle = client.opened(tesseract)  # imported with the first call, and HTTP with the first address
     for template, field in array_templates(handle.schema.outputs):
         require_precision(handle, template, field.dtype)
     operands, layout = _split_inputs(handle, inputs)

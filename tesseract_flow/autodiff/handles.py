@@ -10,26 +10,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import inspect
 import sys
 from importlib.util import find_spec
 from typing import Any
 
 import jax
 
-from tesseract_flow.client import AbstractTesseract, CoreTesseract
+from tesseract_flow import client
+from tesseract_flow.client import AbstractTesseract, on_each_kind
 
 _PEER = "tesseract_jax"
 
 
 def register_handles() -> None:
-    """Make JAX know every handle of `tesseract_flow.client`, once."""
-    found = AbstractTesseract.__subclasses__()
-    while found:
-        handle = found.pop()
-        found += handle.__subclasses__()
-        if handle.__module__.startswith("tesseract_flow.client.") and not inspect.isabstract(handle):
-            jax.tree_util.register_static(handle)
+    """Make JAX know every kind of handle of `tesseract_flow.client`; once."""
+    on_each_kind(_register_kind)
+
+
+def _register_kind(kind: type[AbstractTesseract]) -> None:
+    if kind.__module__.startswith("tesseract_flow.client."):
+        jax.tree_util.register_static(kind)
 
 
 def register_core_tesseracts() -> None:
@@ -48,10 +48,10 @@ def _register(cls: type) -> None:
         jax.tree_util.register_pytree_node(cls, _flatten, _unflatten)
 
 
-def _flatten(tesseract: Any) -> tuple[tuple[()], CoreTesseract]:
+def _flatten(tesseract: Any) -> tuple[tuple[()], client.CoreTesseract]:
     # By way of our handle, which knows when two of them reach the same component.
-    return (), CoreTesseract(tesseract)
+    return (), client.CoreTesseract(tesseract)
 
 
-def _unflatten(handle: CoreTesseract, leaves: Any) -> Any:
+def _unflatten(handle: client.CoreTesseract, leaves: Any) -> Any:
     return handle.tesseract

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-import httpx
-
 from tesseract_flow.errors import OptionError, Unreachable
 
 Headers = tuple[tuple[str, str], ...]
@@ -45,11 +43,10 @@ def split_url(url: str) -> tuple[str, Headers]:
         netloc = f"[{host}]" if ":" in host else host
         netloc = netloc if port is None else f"{netloc}:{port}"
         clean = urlunsplit((parts.scheme, netloc, parts.path.rstrip("/"), "", ""))
-        # What httpx and the socket do with it later.
-        httpx.URL(clean).host.encode("idna")
-    except (ValueError, httpx.InvalidURL):
+        host_on_the_wire(host)
+    except ValueError:
         raise refusal from None  # its text would quote the address
-    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host):
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or not parts.path.isprintable():
         raise refusal
     if parts.query or parts.fragment or "@" in parts.path:
         raise Unreachable(
@@ -61,6 +58,22 @@ def split_url(url: str) -> tuple[str, Headers]:
         return clean, ()
     basic = base64.b64encode(f"{user}:{password}".encode()).decode("ascii")  # RFC 7617
     return clean, (("Authorization", f"Basic {basic}"),)
+
+
+def host_on_the_wire(host: str) -> bytes:
+    """`host` as it is looked up, by IDNA where it is not plain ASCII.
+
+    Raises:
+        ValueError: there can be no such host.
+    """
+    if host.isascii():
+        return host.encode("idna")  # which also knows how long a label may be
+    import httpx  # 0.1 s that most addresses do without
+
+    try:
+        return httpx.URL(scheme="http", host=host).raw_host
+    except httpx.InvalidURL as error:
+        raise ValueError(str(error)) from error
 
 
 def checked_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> Headers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent import futures  # loads its pools with the first of them
 from typing import Any, TypeVar
 
 P = TypeVar("P")
@@ -41,7 +41,7 @@ class AtOnce:
         self.n_made = 0
         self._run_id = run_id
         self._current = threading.local()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: futures.ThreadPoolExecutor | None = None
 
     def __enter__(self) -> AtOnce:
         return self
@@ -75,8 +75,8 @@ class AtOnce:
             yield from (run(k) for k in range(n))
             return
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.n_in_flight, thread_name_prefix="tesseract-at-once")
-        window: dict[int, Future[T]] = {}
+            self._pool = futures.ThreadPoolExecutor(self.n_in_flight, thread_name_prefix="tesseract-at-once")
+        window: dict[int, futures.Future[T]] = {}
         remaining = iter(range(n))
         for k in range(n):
             for later in itertools.islice(remaining, 2 * self.n_in_flight - len(window)):
@@ -85,11 +85,11 @@ class AtOnce:
             yield window.pop(k).result()
 
 
-def _wait_for(k: int, window: Mapping[int, Future[Any]]) -> None:
+def _wait_for(k: int, window: Mapping[int, futures.Future[Any]]) -> None:
     """Until answer k is there, or any request has failed, whose error is then raised."""
     pending = set(window.values())
     while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        done, pending = futures.wait(pending, return_when=futures.FIRST_COMPLETED)
         for future in done:
             future.result()
         if window[k].done():

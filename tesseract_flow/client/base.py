@@ -8,16 +8,18 @@ array leaves: no JAX here, because these methods run inside JAX's host callbacks
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tesseract_flow.client.routes import advice
 from tesseract_flow.errors import EndpointNotFound, InvalidAnswer
 from tesseract_flow.schema import TesseractSchema
 
 Endpoint = Literal["apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"]
 GENERIC_NAMES = frozenset({"", "Tesseract"})  # what tesseract-core calls a component without a config
 Tree = Any  # nested dict / list of arrays and plain values, as the protocol has it
+
+
+_hearers: list[Callable[[type[AbstractTesseract]], object]] = []
 
 
 class AbstractTesseract(abc.ABC):
@@ -35,6 +37,11 @@ class AbstractTesseract(abc.ABC):
     n_lanes: int = 8
     learns_shapes: bool = False
     build: str | None = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for hear in _hearers:
+            hear(cls)
 
     @property
     @abc.abstractmethod
@@ -59,6 +66,8 @@ class AbstractTesseract(abc.ABC):
     def require(self, endpoint: Endpoint) -> None:
         """Raise `EndpointNotFound` unless the component offers `endpoint`."""
         if endpoint not in self.schema.endpoints:
+            from tesseract_flow.client.routes import advice  # the way there is long, and hardly ever gone
+
             have = ", ".join(sorted(self.schema.endpoints - {"health"}))
             derived = advice(endpoint, self.schema.endpoints)
             raise EndpointNotFound(
@@ -142,3 +151,13 @@ class AbstractTesseract(abc.ABC):
                 tesseract=repr(self),
                 endpoint=endpoint,
             )
+
+
+def on_each_kind(hear: Callable[[type[AbstractTesseract]], object]) -> None:
+    """Call `hear` with each class of handles, those that are there and those that are imported later."""
+    _hearers.append(hear)
+    found = AbstractTesseract.__subclasses__()
+    while found:
+        kind = found.pop()
+        found += kind.__subclasses__()
+        hear(kind)

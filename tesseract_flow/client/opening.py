@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from tesseract_flow import client  # for handles over HTTP, which are imported with the first of them
 from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
 from tesseract_flow.client.cached import CachedTesseract, CacheLike, cache_from_option
 from tesseract_flow.client.core import CoreTesseract
 from tesseract_flow.client.derived import Derive, DerivedTesseract
-from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.limits import LimitedTesseract
-from tesseract_flow.client.replicas import ReplicatedTesseract
-from tesseract_flow.client.served import ServedTesseract
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean
 
@@ -104,8 +102,8 @@ def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: di
     if isinstance(source, str | os.PathLike):
         path = _component_path(source)
         if path is not None:
-            return _build(ServedTesseract, path, options)
-        return _build(HttpTesseract, os.fspath(source), options)
+            return _build(client.ServedTesseract, path, options)
+        return _build(client.HttpTesseract, os.fspath(source), options)
     # By its methods, as `openapi_schema` asks the server, and raises on a Tesseract that is not served yet.
     if all(callable(getattr(source, method, None)) for method in ("apply", "abstract_eval")):
         if unknown := set(options) - {"label"}:
@@ -125,13 +123,13 @@ def _open_replicas(sources: Sequence[Any], options: dict[str, Any]) -> AbstractT
         if isinstance(source, AbstractTesseract):
             replicas.append(_open(source, {name: value for name, value in options.items() if name != "label"}))
         elif isinstance(source, str) and _component_path(source) is None:
-            replicas.append(_build(HttpTesseract, source, options))
+            replicas.append(_build(client.HttpTesseract, source, options))
         else:
             raise TypeError(
                 f"open_tesseract: replicas are named by their URLs, or are handles; got {shown(str(source))}, "
                 f"a {type(source).__name__}."
             )
-    return ReplicatedTesseract(tuple(replicas), **label, **own)
+    return client.ReplicatedTesseract(tuple(replicas), **label, **own)
 
 
 def _component_path(source: str | os.PathLike[str]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Foreign failures → our exception tree. The one place where status codes and httpx exceptions are read.
+"""What servers and components answer instead of a result → our exception tree: the one place that reads status codes.
 
 All text that comes from a server is cut and made printable before it enters a message.
 """
@@ -12,21 +12,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import httpx
 import orjson
 
 from tesseract_flow.errors import (
     AccessDenied,
     CallError,
-    CallTimeout,
     ComponentFailed,
-    ConnectionLost,
     EndpointNotFound,
     Fault,
     InvalidAnswer,
     InvalidInput,
     Overloaded,
-    Unreachable,
 )
 
 _LONGEST_TEXT = 8000  # characters of a server's own text that go into a message
@@ -102,59 +98,6 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
         InvalidAnswer,
         f"expected HTTP 200, received {status}: {readable(content)}\n"
         "A Tesseract does not answer like this: check the URL, and what stands between here and there.",
-    )
-
-
-def error_of_transport(question: Question, error: Exception, seconds: float) -> CallError:
-    """The exception for a request that httpx could not complete within `seconds`."""
-    kind = type(error).__name__
-    if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return question.error(
-            Unreachable,
-            f"the server's certificate is not trusted ({error}). Nothing was started.\n"
-            'Name the authorities to trust: open_tesseract(url, verify="authorities.pem").',
-        )
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
-        return question.error(
-            Unreachable,
-            f"cannot connect ({error or kind}). Nothing was started.\n"
-            "Is the server running, and is the address right? Try: tesseract-flow inspect URL.",
-        )
-    if isinstance(error, httpx.WriteError | httpx.PoolTimeout):
-        return question.error(
-            Unreachable,
-            f"the request could not be sent ({kind}: {error}). Nothing was started: the server never had all of it.\n"
-            "It is tried again by the retry policy; if it persists, look at the server's log.",
-        )
-    if isinstance(error, httpx.WriteTimeout):
-        return question.error(
-            CallTimeout,
-            f"the request could not be sent within {seconds:.1f} s. Nothing was started.\n"
-            "Allow more time with open_tesseract(url, read_timeout=SECONDS or None), or look at the network.",
-        )
-    if isinstance(error, httpx.TimeoutException):
-        return question.error(
-            CallTimeout,
-            f"no answer after {seconds:.1f} s ({kind}). The solve may still be running there.\n"
-            "Allow more time with open_tesseract(url, read_timeout=SECONDS or None), or look at the server's log.",
-        )
-    if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-        # Without the error's text: where httpx refuses a header, it quotes the header.
-        return question.error(
-            Unreachable,
-            f"the request cannot be put into HTTP ({kind}). Nothing was sent.\n"
-            "Check the address, which looks like http://host:8000, and the headers.",
-        )
-    if isinstance(error, httpx.TransportError):
-        return question.error(
-            ConnectionLost,
-            f"the connection was lost after {seconds:.1f} s ({kind}: {str(error)[:500]}). "
-            "The solve may still be running there.\n"
-            "It is tried again by the retry policy; if it persists, the component probably crashed: look at its log.",
-        )
-    return question.error(
-        InvalidAnswer,
-        f"the answer is not understood ({kind}).\nCheck the URL: it must be the root of a served Tesseract.",
     )
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tesseract_flow.schema import openapi
 from tesseract_flow.schema.fields import ArrayField, FrozenMapping, ModelField
 from tesseract_flow.schema.paths import array_templates
 
@@ -45,6 +44,8 @@ class TesseractSchema:
         Raises:
             SchemaError: the document is not that of a Tesseract; the message says what is missing.
         """
+        from tesseract_flow.schema import openapi  # not needed before there is a document
+
         input_side, output_side = openapi.sides(document)
         inputs, outputs = openapi.roots(input_side, output_side)
         info = document.get("info")

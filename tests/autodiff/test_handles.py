@@ -44,6 +44,19 @@ def test_every_handle_of_the_client_is_a_node_without_leaves(tmp_path: Path):
         assert jax.tree_util.tree_map(lambda leaf: leaf, [handle]) == [handle]
 
 
+def test_handles_that_are_imported_later_are_known_as_well():
+    script = """
+import jax
+import tesseract_flow as tf
+tf.apply_tesseract  # before any kind of handle
+from tesseract_flow.client import HttpTesseract, open_tesseract
+handle = open_tesseract(["http://a:1", HttpTesseract("http://b:1")], cache=True, derive=True, max_in_flight=1)
+assert jax.tree_util.tree_leaves([handle, handle.tesseract, HttpTesseract("http://a:1"), 1.0]) == [1.0]
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_core_objects_pass_through_transformations(core: Tesseract):
     def loss(model: Any) -> Any:
         return jnp.sum(apply_tesseract(model["solver"], {"x": model["x"]})["y"])

@@ -18,7 +18,10 @@ import httpx
 import orjson
 
 from tesseract_flow.client import HttpTesseract
+from tesseract_flow.client.translate import Question
+from tesseract_flow.errors import CallError
 
+QUESTION = Question("apply", "fem", "http://solver:8000")
 PROBE = Path(__file__).parent / "components" / "probe" / "tesseract_api.py"
 
 
@@ -189,6 +192,14 @@ def mocked(answer: Any = b"{}", status: int = 200, headers: Mapping[str, str] | 
     # As bytes, since a server may send what httpx would not.
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (headers or {}).items()]
     return Mock(lambda request: httpx.Response(status, headers=raw, stream=Pieces(*pieces)))
+
+
+def check_message(error: CallError) -> None:
+    """Asked of whom, what happened, what to do."""
+    text = str(error)
+    assert text.startswith("'apply' of Tesseract 'fem' at http://solver:8000: ")
+    assert len(text.splitlines()) >= 2 and all(text.splitlines())
+    assert (error.tesseract, error.endpoint) == ("fem (http://solver:8000)", "apply")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client import count_requests, exchange, open_tesseract, private_folder
+from tesseract_flow.client import count_requests, open_tesseract, private_folder
+from tesseract_flow.client.http import exchange
 from tesseract_flow.client.routes import EXACT
 from tesseract_flow.wire import BinrefPool
 

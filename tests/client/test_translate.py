@@ -1,23 +1,17 @@
-"""Every failure that httpx or a server can produce has its place in the tree, and says what it must say."""
+"""Every answer of a server that is no result has its place in the tree, and says what it must say."""
 
 from __future__ import annotations
 
-import inspect
 import pickle
-from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tesseract_flow import errors
 from tesseract_flow.client.translate import (
-    Question,
     error_of_status,
-    error_of_transport,
     faults_of_detail,
     readable,
     retry_after,
@@ -32,37 +26,11 @@ from tesseract_flow.errors import (
     Fault,
     InvalidAnswer,
     InvalidInput,
-    OverBudget,
     Overloaded,
     TransientError,
     Unreachable,
 )
-from tests.client.helpers import document, mocked
-
-QUESTION = Question("apply", "fem", "http://solver:8000")
-
-OF_TRANSPORT: dict[type[Exception], type[CallError]] = {
-    httpx.TransportError: ConnectionLost,
-    httpx.TimeoutException: CallTimeout,
-    httpx.ConnectTimeout: Unreachable,
-    httpx.ReadTimeout: CallTimeout,
-    httpx.WriteTimeout: CallTimeout,
-    httpx.PoolTimeout: Unreachable,
-    httpx.NetworkError: ConnectionLost,
-    httpx.ConnectError: Unreachable,
-    httpx.ReadError: ConnectionLost,
-    httpx.WriteError: Unreachable,
-    httpx.CloseError: ConnectionLost,
-    httpx.ProtocolError: ConnectionLost,
-    httpx.LocalProtocolError: Unreachable,
-    httpx.RemoteProtocolError: ConnectionLost,
-    httpx.ProxyError: Unreachable,
-    httpx.UnsupportedProtocol: Unreachable,
-    httpx.RequestError: InvalidAnswer,
-    httpx.DecodingError: InvalidAnswer,
-    httpx.TooManyRedirects: InvalidAnswer,
-    httpx.InvalidURL: Unreachable,
-}
+from tests.client.helpers import QUESTION, check_message, document, mocked
 
 OF_STATUS: dict[int, type[CallError]] = {
     **dict.fromkeys(range(201, 600), InvalidAnswer),
@@ -74,59 +42,8 @@ OF_STATUS: dict[int, type[CallError]] = {
 }
 
 
-def subclasses(cls: type) -> Iterator[type]:
-    yield cls
-    for child in cls.__subclasses__():
-        yield from subclasses(child)
-
-
-def check_message(error: CallError) -> None:
-    """Asked of whom, what happened, what to do."""
-    text = str(error)
-    assert text.startswith("'apply' of Tesseract 'fem' at http://solver:8000: ")
-    assert len(text.splitlines()) >= 2 and all(text.splitlines())
-    assert (error.tesseract, error.endpoint) == ("fem (http://solver:8000)", "apply")
-
-
-def test_every_failure_of_httpx_is_in_the_map():
-    # In httpx only: other libraries, and Prefect, derive exceptions of their own.
-    all_of_httpx = {cls for cls in subclasses(httpx.RequestError) if cls.__module__.startswith("httpx")}
-    assert all_of_httpx | {httpx.InvalidURL} == set(OF_TRANSPORT)
-
-
-def test_every_call_error_is_reached():
-    all_of_ours = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, CallError)}
-    reached = {*OF_TRANSPORT.values(), *OF_STATUS.values()}
-    # Refinements of these, such as ShapesUnknown, belong to the layers above.
-    refined = {cls for cls in all_of_ours if any(issubclass(cls, ours) for ours in reached)}
-    # A budget is ours to keep: its error comes before anything is sent.
-    assert all_of_ours - refined == {CallError, TransientError, OverBudget}
-    assert reached <= all_of_ours
-
-
-@pytest.mark.parametrize("raised", OF_TRANSPORT, ids=lambda cls: cls.__name__)
-def test_transport_error(raised):
-    error = error_of_transport(QUESTION, raised("something of the network's"), 1.25)
-    assert type(error) is OF_TRANSPORT[raised]
-    check_message(error)
-
-
-@pytest.mark.parametrize("raised", OF_TRANSPORT, ids=lambda cls: cls.__name__)
-def test_transport_error_through_a_handle(raised):
-    cause = raised("something of the network's")
-    with pytest.raises(OF_TRANSPORT[raised]) as caught:
-        mocked(cause).handle(label="fem").apply({"x": 1.0})
-    assert caught.value.__cause__ is cause
-    check_message(caught.value)
-
-
-@pytest.mark.parametrize("raised", OF_TRANSPORT, ids=lambda cls: cls.__name__)
-def test_a_message_says_whether_a_solve_may_be_running(raised):
-    text = str(error_of_transport(QUESTION, raised("boom"), 1.25))
-    if OF_TRANSPORT[raised] is Unreachable or raised is httpx.WriteTimeout:
-        assert "Nothing was s" in text and "may still be running" not in text
-    elif OF_TRANSPORT[raised] in (ConnectionLost, CallTimeout):
-        assert "may still be running" in text and "Nothing was" not in text
+# With those of requests that got no answer.
+ALL = {*OF_STATUS.values(), CallTimeout, ConnectionLost, Unreachable}
 
 
 def test_every_status():
@@ -144,7 +61,7 @@ def test_status_through_a_handle(status):
     check_message(caught.value)
 
 
-@pytest.mark.parametrize("cls", sorted({*OF_TRANSPORT.values(), *OF_STATUS.values()}, key=lambda cls: cls.__name__))
+@pytest.mark.parametrize("cls", sorted(ALL, key=lambda cls: cls.__name__))
 def test_errors_survive_pickling(cls):
     error = QUESTION.error(cls, "what happened")
     again = pickle.loads(pickle.dumps(error))
@@ -165,7 +82,7 @@ def test_errors_are_what_code_for_the_peers_catches():
         CallTimeout: TimeoutError,
         Overloaded: RuntimeError,
     }
-    assert set(builtin) == {*OF_TRANSPORT.values(), *OF_STATUS.values()}
+    assert set(builtin) == ALL
     for ours, base in builtin.items():
         assert issubclass(ours, base)
 
@@ -286,11 +203,6 @@ def test_text_from_outside_cannot_act_on_a_terminal():
 def test_redirect_names_the_new_address():
     error = error_of_status(QUESTION, 307, {"location": "https://elsewhere/" + "a" * 5000}, b"")
     assert "https://elsewhere/" in str(error) and len(str(error)) < 1000
-
-
-def test_an_untrusted_certificate_has_its_own_remedy():
-    error = error_of_transport(QUESTION, httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), 0.1)
-    assert isinstance(error, Unreachable) and "verify=" in str(error)
 
 
 def test_missing_endpoint_is_named_before_it_is_asked():

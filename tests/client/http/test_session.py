@@ -126,6 +126,33 @@ def test_a_forked_child_opens_its_own_connection(local_server, monkeypatch):
     assert local_server.n_connections == 2
 
 
+# Addresses, as they travel.
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "target"),
+    [
+        ("http://solver", "solver", "/apply"),
+        ("http://solver:80", "solver:80", "/apply"),
+        ("https://solver:8000/a b/é/%20", "solver:8000", "/a%20b/%C3%A9/%20/apply"),
+        ("http://[::1]:8000", "[::1]:8000", "/apply"),
+        ("http://fa\N{LATIN SMALL LETTER SHARP S}.example:1", "xn--fa-hia.example:1", "/apply"),
+    ],
+)
+def test_where_a_request_goes(url, host, target):
+    fake = mocked()
+    fake.handle(url).apply({})
+    (request,) = fake.requests
+    assert request.headers["host"] == host
+    assert request.url.raw_path.decode().partition("?")[0] == target
+
+
+def test_a_host_of_ones_own(local_server):
+    HttpTesseract(local_server.url, headers={"host": "behind.a.proxy"}).apply({})
+    (asked,) = local_server.asked
+    assert [value for name, value in asked.headers.items() if name.lower() == "host"] == ["behind.a.proxy"]
+
+
 # Under load.
 
 

@@ -14,30 +14,32 @@ import time
 import uuid
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode, urlsplit
 
-import httpx
+import httpcore
 import orjson
 
 from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.digest import digest_of
-from tesseract_flow.client.exchange import Exchange, FileExchange, large_bytes
-from tesseract_flow.client.lanes import Lane
+from tesseract_flow.client.http.digest import digest_of
+from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_bytes
+from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
+from tesseract_flow.client.http.lanes import Lane
+from tesseract_flow.client.http.session import Session, session_of
+from tesseract_flow.client.http.sharing import is_read_from
 from tesseract_flow.client.meter import record_request
-from tesseract_flow.client.session import Session, session_of
-from tesseract_flow.client.sharing import is_read_from
-from tesseract_flow.client.translate import Question, error_of_status, error_of_transport
+from tesseract_flow.client.translate import Question, error_of_status
 from tesseract_flow.errors import InvalidAnswer, OptionError, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import Compression, Encoding, accept_header
 
+if TYPE_CHECKING:
+    import httpx
+
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
 _RECONNECT_DELAY = 0.2
-# Requests that fail with these cannot have started a solve: the server never had a whole request.
-_NOT_STARTED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,15 +265,15 @@ class HttpTesseract(AbstractTesseract):
         try:
             try:
                 answer = self._send_once(lane, method, question, body, params, accept)
-            except _NOT_STARTED as error:
-                if isinstance(error, httpx.WriteError) or waits_for_restart:
+            except NOT_STARTED as error:
+                if isinstance(error, httpcore.WriteError) or waits_for_restart:
                     self.sleep(_RECONNECT_DELAY)
                     answer = self._send_once(lane, method, question, body, params, accept)
                 else:
                     raise
             is_good = True
             return answer
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except TRANSPORT_ERRORS as error:
             raise error_of_transport(question, error, time.monotonic() - start) from error
         finally:
             lanes.give_back(lane, has_seen=is_good)
@@ -291,14 +293,15 @@ class HttpTesseract(AbstractTesseract):
         with session.response(lane, method, target, body, accept=accept) as response:
             lane.arrived_by(response.extensions.get("network_stream"))
             # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
-            packing = response.headers.get("content-encoding", "").strip().lower() or "identity"
-            answer = self._read(response, question) if packing == "identity" else b"(a compressed text)"
+            headers = _headers_of(response)
+            packing = headers.get("content-encoding", "").strip().lower() or "identity"
+            answer = self._read(response, headers, question) if packing == "identity" else b"(a compressed text)"
             lane.is_lost = packing != "identity"
-            if response.status_code >= 500:
+            if response.status >= 500:
                 lane.is_lost = True
                 _hang_up(response)
-            if response.status_code != 200:
-                raise error_of_status(question, response.status_code, response.headers, answer)
+            if response.status != 200:
+                raise error_of_status(question, response.status, headers, answer)
             if packing != "identity":
                 raise question.error(
                     InvalidAnswer,
@@ -307,13 +310,13 @@ class HttpTesseract(AbstractTesseract):
                 )
             return answer
 
-    def _read(self, response: httpx.Response, question: Question) -> bytes:
+    def _read(self, response: httpcore.Response, headers: Mapping[str, str], question: Question) -> bytes:
         """The body, refused before it fills the memory, whether or not the server tells its size beforehand."""
-        declared = response.headers.get("content-length", "")
+        declared = headers.get("content-length", "")
         n_bytes = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
         if n_bytes <= self.max_bytes:
             n_bytes, answer = 0, io.BytesIO()  # and not a list of chunks, which would take the memory twice
-            for chunk in response.iter_bytes():
+            for chunk in response.iter_stream():
                 n_bytes += len(chunk)
                 if n_bytes > self.max_bytes:
                     break
@@ -327,7 +330,16 @@ class HttpTesseract(AbstractTesseract):
         )
 
 
-def _hang_up(response: httpx.Response) -> None:
+def _headers_of(response: httpcore.Response) -> dict[str, str]:
+    """By their names in lower case; those of one name joined, as RFC 9110 has it (section 5.3)."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in response.headers:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+def _hang_up(response: httpcore.Response) -> None:
     """Close the connection that brought `response`.
 
     After an exception in the application uvicorn closes it in any case, a moment after the answer, and would take the

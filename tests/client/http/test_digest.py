@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client.digest import digest_of
+from tesseract_flow.client.http.digest import digest_of
 
 X = np.arange(6.0)
 

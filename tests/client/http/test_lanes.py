@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import HttpTesseract, ServedTesseract
-from tesseract_flow.client import lanes as lanes_module
-from tesseract_flow.client.lanes import Lane, Lanes
+from tesseract_flow.client.http import lanes as lanes_module
+from tesseract_flow.client.http.lanes import Lane, Lanes
 from tests.client.helpers import Asked, Reply, document, wait_until
 
-WORKERS = Path(__file__).parent / "components" / "workers" / "tesseract_api.py"
+WORKERS = Path(__file__).parents[1] / "components" / "workers" / "tesseract_api.py"
 
 
 class Connection:

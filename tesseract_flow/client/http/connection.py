@@ -1,0 +1,165 @@
+"""One connection to one server, opened when it is needed and again after it was lost.
+
+Here is what concerns sockets and TLS, over httpcore; and, for tests, a transport of httpx in place of a socket. Not
+here: what travels over it (`session`), and which of several connections a call takes (`lanes`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpcore
+
+from tesseract_flow.errors import OptionError
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class KeptConnection:
+    """A connection that is used by one request at a time, and kept.
+
+    Without a pool around it: which connection a call takes is decided by lanes, and a pool's book-keeping would cost
+    every call what encoding a thousand numbers does.
+    """
+
+    def __init__(self, origin: httpcore.Origin, tls: ssl.SSLContext | None, expiry: float):
+        self._origin = origin
+        self._tls = tls
+        self._expiry = expiry
+        self._connection = self._new()
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        # The server may have closed it in the meantime.
+        if self._connection.is_closed() or self._connection.has_expired():
+            self.close()
+            self._connection = self._new()
+        return self._connection.handle_request(request)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _new(self) -> httpcore.HTTPConnection:
+        return httpcore.HTTPConnection(
+            self._origin, self._tls, keepalive_expiry=self._expiry, socket_options=_socket_options()
+        )
+
+
+class TransportConnection:
+    """A connection over a transport of httpx that the user has given, and closes with the session."""
+
+    def __init__(self, transport: httpx.BaseTransport):
+        self._transport = transport
+
+    def handle_request(self, request: httpcore.Request) -> httpcore.Response:
+        import httpx
+
+        url = request.url
+        with _errors_of_httpcore():
+            response = self._transport.handle_request(
+                httpx.Request(
+                    request.method.decode("ascii"),
+                    httpx.URL(scheme=url.scheme.decode(), host=url.host.decode(), port=url.port, raw_path=url.target),
+                    headers=request.headers,
+                    content=b"".join(request.stream),  # type: ignore[arg-type]
+                    extensions=request.extensions,
+                )
+            )
+        return httpcore.Response(
+            response.status_code,
+            headers=response.headers.raw,
+            content=_Body(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        """Others may use the transport."""
+
+
+class _Body:
+    """The body of a response of httpx, as httpcore has it."""
+
+    def __init__(self, response: httpx.Response):
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _errors_of_httpcore():
+            # Unlike `iter_raw` also where a test has given the content at once. Nothing is compressed: see `handle`.
+            yield from self._response.iter_bytes()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextlib.contextmanager
+def _errors_of_httpcore() -> Iterator[None]:
+    """Raise the errors of httpx as those that httpx makes them from, so that there is one kind to understand."""
+    import httpx
+
+    try:
+        yield
+    except (httpx.RequestError, httpx.InvalidURL) as error:
+        names = [cls.__name__ for cls in type(error).__mro__]
+        kind = next((vars(httpcore)[name] for name in names if name in vars(httpcore)), None)
+        raise (kind or _WITHOUT_A_NAME.get(names[0], httpcore.RemoteProtocolError))(str(error)) from error
+
+
+# Of httpx alone.
+_WITHOUT_A_NAME = {"InvalidURL": httpcore.UnsupportedProtocol, "TransportError": httpcore.NetworkError}
+
+
+def tls_of(url: str, verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext | None:
+    """Whom to trust and who to be; `None` where nothing is encrypted.
+
+    Raises:
+        OptionError: the certificates cannot be used.
+    """
+    if urlsplit(url).scheme == "http":
+        return None  # loading the authorities costs 20 ms that a plain connection has no use for
+    try:
+        if isinstance(verify, str):
+            is_folder = Path(verify).is_dir()
+            context = ssl.create_default_context(
+                cafile=None if is_folder else verify, capath=verify if is_folder else None
+            )
+        else:
+            import httpx
+
+            context = httpx.create_ssl_context(verify=verify)
+        if cert is not None:
+            certificate, key = (cert, None) if isinstance(cert, str) else cert
+            # The empty password makes an encrypted key an error, instead of a question on somebody's terminal.
+            context.load_cert_chain(certificate, key, password="")
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise OptionError(
+            f"Tesseract at {url}: the certificates of verify={verify!r}, cert={cert!r} cannot be "
+            f"used: {error}\nExpected PEM files; a private key must not be encrypted."
+        ) from error
+    return context
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    """Probe an idle connection every 30 s after a minute: firewalls then keep an hour-long solve's connection."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 8)):
+        if hasattr(socket, name):  # not on every platform
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
+    return options
+
+
+def acknowledge_at_once(stream: Any) -> None:
+    """Acknowledge the first bytes of the answer without delay.
+
+    With several workers uvicorn binds the socket itself, in a way that makes asyncio leave Nagle's algorithm on. The
+    body of a short answer then waits for the acknowledgement of its head, which the kernel here holds back for 40 ms.
+    """
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None and hasattr(socket, "TCP_QUICKACK"):  # Linux's; it holds for the next answer only
+        with contextlib.suppress(OSError):  # a socket that is closed; httpcore will find out, or has already
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

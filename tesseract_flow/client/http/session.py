@@ -1,0 +1,184 @@
+"""Open connections, shared by equal handles of one process and closed with the last of them.
+
+Here: what every request to one server has in common, and one exchange with it. What an exchange carries is `handle`'s,
+which call takes which connection `lanes`', sockets and TLS are `connection`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+import httpcore
+
+from tesseract_flow.client.address import host_on_the_wire
+from tesseract_flow.client.http.connection import KeptConnection, TransportConnection, acknowledge_at_once, tls_of
+from tesseract_flow.client.http.exchange import Folders
+from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
+from tesseract_flow.client.http.lanes import Lane, Lanes
+from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.wire import accept_header
+
+if TYPE_CHECKING:
+    import httpx
+
+    from tesseract_flow.client.http.handle import HttpTesseract
+
+# uvicorn, as tesseract-core runs it, closes idle connections after 60 s. Leaving first avoids the race in which a
+# request is sent down a connection that the server is just closing.
+_KEEPALIVE_EXPIRY = 55.0
+_LONGEST_GREETING = 2**16  # bytes
+_PORTS = {"http": 80, "https": 443}
+_IN_A_PATH = "/%:@!$&'()*+,;=-._~"  # RFC 3986, section 3.3; what is encoded already stays as it is
+
+
+class Session:
+    """Open connections, shared folders and the schema of one server."""
+
+    def __init__(self, handle: HttpTesseract):
+        parts = urlsplit(handle.url)
+        host = host_on_the_wire(parts.hostname or "")
+        self._origin = httpcore.Origin(parts.scheme.encode(), host, parts.port or _PORTS[parts.scheme])
+        self._path = quote(parts.path, safe=_IN_A_PATH).encode()
+        accept = accept_header("base64" if handle.encoding == "auto" else handle.encoding, handle.compression)
+        headers = {
+            "Accept": accept,
+            "User-Agent": "tesseract-flow",
+            # A compressed body would cost time on both sides, and could unpack to any size.
+            "Accept-Encoding": "identity",
+            "Content-Type": "application/json",
+        }
+        own = dict(handle.headers)
+        if handle.token is not None:
+            own["Authorization"] = f"Bearer {handle.token}"
+        given = {name.lower() for name in own}
+        headers = {name: value for name, value in headers.items() if name.lower() not in given} | own
+        if "host" not in given:
+            headers = {"Host": _netloc(host.decode(), parts.port)} | headers
+        # In the form in which they travel: they are the same at every call, and there are thousands.
+        self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+        self._other_headers = [pair for pair in self._headers if pair[0] != b"Accept"]
+        self._timeout = _timeouts(handle.connect_timeout, handle.read_timeout)
+        # A call waits for a free lane for as long as the calls before it take. Here, and not in a pool of httpcore,
+        # where no call can choose its connection, and which under load sometimes closes a good one.
+        if handle.transport is None:
+            tls = tls_of(handle.url, handle.verify, handle.cert)
+            connect = functools.partial(KeptConnection, self._origin, tls, _KEEPALIVE_EXPIRY)
+            is_answered = functools.partial(_is_answered, weakref.WeakMethod(self.response))
+            self.lanes = Lanes(handle.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
+        else:
+            self.lanes = Lanes(handle.n_lanes, functools.partial(TransportConnection, handle.transport))
+        self.schema: TesseractSchema | None = None
+        self.lock = threading.Lock()
+        self.pid = os.getpid()
+        self.folders: Folders | None = None
+        if handle.input_dir is not None and handle.output_dir is not None and handle.encoding in ("binref", "auto"):
+            self.folders = Folders(handle.input_dir, handle.output_dir, is_choosing=handle.encoding == "auto")
+            weakref.finalize(self, self.folders.close)
+        weakref.finalize(self, _close, self.lanes, handle.transport)
+
+    @contextlib.contextmanager
+    def response(
+        self,
+        lane: Lane,
+        method: str,
+        target: str,
+        content: bytes = b"",
+        *,
+        accept: str | None = None,
+        seconds: float | None = None,
+    ) -> Iterator[httpcore.Response]:
+        """The response to a request, under way.
+
+        Args:
+            target: path and query, after the server's address.
+            accept: instead of the usual encoding of the answer.
+            seconds: a limit for each part of the exchange, instead of the usual ones.
+        """
+        headers = [*self._headers] if accept is None else [*self._other_headers, (b"Accept", accept.encode())]
+        headers.append((b"Content-Length", b"%d" % len(content)))
+        url = httpcore.URL(
+            scheme=self._origin.scheme,
+            host=self._origin.host,
+            port=self._origin.port,
+            target=self._path + target.encode("ascii"),
+        )
+        timeout = self._timeout if seconds is None else _timeouts(seconds, seconds)
+        body = _Sending(content, lane, self.lanes)
+        request = httpcore.Request(method, url, headers=headers, content=body, extensions={"timeout": timeout})
+        response = lane.connection.handle_request(request)
+        try:
+            yield response
+        finally:
+            response.close()
+
+
+def _timeouts(connect: float, read: float | None) -> dict[str, float | None]:
+    return {"connect": connect, "read": read, "write": read, "pool": None}
+
+
+def _netloc(host: str, port: int | None) -> str:
+    host = f"[{host}]" if ":" in host else host
+    return host if port is None else f"{host}:{port}"
+
+
+def _close(lanes: Lanes, shared: httpx.BaseTransport | None) -> None:
+    lanes.close()
+    if shared is not None:
+        shared.close()
+
+
+class _Sending:
+    """The body of a request, which tells the lanes when all of it has gone."""
+
+    def __init__(self, body: bytes, lane: Lane, lanes: Lanes):
+        self._body = body
+        self._lane = lane
+        self._lanes = lanes
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._body
+        acknowledge_at_once(self._lane.stream)
+        self._lanes.sent(self._lane)
+
+
+def _is_answered(response_of: weakref.WeakMethod[Any], lane: Lane, seconds: float | None) -> bool:
+    """Whether anybody answers on a new lane. A no means that all workers are busy, or that whoever sends next finds
+    out what is wrong; it is never taken for the death of a server."""
+    ask = response_of()
+    if ask is None:  # the session is being closed
+        return False
+    try:
+        with ask(lane, "GET", "/health", seconds=seconds) as response:
+            n_bytes = 0
+            for chunk in response.iter_stream():  # to its end: else the connection is closed
+                n_bytes += len(chunk)
+                if n_bytes > _LONGEST_GREETING:
+                    return False
+            lane.arrived_by(response.extensions.get("network_stream"))
+            return response.status < 500
+    except TRANSPORT_ERRORS:
+        return False
+
+
+_sessions: weakref.WeakValueDictionary[Hashable, Session] = weakref.WeakValueDictionary()
+_sessions_lock = threading.Lock()
+
+
+def session_of(handle: HttpTesseract) -> Session:
+    """The session that `handle` shares with all handles that are equal to it."""
+    # Not the handle itself, which holds the session that holds its place here. And the pid, because a forked child that
+    # wrote into its parent's connections would mix up their answers.
+    key = (os.getpid(), *(getattr(handle, field.name) for field in dataclasses.fields(handle)))
+    with _sessions_lock:
+        session = _sessions.get(key)
+        if session is None:
+            session = _sessions[key] = Session(handle)
+        return session

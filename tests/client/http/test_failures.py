@@ -1,0 +1,112 @@
+"""Every failure of httpcore, and of a transport of httpx, has its place in the tree, and says what it must say."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import httpcore
+import httpx
+import pytest
+
+from tesseract_flow import errors
+from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
+from tesseract_flow.errors import CallError, CallTimeout, ConnectionLost, OverBudget, TransientError, Unreachable
+from tests.client.helpers import QUESTION, check_message, mocked
+from tests.client.test_translate import OF_STATUS
+
+OF_TRANSPORT: dict[type[Exception], type[CallError]] = {
+    httpcore.TimeoutException: CallTimeout,
+    httpcore.ConnectTimeout: Unreachable,
+    httpcore.ReadTimeout: CallTimeout,
+    httpcore.WriteTimeout: CallTimeout,
+    httpcore.PoolTimeout: Unreachable,
+    httpcore.NetworkError: ConnectionLost,
+    httpcore.ConnectError: Unreachable,
+    httpcore.ReadError: ConnectionLost,
+    httpcore.WriteError: Unreachable,
+    httpcore.ProtocolError: ConnectionLost,
+    httpcore.LocalProtocolError: Unreachable,
+    httpcore.RemoteProtocolError: ConnectionLost,
+    httpcore.ProxyError: Unreachable,
+    httpcore.UnsupportedProtocol: Unreachable,
+}
+# Those of a transport that httpcore has no name for.
+OF_HTTPX: dict[type[Exception], type[CallError]] = {
+    httpx.TransportError: ConnectionLost,
+    httpx.CloseError: ConnectionLost,
+    httpx.RequestError: ConnectionLost,
+    httpx.DecodingError: ConnectionLost,
+    httpx.TooManyRedirects: ConnectionLost,
+    httpx.InvalidURL: Unreachable,
+}
+SAME_NAME = {getattr(httpx, cls.__name__): expected for cls, expected in OF_TRANSPORT.items()}
+
+
+def name_of(cls: type) -> str:
+    return cls.__name__
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    for child in cls.__subclasses__():
+        yield from subclasses(child)
+
+
+def test_every_failure_of_httpcore_is_in_the_map():
+    raised = {cls for cls in vars(httpcore).values() if inspect.isclass(cls) and issubclass(cls, Exception)}
+    # Its pools', of which none is used.
+    assert raised - {httpcore.ConnectionNotAvailable} == set(OF_TRANSPORT)
+    assert all(issubclass(cls, TRANSPORT_ERRORS) for cls in OF_TRANSPORT)
+
+
+def test_every_failure_of_httpx_is_in_the_map():
+    # In httpx only: other libraries, and Prefect, derive exceptions of their own.
+    all_of_httpx = {cls for cls in subclasses(httpx.RequestError) if cls.__module__.startswith("httpx")}
+    assert all_of_httpx | {httpx.InvalidURL} == {*SAME_NAME, *OF_HTTPX}
+
+
+def test_every_call_error_is_reached():
+    all_of_ours = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, CallError)}
+    reached = {*OF_TRANSPORT.values(), *OF_STATUS.values()}
+    # Refinements of these, such as ShapesUnknown, belong to the layers above.
+    refined = {cls for cls in all_of_ours if any(issubclass(cls, ours) for ours in reached)}
+    # A budget is ours to keep: its error comes before anything is sent.
+    assert all_of_ours - refined == {CallError, TransientError, OverBudget}
+    assert reached <= all_of_ours
+
+
+@pytest.mark.parametrize("raised", OF_TRANSPORT, ids=name_of)
+def test_transport_error(raised):
+    error = error_of_transport(QUESTION, raised("something of the network's"), 1.25)
+    assert type(error) is OF_TRANSPORT[raised]
+    check_message(error)
+
+
+@pytest.mark.parametrize(("raised", "expected"), [*SAME_NAME.items(), *OF_HTTPX.items()], ids=str)
+def test_transport_error_through_a_handle(raised, expected):
+    cause = raised("something of the network's")
+    with pytest.raises(expected) as caught:
+        mocked(cause).handle(label="fem").apply({"x": 1.0})
+    assert isinstance(caught.value.__cause__, TRANSPORT_ERRORS)
+    assert caught.value.__cause__.__cause__ is cause
+    check_message(caught.value)
+
+
+@pytest.mark.parametrize("raised", OF_TRANSPORT, ids=name_of)
+def test_a_message_says_whether_a_solve_may_be_running(raised):
+    text = str(error_of_transport(QUESTION, raised("boom"), 1.25))
+    if OF_TRANSPORT[raised] is Unreachable or raised is httpcore.WriteTimeout:
+        assert "Nothing was s" in text and "may still be running" not in text
+    elif OF_TRANSPORT[raised] in (ConnectionLost, CallTimeout):
+        assert "may still be running" in text and "Nothing was" not in text
+
+
+def test_what_is_sent_again_has_started_nothing():
+    for raised in NOT_STARTED:
+        assert "Nothing was started" in str(error_of_transport(QUESTION, raised("boom"), 1.25))
+
+
+def test_an_untrusted_certificate_has_its_own_remedy():
+    error = error_of_transport(QUESTION, httpcore.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), 0.1)
+    assert isinstance(error, Unreachable) and "verify=" in str(error)
