@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import calls, curves, flows, gradients, plots, residuals, results
+from benchmarks import calls, curves, flows, gradients, plots, residuals, results, solver_runs
 from benchmarks.measuring import Bench, Row
 
 PEERS = ("tesseract-jax", "tesseract-core[runtime]>=1.12")
@@ -28,6 +28,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "http": calls.call_rows,
     "shared-memory": calls.shared_memory_rows,
     "layer": calls.layer_rows,
+    "sellar": solver_runs.sellar_rows,
     "import": calls.import_rows,
 }
 CHARTS = {chart.__name__: chart for chart in curves.ALL}

@@ -99,10 +99,11 @@ def serve(tesseracts: Sequence[ServedTesseract]) -> list[str]:
         return list(pool.map(lambda tesseract: tesseract.url, tesseracts))
 
 
-def median_seconds(fns: Sequence[Callable[[], Any]], repeat: int) -> list[float]:
+def median_seconds(fns: Sequence[Callable[[], Any]], repeat: int, *, n_warm_up: int = 1) -> list[float]:
     """Median wall time of each function, measured in turn so that a slow moment hits them all alike."""
-    for fn in fns:
-        fn()
+    for _ in range(n_warm_up):
+        for fn in fns:
+            fn()
     times: list[list[float]] = [[] for _ in fns]
     for _ in range(repeat):
         for fn, own in zip(fns, times, strict=True):

@@ -6,11 +6,10 @@ Figures here are from the two shared cores on which the profiles were taken; the
 from __future__ import annotations
 
 _CLIENT = """\
-Most of such a call is the server's: a request written by hand to a raw socket takes 0.95 ms, the SDK's call 1.64 ms, \
-ours 1.54 ms. Of the client's part 0.07 ms are ours, encoding included; the rest is HTTP. Requests go straight to \
-httpx's transport \
-now, past its client with cookies, redirects and a second look at the URL, which took the ratio from 0.89 to 0.82. \
-Tried beside that: httpcore without httpx reaches 0.72 of the SDK, and needs its errors translated; not done yet."""
+Most of such a call is the server's: a request written by hand to a raw socket takes 0.95 ms, the SDK's call 1.64 ms. \
+Of the client's part 0.07 ms are ours, encoding included; the rest is HTTP. Requests go straight to a connection of \
+httpcore, past its pool and past httpx, which took the ratio from 0.89 to 0.75 on a quiet machine. With other \
+processes at work all figures grow, and the ratio with them."""
 
 _COMPILED = """\
 The two compiled programs of the recipe, called by hand, are as fast as the one that has both passes. What is above \
@@ -23,8 +22,11 @@ NOTES: dict[str, str] = {
     "graph": """\
 Prefect's engine takes some 2 ms of processor time per task run, and the four runs of a wave take turns at Python's \
 lock: the fourth request leaves 11 ms after the first, and as much again passes between the first answer and its \
-pullback. Two waves make some 20 ms on top of the executor's own 15 ms; Prefect's server shares the two cores. Tried, \
-without effect: reading results past Prefect's event loop, a shorter switch interval of Python's threads.""",
+pullback. Two waves make some 20 ms on top of the executor's own 15 ms; Prefect's server shares the two cores. Each \
+run makes eleven random identifiers, and the system call behind each gives Python's lock away. Tried, without effect: \
+reading results past Prefect's event loop, a shorter switch interval of Python's threads, the next task only when the \
+call of the one before it is on its way. Not done: to send the request before Prefect has let its task begin, as \
+limits and cancellation must come before a solve.""",
     "task": """\
 A task that returns its argument costs nearly as much: this is Prefect's engine on this machine.""",
     "task-plain": """\
@@ -46,16 +48,18 @@ The server takes three quarters of this call (a request written by hand to a raw
 45 ms where ours takes 60 and the SDK's 80), and all clients wait for it alike. What is left to us is one pass each \
 for encoding, sending, receiving and decoding.""",
     "shared-memory": """\
-All clients wait for the server for more than half of the time (8 of 12 to 14 ms at 1e6 numbers): it reads its input, \
-doubles it, and writes its answer to a fresh file. Of the client's part, writing the input takes 0.4 ms, copying the \
-answer out of its file 0.4 ms from a server that we have started and 1.2 ms from another's. \
-A server of ours varies more than the others, for reasons not found yet: measured alone 25, 25 and 30 ms at 4e6 \
-numbers, at the end of two runs of all rows 82 and 96 ms, and 25 ms in a third, \
-in which 1e6 numbers took 24 ms instead of 10.""",
+All clients wait for the server for three quarters of the time that the SDK's call takes (11.3 of 15 ms at 1e6 \
+numbers, 28 of 38 at 4e6): it reads its input, doubles it, and writes its answer to a fresh file, in memory in pieces \
+of 4 kB. Left to the client are one pass for writing the input, into a file that is warm (0.4 and 1.9 ms), one for \
+copying the answer out of its file (1.3 and 4 to 6 ms) and one for reading it (0.4 and 1.9 ms): 0.93 of the SDK at \
+best. To map the answer instead of copying it would gain 2 %, and a server that cuts the file short would take this \
+process down with it. A server that we have started writes to the faster of two folders, see docs/wire.md. Earlier \
+runs had two states here, up to 96 ms: on this virtual machine the first touch of memory that its host has taken back, \
+which it does after two idle seconds, costs 1.9 s per GiB instead of 0.08. All contestants pay for it alike, so they \
+now run 15 times before they are measured.""",
     "layer": """\
 A difference of two medians beyond a millisecond: 0.15, 0.20 and 0.27 ms in three runs, 0.39 ms in a noisier one.""",
     "import": """\
-Beyond JAX and Equinox the import takes 0.13 s: 0.04 s are httpx, which brings click and rich for a command line that \
-nobody asked for, 0.03 s one full collection of garbage that falls into our part by chance, the rest some forty \
-modules of 1 to 4 ms. Importing httpx when the first HTTP handle is made would take off the first; not done yet.""",
+Beyond JAX and Equinox the import takes 0.03 to 0.05 s, for some thirty modules of 0.2 to 4 ms. HTTP is imported with \
+the first address, as httpx brings click and rich: 0.08 s.""",
 }

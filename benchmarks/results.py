@@ -93,8 +93,6 @@ def markdown(rows: Sequence[Row], charts: Sequence[Chart], machine: Machine, *, 
             "|---|---|---|---|---|---|---|",
             *(_line(row, is_quick) for row in rows),
             "",
-            "Sellar's solver runs to the optimum are not in the table: that example is not there yet.",
-            "",
         ]
         if not is_quick:
             lines += [f"{sum(row.is_met for row in rows)} of {len(rows)} goals are met.", "", *_notes(rows)]
