@@ -1,7 +1,8 @@
 """Running JAX functions with Tesseracts inside as dataflow."""
 
 from tesseract_flow.execute.concurrent import Concurrent, concurrent
-from tesseract_flow.execute.plan import Node, Plan, Segment, make_plan
+from tesseract_flow.execute.plan import Node, Plan, Segment
+from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import run_plan
 from tesseract_flow.execute.submit import (
     AbstractFuture,

@@ -16,7 +16,8 @@ from jax.core import Tracer
 from tesseract_flow.autodiff.call import Static
 from tesseract_flow.autodiff.primitives import is_staging
 from tesseract_flow.errors import OptionError, ShapesUnknown
-from tesseract_flow.execute.plan import Plan, make_plan
+from tesseract_flow.execute.plan import Plan
+from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import OnFailure, run_plan
 from tesseract_flow.execute.submit import AbstractSubmitter, default_submitter
 

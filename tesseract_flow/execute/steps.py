@@ -1,0 +1,198 @@
+"""A jaxpr → its equations as steps in one row, each once.
+
+Bodies of `jit`, `custom_jvp`, `remat` that contain Tesseract calls are inlined, equal steps are merged, unused ones
+dropped. Control flow (`scan`, `while_loop`, `cond`) stays a pure step, with its calls inside as host callbacks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from tesseract_flow.autodiff import HOST, Call, only, pullback_p, pushforward_p
+from tesseract_flow.autodiff.sow import sow_p
+from tesseract_flow.execute.plan import Constant, Ref
+
+# Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
+_WRAPPERS = {
+    *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr"),
+    *("checkpoint", "remat", "remat2"),
+    *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+# Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
+_COMMUTATIVE = {"add", "add_any", "mul"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One equation, with slots for its variables."""
+
+    eqn: JaxprEqn
+    inputs: tuple[Ref, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def is_call(self) -> bool:
+        return self.eqn.primitive in HOST
+
+
+class Flattener:
+    """Walks a jaxpr and its inlined bodies, numbering values and merging equal steps."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.constants: dict[int, Any] = {}
+        self.avals: list[Any] = []  # per slot
+        self._merged: dict[Any, tuple[int, ...]] = {}
+        self._slot_of: dict[int, int] = {}  # id of a constant -> its slot; `constants` keeps the object alive
+
+    def new_slot(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def flatten(self, jaxpr: Jaxpr, consts: Sequence[Any], arguments: Sequence[Ref]) -> list[Ref]:
+        env: dict[Any, Ref] = dict(zip(jaxpr.invars, arguments, strict=True))
+        for var, value in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = self._constant(value, var.aval)
+
+        def read(atom: Any) -> Ref:
+            return Constant(atom) if isinstance(atom, Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            inputs = tuple(read(atom) for atom in eqn.invars)
+            body = _body(eqn)
+            if eqn.primitive is sow_p:
+                # Nobody is listening here, and an identity that takes several values would make each wait for all.
+                outputs: Sequence[Ref] = inputs
+            elif body is not None:
+                outputs = self.flatten(body.jaxpr, body.consts, inputs)
+            else:
+                outputs = self._add(eqn, inputs)
+            env.update(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def speculate(self, results: tuple[Ref, ...]) -> tuple[Ref, ...]:
+        """Pullbacks of a single scalar no longer wait for its cotangent: J^T c = c J^T 1, exactly.
+
+        They then need what their apply needs, and can run beside it. (A component that keeps residuals of its apply
+        for the pullback loses by it.)
+        """
+        steps, self.steps = self.steps, []
+        moved: dict[int, Ref] = {}  # old results of such pullbacks -> the products
+
+        def now(ref: Ref) -> Ref:
+            return moved.get(ref, ref) if isinstance(ref, int) else ref
+
+        for step in steps:
+            inputs = tuple(map(now, step.inputs))
+            call: Call | None = step.eqn.params.get("call")
+            if step.eqn.primitive is not pullback_p or call is None or not _is_of_one_scalar(call, inputs):
+                self.steps.append(Step(step.eqn, inputs, step.outputs))
+                continue
+            aval = call.out_avals[call.outputs[0]]
+            one = self._constant(np.ones((), aval.dtype), step.eqn.invars[-1].aval)
+            pulled = tuple(self.new_slot(self.avals[slot]) for slot in step.outputs)
+            self.steps.append(Step(step.eqn, (*inputs[:-1], one), pulled))
+            scale = jax.make_jaxpr(lambda c, *parts: [_scaled(c, part) for part in parts])(
+                aval, *(self.avals[slot] for slot in pulled)
+            )
+            moved.update(zip(step.outputs, self.flatten(scale.jaxpr, scale.consts, (inputs[-1], *pulled)), strict=True))
+        return tuple(map(now, results))
+
+    def _constant(self, value: Any, aval: Any) -> int:
+        """One slot per object, so that steps that differ in nothing else are seen to be equal."""
+        if id(value) not in self._slot_of:
+            slot = self._slot_of[id(value)] = self.new_slot(aval)
+            self.constants[slot] = value
+        return self._slot_of[id(value)]
+
+    def _add(self, eqn: Any, inputs: tuple[Ref, ...]) -> tuple[int, ...]:
+        key = _merge_key(eqn, inputs)
+        if key is not None and key in self._merged:
+            return self._merged[key]
+        outputs = tuple(self.new_slot(var.aval) for var in eqn.outvars)
+        self.steps.append(Step(eqn, inputs, outputs))
+        if key is not None:
+            self._merged[key] = outputs
+        return outputs
+
+
+def _is_of_one_scalar(call: Call, inputs: Sequence[Ref]) -> bool:
+    is_scalar = len(call.outputs) == 1 and call.out_avals[call.outputs[0]].shape == ()
+    return is_scalar and call.batch is None and isinstance(inputs[-1], int)  # a constant is there already
+
+
+def _scaled(c: Any, part: Any) -> Any:
+    product = c.astype(np.promote_types(c.dtype, part.dtype)) * part.astype(np.promote_types(c.dtype, part.dtype))
+    is_real = not np.issubdtype(part.dtype, np.complexfloating)
+    return (jax.numpy.real(product) if is_real else product).astype(part.dtype)
+
+
+def _body(eqn: Any) -> ClosedJaxpr | None:
+    """The body to inline: that of a wrapper with a Tesseract call inside."""
+    if eqn.primitive.name not in _WRAPPERS or not any(True for _ in calls_of([eqn])):
+        return None
+    body = next(eqn.params[name] for name in _BODIES if name in eqn.params)
+    return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
+
+
+def _bodies(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def calls_of(eqns: Iterable[Any]) -> Iterator[Any]:
+    """The Tesseract equations among these and in their bodies."""
+    for eqn in eqns:
+        if eqn.primitive in HOST:
+            yield eqn
+        for body in _bodies(eqn.params):
+            yield from calls_of(body.eqns)
+
+
+def _merge_key(eqn: Any, inputs: tuple[Ref, ...]) -> Any:
+    """Equal keys mean equal results; None if that cannot be told."""
+    if eqn.effects:
+        return None
+    try:
+        parts = tuple(
+            (str(x.literal.aval), x.value.tobytes()) if isinstance(x, Constant) else x  # the aval tells weak types
+            for x in inputs
+        )
+        if eqn.primitive.name in _COMMUTATIVE:
+            parts = tuple(sorted(parts, key=repr))
+        key = (eqn.primitive, parts, tuple(sorted(eqn.params.items())), tuple(str(v.aval) for v in eqn.outvars))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def without_unused(steps: Sequence[Step], results: Sequence[Ref]) -> list[Step]:
+    needed = {ref for ref in results if isinstance(ref, int)}
+    kept = []
+    for step in reversed(steps):
+        if step.eqn.effects or needed.intersection(step.outputs):
+            kept.append(_with_what_is_used(step, needed))
+            needed.update(ref for ref in step.inputs if isinstance(ref, int))
+    return kept[::-1]
+
+
+def _with_what_is_used(step: Step, needed: set[int]) -> Step:
+    """A derivative of which only some results are used asks for those. After merging: equal ones may want different."""
+    used = [k for k, slot in enumerate(step.outputs) if slot in needed]
+    if step.eqn.primitive not in (pushforward_p, pullback_p) or len(used) == len(step.outputs):
+        return step
+    call = only(step.eqn.primitive, step.eqn.params["call"], used)
+    eqn = step.eqn.replace(outvars=[step.eqn.outvars[k] for k in used], params={"call": call})
+    return Step(eqn, step.inputs, tuple(step.outputs[k] for k in used))
