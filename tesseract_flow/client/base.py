@@ -8,6 +8,7 @@ array leaves: no JAX here, because these methods run inside JAX's host callbacks
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -161,3 +162,10 @@ def on_each_kind(hear: Callable[[type[AbstractTesseract]], object]) -> None:
         kind = found.pop()
         found += kind.__subclasses__()
         hear(kind)
+
+
+class ByFields:
+    """A dataclass that is copied and pickled by its fields; what it holds besides, such as connections, stays here."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]

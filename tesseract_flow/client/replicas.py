@@ -21,7 +21,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any
 
-from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.http import HttpTesseract, primals_key
 from tesseract_flow.client.translate import Question
 from tesseract_flow.errors import CallError, CallTimeout, ConnectionLost, OptionError, SchemaError, Unreachable
@@ -37,7 +37,7 @@ _REMEMBERED = 4096  # inputs
 
 
 @dataclasses.dataclass(frozen=True)
-class ReplicatedTesseract(AbstractTesseract):
+class ReplicatedTesseract(ByFields, AbstractTesseract):
     """Several servers of one component. The least busy one gets a call; a pullback goes where its apply went.
 
     Attributes:
@@ -72,13 +72,6 @@ class ReplicatedTesseract(AbstractTesseract):
     def __repr__(self) -> str:
         places = ", ".join(map(place_of, self.replicas))
         return f"ReplicatedTesseract({self.label + ': ' if self.label else ''}{places})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:

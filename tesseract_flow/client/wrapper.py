@@ -6,14 +6,13 @@ that are missing) and is otherwise the handle that it wraps.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from tesseract_flow.client.base import AbstractTesseract
+from tesseract_flow.client.base import AbstractTesseract, ByFields
 from tesseract_flow.schema import TesseractSchema
 
 
-class AbstractWrapper(AbstractTesseract):
+class AbstractWrapper(ByFields, AbstractTesseract):
     """A handle around another one, as a frozen dataclass with `tesseract` as its first field.
 
     What else the inner handle can do (`stop()`, `logs()`, `url`) is found here as well. Pickled are the fields alone:
@@ -27,13 +26,6 @@ class AbstractWrapper(AbstractTesseract):
         if name.startswith("_") or name in type(self).__dataclass_fields__:  # type: ignore[attr-defined]
             raise AttributeError(name)
         return getattr(self.tesseract, name)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:

@@ -21,7 +21,7 @@ import httpcore
 import orjson
 
 from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
-from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.http.digest import digest_of
 from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_bytes
 from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
@@ -43,7 +43,7 @@ _RECONNECT_DELAY = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class HttpTesseract(AbstractTesseract):
+class HttpTesseract(ByFields, AbstractTesseract):
     """A Tesseract served at `url`.
 
     Equal handles share their connections. Handles can be pickled; credentials never appear in their `repr`.
@@ -113,13 +113,6 @@ class HttpTesseract(AbstractTesseract):
 
     def __repr__(self) -> str:
         return f"HttpTesseract({self.label + ': ' if self.label else ''}{self.url})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:
