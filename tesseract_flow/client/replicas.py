@@ -124,7 +124,7 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
         raise self._out_of_reach(endpoint, refusals)
 
     def _out_of_reach(self, endpoint: str, errors: Mapping[int, Exception]) -> Unreachable:
-        whom = self.label or (self._group.schema.name if self._group.schema else "") or "replicas"
+        whom = self.name if self.label is not None or self._group.schema is not None else "replicas"
         reasons = [(self.replicas[k], error) for k, error in sorted(errors.items())]
         lines = "\n".join(f"  {place_of(replica)}: {_reason(replica, error)}" for replica, error in reasons)
         return Question(endpoint, whom).error(
@@ -230,11 +230,12 @@ class _Standing:
 
 @dataclasses.dataclass(frozen=True)
 class _Trip:
-    """One call at one replica."""
+    """One call at one replica, which is due unless it was left out and had to serve for want of another."""
 
     index: int
     key: Hashable
     turn: int
+    is_due: bool
 
 
 class _Group:
@@ -268,9 +269,10 @@ class _Group:
             self._turn += 1
             standing.last_turn = self._turn
             standing.calls[key] += 1
-            if standing.reason is not None:
+            is_due = bool(ready)
+            if standing.reason is not None and is_due:
                 standing.out_until = now + standing.pause  # one call finds out whether it is back, not all of them
-            return _Trip(k, key, self._turn)
+            return _Trip(k, key, self._turn, is_due)
 
     def _best(self, endpoint: str, key: Hashable, ready: Iterable[int]) -> int:
         standings = self._standings
@@ -294,9 +296,9 @@ class _Group:
             standing.calls[trip.key] -= 1
             if not standing.calls[trip.key]:
                 del standing.calls[trip.key]
-            if error is not None:
+            if error is not None and (trip.is_due or standing.reason is None):
                 self._leave_out(trip.index, error, trip.turn)
-            elif has_answered and standing.reason is not None:
+            elif error is None and has_answered and standing.reason is not None:
                 _log.info("Replica %s answers again.", place_of(self._replicas[trip.index]))
                 standing.reason, standing.out_until = None, 0.0
             if has_seen and trip.key is not None:

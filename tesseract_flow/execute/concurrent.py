@@ -46,10 +46,18 @@ def concurrent(
             on the critical path. For components that do not keep residuals, on servers with a worker to spare.
 
     Raises:
-        OptionError: another `on_failure`.
+        OptionError: another `on_failure`, or a `submitter` that is none.
+        TypeError: `fn` cannot be called.
     """
+    if not callable(fn):
+        raise TypeError(f"concurrent: expected a function, such as jax.value_and_grad(loss); got {type(fn).__name__}.")
     if on_failure not in get_args(OnFailure):
         raise OptionError(f"on_failure={on_failure!r}; expected 'wait' or 'abandon'.")
+    if not isinstance(submitter, AbstractSubmitter | None):
+        raise OptionError(
+            f"submitter={submitter!r}; expected an object such as ThreadSubmitter(), InlineSubmitter() or, inside a "
+            "Prefect flow, PrefectSubmitter()."
+        )
     return Concurrent(fn, submitter, on_failure, speculative)
 
 

@@ -332,6 +332,32 @@ def test_it_is_logged_who_is_left_out(caplog):
     assert "http://a answers again" in caplog.text
 
 
+def test_who_has_to_serve_while_left_out_is_not_left_out_for_longer(caplog):
+    farm = Farm(2)
+    _ = farm.handle.schema
+    for solver in farm.solvers:
+        solver.error = REFUSED
+    for _ in range(5):  # as retries would have it
+        with pytest.raises(Unreachable):
+            farm.host()
+    assert caplog.text.count("is left out") == 2
+    farm.now = 1.5  # now both are due
+    with pytest.raises(Unreachable):
+        farm.host()
+    assert caplog.text.count("is left out for 2 s") == 2
+
+
+def test_a_component_without_a_name_is_not_called_by_its_class():
+    farm = Farm(2)
+    for solver in farm.solvers:
+        solver.schema = document("Tesseract")
+    _ = farm.handle.schema
+    for solver in farm.solvers:
+        solver.error = REFUSED
+    with pytest.raises(Unreachable, match=r"^'apply' of Tesseract 'replicas': none"):
+        farm.host()
+
+
 # One schema.
 
 

@@ -445,6 +445,10 @@ def test_calls_that_wait_for_a_thread_are_taken_back():
 def test_unknown_settings_are_refused():
     with pytest.raises(OptionError, match="expected 'wait' or 'abandon'"):
         concurrent(lambda x: x, on_failure="ignore")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"submitter='threads'; expected an object such as ThreadSubmitter\(\)"):
+        concurrent(lambda x: x, submitter="threads")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a function"):
+        concurrent(3.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scale", [1.0, -3.0, 0.0])
