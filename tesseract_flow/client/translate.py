@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import email.utils
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,12 @@ from tesseract_flow.errors import (
 _LONGEST_TEXT = 8000  # characters of a server's own text that go into a message
 _MOST_FAULTS = 20  # lines of a message; the exception keeps them all
 _LONGEST_WAIT = 3600.0  # seconds; no header of a server can put us to sleep for longer
+
+_TRACEBACK = re.compile(r"^(?=Traceback \(most recent call last\):$)", re.MULTILINE)
+# A frame of tesseract-core's runtime, with its line of code and the marks below that.
+_RUNTIME_FRAME = re.compile(
+    r'^  File "[^"\n]*[/\\]tesseract_core[/\\]runtime[/\\][^\n]*\n(?:    [^\n]*\n)*', re.MULTILINE
+)
 
 Error = TypeVar("Error", bound=CallError)
 
@@ -162,9 +169,20 @@ def readable(content: bytes | str) -> str:
     if isinstance(content, bytes):
         # UTF-8, whatever the server says: among Python's codecs are some that unpack archives.
         content = content[-4 * _LONGEST_TEXT :].decode("utf-8", errors="replace")
-    text = content.strip()
+    text = _without_the_servers_frames(content.strip())
     # The end of a traceback says more than its beginning.
     return _printable(text if len(text) <= _LONGEST_TEXT else f"(...)\n{text[-_LONGEST_TEXT:]}", _LONGEST_TEXT + 10)
+
+
+def _without_the_servers_frames(text: str) -> str:
+    """Tracebacks that begin with the component's own frames, and not with forty of its server's."""
+    parts = _TRACEBACK.split(text)
+    for k, part in enumerate(parts):
+        frames = list(_RUNTIME_FRAME.finditer(part))
+        if frames and part.startswith("Traceback") and part.startswith("  File", frames[-1].end()):
+            head = part.partition("\n")[0]
+            parts[k] = f"{head}\n{part[frames[-1].end() :]}"
+    return "".join(parts)
 
 
 def _printable(value: Any, n_max: int = 500) -> str:

@@ -6,6 +6,7 @@ is run `run`'s.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
@@ -172,14 +173,22 @@ class Plan:
 
     def __str__(self) -> str:
         n_segments = sum(isinstance(unit, Segment) for unit in self.units)
-        lines = [f"{len(self.nodes)} calls in {self.n_waves} waves, {n_segments} segments of pure JAX"]
+        parts = _counted(len(self.nodes), "call"), _counted(self.n_waves, "wave"), _counted(n_segments, "segment")
+        lines = ["{} in {}, {} of pure JAX".format(*parts)]
         for wave in range(1, self.n_waves + 1):
-            lines.append(f"  wave {wave}: " + ", ".join(_timed(node) for node in self.nodes if node.wave == wave))
+            n_of = collections.Counter(_timed(node) for node in self.nodes if node.wave == wave)
+            lines.append(
+                f"  wave {wave}: " + ", ".join(f"{n} \u00d7 {what}" if n > 1 else what for what, n in n_of.items())
+            )
         expected = self.critical_path
         if expected is not None and expected[1]:
             seconds, path = expected
             lines.append(f"  critical path: {_pretty(seconds)}: " + " -> ".join(node.label for node in path))
         return "\n".join(lines)
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _timed(node: Node) -> str:

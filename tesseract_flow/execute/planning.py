@@ -6,7 +6,7 @@ have answered, and never holds up another one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
 from tesseract_flow.autodiff import ENDPOINTS, Call
 from tesseract_flow.execute.plan import Constant, Node, Plan, Ref, Segment
-from tesseract_flow.execute.steps import Flattener, Step, calls_of, without_unused
+from tesseract_flow.execute.steps import Flattener, Step, bodies_of, calls_of, signature, without_unused
 
 _VERBS = {
     "apply": "apply",
@@ -69,9 +69,10 @@ def _group(steps: Sequence[Step], results: Sequence[Ref], avals: Sequence[Any]) 
         for slot in step.outputs:
             ancestors[slot], direct[slot] = mask, sources
     used = _uses(nodes, grouped, results)
+    compiled: dict[Any, Callable[..., list[Any]]] = {}
     # Whatever waits for more calls comes later, and a call after the segment that waits for the same ones.
     ranked: list[tuple[int, bool, Node | Segment]] = [
-        *((mask.bit_count(), False, _segment(mask, group, used, avals)) for mask, group in grouped.items()),
+        *((mask.bit_count(), False, _segment(mask, group, used, avals, compiled)) for mask, group in grouped.items()),
         *((mask.bit_count(), True, node) for mask, node in zip(waits_for, nodes, strict=True)),
     ]
     return [unit for *_, unit in sorted(ranked, key=lambda entry: entry[:2])]
@@ -105,15 +106,46 @@ def _uses(nodes: Sequence[Node], grouped: Mapping[int, Sequence[Step]], results:
     return used
 
 
-def _segment(mask: int, steps: Sequence[Step], used: Mapping[int, set[Any]], avals: Sequence[Any]) -> Segment:
+def _segment(
+    mask: int,
+    steps: Sequence[Step],
+    used: Mapping[int, set[Any]],
+    avals: Sequence[Any],
+    compiled: dict[Any, Callable[..., list[Any]]],
+) -> Segment:
     made = [slot for step in steps for slot in step.outputs]
     own = set(made)
     inputs = tuple(
         dict.fromkeys(ref for step in steps for ref in step.inputs if isinstance(ref, int) and ref not in own)
     )
     outputs = tuple(slot for slot in made if used.get(slot, set()) - {mask})
+    # What is done with each of a hundred answers alike is compiled once: that takes 30 ms, however little it does.
+    key = _structure(steps, inputs, outputs, avals)
+    fn = compiled.get(key)
+    if fn is None:
+        fn = compiled[key] = _function(steps, inputs, outputs, avals)
+    return Segment(inputs, outputs, fn, len(steps))
+
+
+def _structure(
+    steps: Sequence[Step], inputs: Sequence[int], outputs: Sequence[int], avals: Sequence[Any]
+) -> tuple[Any, ...] | object:
+    """Equal structures compute the same of inputs that are alike; what cannot be compared equals nothing."""
+    number = {slot: k for k, slot in enumerate([*inputs, *(slot for step in steps for slot in step.outputs)])}
+    signatures = [
+        signature(step.eqn, [number[ref] if isinstance(ref, int) else ref for ref in step.inputs]) for step in steps
+    ]
+    if None in signatures:
+        return object()
+    return (*signatures, tuple(str(avals[slot]) for slot in inputs), tuple(number[slot] for slot in outputs))
+
+
+def _function(
+    steps: Sequence[Step], inputs: Sequence[int], outputs: Sequence[int], avals: Sequence[Any]
+) -> Callable[..., list[Any]]:
     # A jaxpr of its own and not a loop over `bind`: how an equation is evaluated (its context, its sub-functions) is
     # JAX's business and changes between versions.
+    made = [slot for step in steps for slot in step.outputs]
     variables = {slot: Var(avals[slot]) for slot in (*inputs, *made)}
     eqns = [
         step.eqn.replace(
@@ -131,7 +163,10 @@ def _segment(mask: int, steps: Sequence[Step], used: Mapping[int, set[Any]], ava
         set(effects),
         debug_info=_debug_info(len(inputs), len(outputs)),
     )
-    return Segment(inputs, outputs, jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))), len(steps))
+    fn = jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
+    # JAX keeps what it has compiled of a primitive, for any scalar in it and for all plans.
+    is_primitive = len(eqns) == 1 and not any(True for _ in bodies_of(eqns[0].params))
+    return fn if is_primitive else jax.jit(fn)
 
 
 def _debug_info(n_inputs: int, n_outputs: int) -> DebugInfo:

@@ -113,7 +113,7 @@ class Flattener:
         return self._slot_of[id(value)]
 
     def _add(self, eqn: Any, inputs: tuple[Ref, ...]) -> tuple[int, ...]:
-        key = _merge_key(eqn, inputs)
+        key = signature(eqn, inputs)
         if key is not None and key in self._merged:
             return self._merged[key]
         outputs = tuple(self.new_slot(var.aval) for var in eqn.outvars)
@@ -142,7 +142,7 @@ def _body(eqn: Any) -> ClosedJaxpr | None:
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
 
 
-def _bodies(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
+def bodies_of(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, ClosedJaxpr):
@@ -156,12 +156,12 @@ def calls_of(eqns: Iterable[Any]) -> Iterator[Any]:
     for eqn in eqns:
         if eqn.primitive in HOST:
             yield eqn
-        for body in _bodies(eqn.params):
+        for body in bodies_of(eqn.params):
             yield from calls_of(body.eqns)
 
 
-def _merge_key(eqn: Any, inputs: tuple[Ref, ...]) -> Any:
-    """Equal keys mean equal results; None if that cannot be told."""
+def signature(eqn: Any, inputs: Sequence[int | Constant]) -> Any:
+    """Equal signatures mean equal results; None if that cannot be told."""
     if eqn.effects:
         return None
     try:

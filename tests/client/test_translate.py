@@ -195,6 +195,44 @@ def test_text_from_outside_is_printable(content):
     assert all(c.isprintable() or c in "\n\t" for c in text)
 
 
+def traceback_of(*files: str, error: str = "ValueError: singular matrix") -> str:
+    frames = "".join(f'  File "{file}", line {k}, in f{k}\n    call({k})\n    ^^^^\n' for k, file in enumerate(files))
+    return f"Traceback (most recent call last):\n{frames}{error}"
+
+
+STARLETTE, RUNTIME = "/venv/starlette/routing.py", "/venv/tesseract_core/runtime/serve.py"
+
+
+def test_a_traceback_begins_with_the_component():
+    own = ("/fem/tesseract_api.py", "/venv/numpy/linalg.py")
+    shown = readable(traceback_of(STARLETTE, RUNTIME, RUNTIME, *own))
+    frames = [line for line in shown.splitlines() if line.startswith("  File")]
+    assert frames == [f'  File "{own[0]}", line 3, in f3', f'  File "{own[1]}", line 4, in f4']
+    assert shown.startswith("Traceback (most recent call last):\n  File")
+    assert shown.endswith("    call(4)\n    ^^^^\nValueError: singular matrix")
+
+
+def test_of_an_error_and_its_cause_each_traceback_begins_there():
+    between = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+    cause = traceback_of("/fem/solve.py")
+    error = traceback_of(STARLETTE, RUNTIME, "/fem/tesseract_api.py", error="RuntimeError: no convergence")
+    shown = readable(cause + between + error)
+    assert shown.startswith(cause + between) and "starlette" not in shown and "/fem/tesseract_api.py" in shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        traceback_of(STARLETTE, RUNTIME),  # the server's own failure
+        traceback_of(STARLETTE),
+        f'said\n  File "{RUNTIME}", line 1\n  File "/x.py", line 2',
+        "no traceback at all",
+    ],
+)
+def test_other_texts_stay_as_they_are(text):
+    assert readable(text) == text
+
+
 def test_text_from_outside_cannot_act_on_a_terminal():
     assert "\x1b" not in readable("\x1b]0;owned\x07\x1b[2J")
     assert "\x1b" not in str(faults_of_detail([{"loc": ["\x1b[2J"], "msg": "\x1b[2J", "type": "\r"}])[0])

@@ -68,6 +68,43 @@ def test_a_plan_prints_itself():
         "  wave 4: a.pullback",
     ]
     assert "  wave 1: a.apply, b.apply" in str(plan_of(lambda x: y(A, x) * y(B, x))).splitlines()
+    many = plan_of(lambda x: sum(y(A, k * x) for k in range(1, 65)) * y(B, x))
+    assert str(many).splitlines()[:2] == [
+        "65 calls in 1 wave, 66 segments of pure JAX",
+        "  wave 1: 64 \u00d7 a.apply, b.apply",
+    ]
+
+
+def compiled_functions(plan: Plan) -> set[Any]:
+    """Those that XLA compiles for this plan. A single primitive is none: JAX has it from elsewhere."""
+    return {unit.fn for unit in plan.units if isinstance(unit, Segment) and hasattr(unit.fn, "lower")}
+
+
+def test_what_is_done_with_many_answers_alike_is_compiled_once():
+    def fan(n: int) -> Any:
+        return jax.value_and_grad(lambda x: sum(jnp.sum(jnp.sin(y(A, k * x)) ** 2) for k in range(1, n + 1)))
+
+    plan, larger = plan_of(fan(4)), plan_of(fan(16))
+    assert len(larger.units) > 3 * len(plan.units)
+    assert 0 < len(compiled_functions(larger)) == len(compiled_functions(plan)) < 8
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        lambda k, y: y * (1.0 + k) + jnp.sin(y),  # in a scalar
+        lambda k, y: jnp.sin(y) * jnp.cos(y) if k else jnp.cos(y) * jnp.cos(y),  # in an operation
+        lambda k, y: (y[: 1 + k] ** 2 + 1.0).sum(),  # in a parameter
+        lambda k, y: jnp.sin(y) - jnp.cos(y) if k else jnp.cos(y) - jnp.sin(y),  # in the order
+        lambda k, y: (y.astype(jnp.float32 if k else jnp.float64) + 1).sum().astype(float),  # in a dtype
+    ],
+)
+def test_segments_that_differ_are_not_taken_for_each_other(differs: Any):
+    def fn(x: Any) -> Any:
+        return [differs(k, y(A, x + k)) for k in range(2)]
+
+    for ours, theirs in zip(concurrent(fn)(X), fn(X), strict=True):
+        assert_close(ours, theirs, rtol=1e-15)
 
 
 def test_segments_never_hold_up_a_call():
@@ -187,7 +224,7 @@ def test_a_loss_without_tesseracts():
     step = concurrent(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(x))))
     plan = step.plan(X)
     assert (plan.nodes, plan.n_waves, len(plan.units)) == ([], 0, 1)
-    assert str(plan) == "0 calls in 0 waves, 1 segments of pure JAX"
+    assert str(plan) == "0 calls in 0 waves, 1 segment of pure JAX"
     assert_close(step(X), (jnp.sum(jnp.sin(X)), jnp.cos(X)))
 
 
