@@ -1,7 +1,7 @@
 """`InputKey`: a whole tree as the key of a mapping; `exact`: one leaf of it.
 
 Trees are dicts, lists and tuples; everything else is a leaf. The one idea: a tree is split into a *description* (nested
-tuples of types and values, which Python compares and hashes well) and the arrays, which are compared as words.
+tuples of types and values, which Python compares and hashes well) and the arrays, which are compared as bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+# By exact type, and asked first: nearly all leaves are of these. Equal ones of one type are alike, unlike floats.
+_PLAIN = frozenset({str, int, bool, type(None), bytes})
+
 
 def exact(leaf: Any) -> tuple[Hashable, ...]:
     """A leaf that is no array, by type and value.
@@ -23,6 +26,8 @@ def exact(leaf: Any) -> tuple[Hashable, ...]:
         TypeError: it can be changed in place, so no key can stand for it.
     """
     kind = type(leaf)
+    if kind in _PLAIN:
+        return kind, leaf
     if isinstance(leaf, enum.Enum):
         return kind, leaf
     if isinstance(leaf, float):
@@ -69,25 +74,26 @@ class InputKey:
         leaves: list[np.ndarray | None] = []
         self.description = describe(self.tree, leaves)
         self.n_leaves = len(leaves)
-        self._arrays = [_words(leaf) for leaf in leaves if leaf is not None]
-        # A sum is a poor digest and costs a tenth of a checksum. It only has to keep most comparisons from being made.
-        self._hash = hash((self.description, *(int(np.add.reduce(words, dtype=np.uint64)) for words in self._arrays)))
+        self._arrays = [leaf for leaf in leaves if leaf is not None]
+        self._hash: int | None = None
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash((self.description, *[_digest(array) for array in self._arrays]))
         return self._hash
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, InputKey)
-            and self._hash == other._hash
+            and (self._hash == other._hash or None in (self._hash, other._hash))
             and self.description == other.description
-            and all(np.array_equal(mine, yours) for mine, yours in zip(self._arrays, other._arrays, strict=True))
+            and all(map(_are_same, self._arrays, other._arrays))
         )
 
     @property
     def n_bytes(self) -> int:
         """Size of all arrays."""
-        return sum(words.nbytes for words in self._arrays)
+        return sum(array.nbytes for array in self._arrays)
 
 
 def describe(tree: Any, leaves: list[np.ndarray | None], *, in_order: bool = False) -> Hashable:
@@ -97,7 +103,16 @@ def describe(tree: Any, leaves: list[np.ndarray | None], *, in_order: bool = Fal
     dicts are sorted, unless they are to stay `in_order`.
     """
     kind = type(tree)
+    if kind in _PLAIN:
+        leaves.append(None)
+        return kind, tree
+    if kind is np.ndarray and not tree.dtype.hasobject:
+        leaves.append(tree)
+        return kind, tree.dtype, tree.shape, False
     if isinstance(tree, dict):
+        if not in_order and all(type(key) is str for key in tree):
+            # The order that `_order` gives, for what nearly all dicts are.
+            return kind, tuple([((str, key), describe(tree[key], leaves)) for key in sorted(tree)])
         entries = [(exact(key), value) for key, value in tree.items()]
         if not in_order:
             entries.sort(key=_order)
@@ -124,10 +139,13 @@ def is_array(leaf: Any) -> bool:
 
 def copied(tree: Any, copy: Callable[[Any], Any] = np.copy) -> Any:
     """The tree in containers of its own, with `copy` of each NumPy array."""
+    kind = type(tree)
+    if kind in _PLAIN:
+        return tree
     if isinstance(tree, dict):
         # An ordered or defaulting dict is told by its type alone, and a plain one holds the same.
         entries = {key: copied(value, copy) for key, value in tree.items()}
-        return entries if type(tree) is dict else _with_entries(tree, entries)
+        return entries if kind is dict else _with_entries(tree, entries)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(copied(item, copy) for item in tree))
     if isinstance(tree, list | tuple):
@@ -150,6 +168,24 @@ def _frozen(array: np.ndarray | np.generic) -> np.ndarray:
     copy = np.array(array, order="C", copy=True)
     copy.flags.writeable = False
     return copy
+
+
+# Up to this many bytes, a copy as `bytes` and what Python does with those take less than NumPy's comparisons and sums.
+_SMALL = 2**18
+
+
+def _digest(array: np.ndarray) -> int:
+    if array.nbytes <= _SMALL:
+        return hash(array.tobytes())
+    # A sum is a poor digest and costs a tenth of a checksum. It only has to keep most comparisons from being made.
+    return int(np.add.reduce(_words(array), dtype=np.uint64))
+
+
+def _are_same(mine: np.ndarray, yours: np.ndarray) -> bool:
+    """Whether two arrays of equal shape and dtype have equal bytes."""
+    if mine.nbytes <= _SMALL:
+        return mine.tobytes() == yours.tobytes()
+    return bool((_words(mine) == _words(yours)).all())
 
 
 def _words(array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ structure.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 
 from tesseract_flow.derivatives import as_tree, exists_at, get_at, set_at
 from tesseract_flow.exact import InputKey
-from tesseract_flow.recipes.exact import Static
+from tesseract_flow.recipes.exact import Skeleton, Static, split
 from tesseract_flow.recipes.residuals import ResidualCache
 from tesseract_flow.recipes.trees import Pattern, as_abstract_tree, differentiable_patterns, matches
 
@@ -38,27 +39,38 @@ class _Request:
         return cls(tuple(sorted(set(inputs))), tuple(sorted(set(outputs))))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Residuals:
-    """What a forward pass leaves for its pullbacks.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Backward:
+    """The backward pass of one compiled forward pass, which gives the same object with each answer.
 
     Attributes:
-        pullback: cotangents of the differentiated outputs -> those of the differentiated inputs; a pytree.
-        avals: (differentiated inputs, differentiated outputs), with None in all other places.
+        structure: of the pullback, a pytree with the residuals as its leaves.
+        x, y: avals of the differentiated inputs and outputs, with None in all other places.
     """
 
-    pullback: Any
-    avals: Static
+    structure: Any
+    x: Any
+    y: Any
 
-    def covers(self, request: _Request) -> bool:
-        inputs, outputs = self.avals.tree
-        return all(_has_aval(inputs, path) for path in request.inputs) and all(
-            _has_aval(outputs, path) for path in request.outputs
-        )
+
+@functools.lru_cache(maxsize=256)
+def _covers(backward: _Backward, request: _Request) -> bool:
+    return all(_has_aval(backward.x, path) for path in request.inputs) and all(
+        _has_aval(backward.y, path) for path in request.outputs
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Residuals:
+    """What a forward pass leaves for its pullbacks."""
+
+    arrays: list[Any]  # and not the pullback itself, which JAX takes apart more slowly
+    backward: _Backward
 
     @property
     def n_bytes(self) -> int:
-        return sum(leaf.nbytes for leaf in jax.tree_util.tree_leaves(self.pullback))
+        return sum(array.nbytes for array in self.arrays)
 
 
 class JaxRecipe:
@@ -112,10 +124,10 @@ class JaxRecipe:
         self._output_patterns = differentiable_patterns(outputs) if outputs is not None else None
         self._n_programs = 0
         self._lock = threading.Lock()
-        # What is constant is part of the key of JAX's cache: as a leafless pytree (`Static`), or by position here.
+        # What is constant is part of the key of JAX's cache: as a leafless pytree (`Skeleton`), or by position here.
         self._run = jax.jit(self._traced_run)
         self._run_with_residuals = jax.jit(self._traced_run_with_residuals, static_argnums=2)
-        self._pull_back = jax.jit(self._traced_pull_back, static_argnums=3)
+        self._pull_back = jax.jit(self._traced_pull_back, static_argnums=(2, 3))
         self._vjp = jax.jit(self._traced_vjp, static_argnums=3)
         self._jvp = jax.jit(self._traced_jvp, static_argnums=3)
         self._jacobian = jax.jit(self._traced_jacobian, static_argnums=2)
@@ -124,10 +136,10 @@ class JaxRecipe:
         """The outputs."""
         tree = self._received(inputs)
         if self.residual_cache is None:
-            out, constants = self._run(*self._split(tree))
+            arrays, skeleton = self._run(*self._split(tree))
         else:
-            out, constants, _ = self._keep(InputKey(tree, copy=True), _patterns_of(inputs))
-        return eqx.combine(_to_numpy(out), constants.tree)
+            arrays, skeleton, _ = self._keep(InputKey(tree, copy=True), _patterns_of(inputs))
+        return skeleton.filled(map(np.asarray, arrays))
 
     def abstract_eval(self, abstract_inputs: Any) -> dict[str, Any]:
         """Shape and dtype of each array output, as `{"shape", "dtype"}`; plain outputs as they are. Nothing is run.
@@ -136,10 +148,8 @@ class JaxRecipe:
         """
         tree = as_abstract_tree(abstract_inputs, jax.ShapeDtypeStruct)
         _check_precision(tree)
-        out, constants = self._run.eval_shape(*self._split(jax.tree_util.tree_map(_as_jax_sees_it, tree)))
-        described = jax.tree_util.tree_map(lambda aval: _Described(aval.shape, str(aval.dtype)), out)
-        combined = eqx.combine(described, constants.tree)
-        return jax.tree_util.tree_map(lambda leaf: leaf.as_dict() if isinstance(leaf, _Described) else leaf, combined)
+        avals, skeleton = self._run.eval_shape(*self._split(jax.tree_util.tree_map(_as_jax_sees_it, tree)))
+        return skeleton.filled({"shape": aval.shape, "dtype": str(aval.dtype)} for aval in avals)
 
     def jacobian(self, inputs: Any, jac_inputs: Iterable[str], jac_outputs: Iterable[str]) -> dict[str, Any]:
         """`{output path: {input path: array}}`, of shape output shape + input shape each."""
@@ -155,8 +165,7 @@ class JaxRecipe:
         """Tangents of the outputs, by path."""
         request = _Request.of(jvp_inputs, jvp_outputs)
         tangents = _vector(tangent_vector, request.inputs, "tangent_vector")
-        dynamic, constants = self._split(self._received(inputs))
-        return _to_numpy(self._jvp(dynamic, constants, tangents, request))
+        return _to_numpy(self._jvp(*self._split(self._received(inputs)), tangents, request))
 
     def vector_jacobian_product(
         self,
@@ -170,10 +179,10 @@ class JaxRecipe:
         cotangents = _vector(cotangent_vector, request.outputs, "cotangent_vector")
         tree = self._received(inputs)
         residuals = self._residuals(tree, inputs)
-        if residuals is not None and residuals.covers(request):
-            return _to_numpy(self._pull_back(residuals.pullback, residuals.avals, cotangents, request))
-        dynamic, constants = self._split(tree)
-        return _to_numpy(self._vjp(dynamic, constants, cotangents, request))
+        if residuals is not None and _covers(residuals.backward, request):
+            x_bars = self._pull_back(residuals.arrays, list(cotangents.values()), residuals.backward, request)
+            return dict(zip(request.inputs, map(np.asarray, x_bars), strict=True))
+        return _to_numpy(self._vjp(*self._split(tree), cotangents, request))
 
     def stats(self) -> dict[str, int]:
         """Counters: `programs` that JAX has made of the function, and those of the residual cache, zero without one."""
@@ -188,14 +197,16 @@ class JaxRecipe:
         _check_precision(tree)
         return tree
 
-    def _split(self, tree: Any) -> tuple[Any, Static]:
-        dynamic, constants = eqx.partition(tree, self._is_traced)
-        return dynamic, Static(constants)
+    def _split(self, tree: Any) -> tuple[list[Any], Skeleton]:
+        return split(tree, self._is_traced)
 
     def _is_traced(self, leaf: Any) -> bool:
         # By exact type: an enumeration of floats is a choice and no number.
+        kind = type(leaf)
+        if kind is np.ndarray or kind in _PLAIN:  # nearly all leaves, and JAX's own checks take longer
+            return kind is np.ndarray
         is_array = eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
-        return is_array or (self._trace_floats and type(leaf) in (float, complex))
+        return is_array or (self._trace_floats and kind in (float, complex))
 
     # Residuals
 
@@ -205,16 +216,15 @@ class JaxRecipe:
         found = self.residual_cache.get((self, InputKey(tree)))
         return found if found is not None else self._keep(InputKey(tree, copy=True), _patterns_of(inputs))[2]
 
-    def _keep(self, key: InputKey, patterns: frozenset[Pattern] | None) -> tuple[Any, Static, _Residuals]:
+    def _keep(self, key: InputKey, patterns: frozenset[Pattern] | None) -> tuple[list[Any], Skeleton, _Residuals]:
         """Run the function at the key's input and keep what its pullback needs."""
         assert self.residual_cache is not None
         self.residual_cache.make_room((self, key))
-        dynamic, constants = self._split(key.tree)
-        out, out_constants, avals, pullback = self._run_with_residuals(dynamic, constants, patterns)
-        residuals = _Residuals(pullback, avals)
+        out, skeleton, *left = self._run_with_residuals(*self._split(key.tree), patterns)
+        residuals = _Residuals(*left)
         # The recipe is part of the key, as a cache may be shared.
         self.residual_cache.put((self, key), residuals, residuals.n_bytes + key.n_bytes)
-        return out, out_constants, residuals
+        return out, skeleton, residuals
 
     # What is compiled. JAX runs these bodies once per structure.
 
@@ -222,57 +232,57 @@ class JaxRecipe:
         with self._lock:
             self._n_programs += 1
 
-    def _call(self, dynamic: Any, constants: Static) -> Any:
-        return self.fn(eqx.combine(dynamic, constants.tree))
-
-    def _traced_run(self, dynamic: Any, constants: Static) -> tuple[Any, Static]:
+    def _traced_run(self, arrays: list[Any], skeleton: Skeleton) -> tuple[list[Any], Skeleton]:
         self._count()
-        arrays, plain = eqx.partition(self._call(dynamic, constants), eqx.is_array)
-        return arrays, Static(plain)
+        return split(self.fn(skeleton.filled(arrays)), eqx.is_array)
 
     def _traced_run_with_residuals(
-        self, dynamic: Any, constants: Static, patterns: frozenset[Pattern] | None
-    ) -> tuple[Any, Static, Static, Any]:
+        self, arrays: list[Any], skeleton: Skeleton, patterns: frozenset[Pattern] | None
+    ) -> tuple[list[Any], Skeleton, list[Any], _Backward]:
         self._count()
-        x, rest = eqx.partition(dynamic, _differentiable(dynamic, patterns))
+        inputs = skeleton.filled(arrays)
+        x, rest = eqx.partition(inputs, _differentiable(inputs, patterns))
 
         def fn(x: Any) -> tuple[Any, tuple[Any, Static]]:
-            arrays, plain = eqx.partition(self._call(eqx.combine(x, rest), constants), eqx.is_array)
+            arrays, plain = eqx.partition(self.fn(eqx.combine(x, rest)), eqx.is_array)
             y, others = eqx.partition(arrays, _differentiable(arrays, self._output_patterns))
             return y, (others, Static(plain))
 
         y, pullback, (others, plain) = jax.vjp(fn, x, has_aux=True)
+        residuals, structure = jax.tree_util.tree_flatten(pullback)
         avals = jax.tree_util.tree_map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (x, y))
-        return eqx.combine(y, others), plain, Static(avals), pullback
+        return *split(eqx.combine(y, others, plain.tree), eqx.is_array), residuals, _Backward(structure, *avals)
 
     def _traced_pull_back(
-        self, pullback: Any, avals: Static, cotangents: dict[str, Any], request: _Request
-    ) -> dict[str, Any]:
+        self, residuals: list[Any], cotangents: list[Any], backward: _Backward, request: _Request
+    ) -> list[Any]:
         self._count()
-        y = avals.tree[1]
-        zeros = jax.tree_util.tree_map(lambda aval: jnp.zeros(aval.shape, aval.dtype), y)
-        given = {path: _like(cotangents[path], get_at(y, path), path) for path in request.outputs}
-        (x_bar,) = pullback(set_at(zeros, given))
-        return {path: get_at(x_bar, path) for path in request.inputs}
+        zeros = jax.tree_util.tree_map(lambda aval: jnp.zeros(aval.shape, aval.dtype), backward.y)
+        given = {
+            path: _like(cotangent, get_at(backward.y, path), path)
+            for path, cotangent in zip(request.outputs, cotangents, strict=True)
+        }
+        (x_bar,) = backward.structure.unflatten(residuals)(set_at(zeros, given))
+        return [get_at(x_bar, path) for path in request.inputs]
 
     def _traced_vjp(
-        self, dynamic: Any, constants: Static, cotangents: dict[str, Any], request: _Request
+        self, arrays: list[Any], skeleton: Skeleton, cotangents: dict[str, Any], request: _Request
     ) -> dict[str, Any]:
         self._count()
-        fn, x = self._between(dynamic, constants, request)
+        fn, x = self._between(arrays, skeleton, request)
         y, pullback = jax.vjp(fn, x)
         return pullback({path: _like(cotangents[path], y[path], path) for path in request.outputs})[0]
 
     def _traced_jvp(
-        self, dynamic: Any, constants: Static, tangents: dict[str, Any], request: _Request
+        self, arrays: list[Any], skeleton: Skeleton, tangents: dict[str, Any], request: _Request
     ) -> dict[str, Any]:
         self._count()
-        fn, x = self._between(dynamic, constants, request)
+        fn, x = self._between(arrays, skeleton, request)
         return jax.jvp(fn, (x,), ({path: _like(tangents[path], x[path], path) for path in request.inputs},))[1]
 
-    def _traced_jacobian(self, dynamic: Any, constants: Static, request: _Request) -> dict[str, Any]:
+    def _traced_jacobian(self, arrays: list[Any], skeleton: Skeleton, request: _Request) -> dict[str, Any]:
         self._count()
-        fn, x = self._between(dynamic, constants, request)
+        fn, x = self._between(arrays, skeleton, request)
         y = jax.eval_shape(fn, x)
         # Where only one of both is complex, there is no Jacobian but from real inputs, forward.
         holomorphic = all(_is_complex(leaf) for leaf in [*x.values(), *y.values()])
@@ -284,30 +294,21 @@ class JaxRecipe:
         return (jax.jacfwd if mode == "forward" else jax.jacrev)(fn, holomorphic=holomorphic)(x)
 
     def _between(
-        self, dynamic: Any, constants: Static, request: _Request
+        self, arrays: list[Any], skeleton: Skeleton, request: _Request
     ) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], dict[str, Any]]:
         """The function from the requested inputs to the requested outputs, both by path, and where to take it."""
 
         def fn(x: dict[str, Any]) -> dict[str, Any]:
-            out = self._call(set_at(dynamic, x), constants)
+            # Filled anew each time, so that a function may write into its own dict.
+            out = self.fn(set_at(skeleton.filled(arrays), x))
             return {path: _inexact_at(out, path, "output") for path in request.outputs}
 
-        full = eqx.combine(dynamic, constants.tree)
-        return fn, {path: _inexact_at(full, path, "input") for path in request.inputs}
+        inputs = skeleton.filled(arrays)
+        return fn, {path: _inexact_at(inputs, path, "input") for path in request.inputs}
 
 
+_PLAIN = frozenset({str, int, bool})
 _NO_CACHE = tuple(ResidualCache().stats())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Described:
-    """An array output; a leaf to JAX, unlike the dict that it becomes."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"shape": self.shape, "dtype": self.dtype}
 
 
 def _patterns_of(inputs: Any) -> frozenset[Pattern] | None:
@@ -365,6 +366,8 @@ def _is_complex(leaf: Any) -> bool:
 
 def _check_precision(tree: Any) -> None:
     """JAX in its 32-bit mode would round inputs without a word."""
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        return
     for leaf in jax.tree_util.tree_leaves(tree):
         if not hasattr(leaf, "dtype") or leaf.dtype.itemsize < 8 or _canonical(leaf.dtype) == leaf.dtype:
             continue

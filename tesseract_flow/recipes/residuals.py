@@ -42,7 +42,8 @@ class ResidualCache:
         self.evictions = 0
         self.oversized = 0
         self.bytes = 0
-        self._entries: collections.OrderedDict[Hashable, tuple[Any, int]] = collections.OrderedDict()
+        # Each with its own key, which is found again by identity where an equal one takes a comparison of arrays.
+        self._entries: collections.OrderedDict[Hashable, tuple[Hashable, Any, int]] = collections.OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -51,13 +52,16 @@ class ResidualCache:
     def get(self, key: Hashable) -> Any | None:
         """What is kept for the key, which stays and is now the most recently used; None if there is nothing."""
         with self._lock:
-            found = self._entries.get(key)
+            # A pullback mostly follows its own `apply`, and to compare takes less than to make a digest of arrays.
+            last = next(reversed(self._entries), None)
+            found = self._entries.get(last if last == key else key)
             if found is None:
                 self.misses += 1
                 return None
             self.hits += 1
-            self._entries.move_to_end(key)
-            return found[0]
+            kept_key, value, _ = found
+            self._entries.move_to_end(kept_key)
+            return value
 
     def put(self, key: Hashable, value: Any, n_bytes: int) -> None:
         """Keep a value, in place of an older one of the same key, and let go of the least recently used for it."""
@@ -74,7 +78,7 @@ class ResidualCache:
                     )
                 return
             self._make_room(n_bytes)
-            self._entries[key] = value, n_bytes
+            self._entries[key] = key, value, n_bytes
             self.bytes += n_bytes
 
     def make_room(self, key: Hashable) -> None:
@@ -87,11 +91,11 @@ class ResidualCache:
             self._make_room(0)
 
     def _drop(self, key: Hashable) -> None:
-        self.bytes -= self._entries.pop(key, (None, 0))[1]
+        self.bytes -= self._entries.pop(key, (None, None, 0))[2]
 
     def _make_room(self, n_bytes: int) -> None:
         while self._entries and (len(self._entries) >= self.max_entries or self.bytes + n_bytes > self.max_bytes):
-            _, (_, freed) = self._entries.popitem(last=False)
+            _, (_, _, freed) = self._entries.popitem(last=False)
             self.bytes -= freed
             self.evictions += 1
 

@@ -60,6 +60,31 @@ def test_every_two_arrays_differ() -> None:
     assert InputKey([np.float64(1.0)]) == InputKey([np.array(1.0)])
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.int8])
+def test_large_arrays_are_equal_by_their_bytes(dtype: Any) -> None:
+    array = np.arange(8 * N_LARGE + 1).astype(dtype)
+    for n in (8 * N_LARGE, 8 * N_LARGE + 1):
+        first, second = InputKey(array[:n]), InputKey(array[:n].copy())
+        assert first == second
+        assert hash(first) == hash(second)
+        other = array[:n].copy()
+        other[-1] += 1
+        assert InputKey(other) != first
+        assert InputKey(array[:n].reshape(1, n).T) != InputKey(array[:n].reshape(1, n))
+    shuffled = np.asfortranarray(array[:-1].reshape(8, -1))
+    assert InputKey(shuffled) == InputKey(array[:-1].reshape(8, -1))
+    assert hash(InputKey(shuffled)) == hash(InputKey(array[:-1].reshape(8, -1)))
+
+
+@pytest.mark.parametrize("hashed", [(), (0,), (1,), (0, 1)])
+def test_equality_does_not_ask_whether_keys_were_hashed(hashed: tuple[int, ...]) -> None:
+    for other, are_equal in (([1.0, 2.0], True), ([1.0, 3.0], False)):
+        keys = InputKey(np.array([1.0, 2.0])), InputKey(np.array(other))
+        for i in hashed:
+            hash(keys[i])
+        assert (keys[0] == keys[1]) is are_equal
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 63))
 def test_every_bit_counts(bits: int, which: int) -> None:
     """Among them the payloads of NaN and the sign of zero."""
@@ -70,13 +95,20 @@ def test_every_bit_counts(bits: int, which: int) -> None:
     assert InputKey(float(a[1])) != InputKey(float(b[1])) or np.isnan(a[1])  # a signalling NaN is made a quiet one
 
 
+N_LARGE = 2**16  # beyond what is digested as bytes
+
+
 @pytest.mark.parametrize(
     "a, b",
-    [(-1, -2), (np.array([1.0, 2.0]), np.array([2.0, 1.0])), (np.array([0.5] * 4), np.array([0.25, 1.0] * 2))],
+    [
+        (-1, -2),
+        (np.tile([1.0, 2.0], N_LARGE // 2), np.tile([2.0, 1.0], N_LARGE // 2)),
+        (np.full(N_LARGE, 0.5), np.tile([0.25, 1.0], N_LARGE // 2)),
+    ],
     ids=["minus one", "permutation", "same sum of bits"],
 )
 def test_equality_decides_where_hashes_collide(a: Any, b: Any) -> None:
-    """CPython's hash of -1 is that of -2; of arrays only the sum of their bits is hashed."""
+    """CPython's hash of -1 is that of -2; of large arrays only the sum of their bits is hashed."""
     first, second = InputKey({"x": a}), InputKey({"x": b})
     assert hash(first) == hash(second)
     assert first != second

@@ -206,3 +206,20 @@ def test_answers_cannot_be_written_into() -> None:
 def test_cases_cover_what_they_should() -> None:
     kinds = {type(leaf) for case in CASES for leaf in jax.tree_util.tree_leaves(case.inputs) if not is_inexact(leaf)}
     assert {str, int, bool} <= kinds
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_function_may_write_into_its_own_dicts(keep: bool) -> None:
+    def fn(inputs: Any) -> Any:
+        inputs["x"] = 2.0 * inputs["x"]
+        return {"y": inputs["x"] * inputs["parts"].pop("scale"), "left": sorted(inputs["parts"])}
+
+    recipe = JaxRecipe(fn, residual_cache=keep)
+    inputs = {"x": np.ones(2), "parts": {"scale": 3, "offset": 1}}
+    for _ in range(2):
+        assert recipe.apply(inputs)["y"].tolist() == [6.0, 6.0]
+        assert recipe.apply(inputs)["left"] == ["offset"]
+        x_bar = recipe.vector_jacobian_product(inputs, {"x"}, {"y"}, {"y": np.ones(2)})
+        assert x_bar["x"].tolist() == [6.0, 6.0]
+        assert recipe.jacobian(inputs, {"x"}, {"y"})["y"]["x"].tolist() == [[6.0, 0.0], [0.0, 6.0]]
+    assert inputs["parts"] == {"scale": 3, "offset": 1}

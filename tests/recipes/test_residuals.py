@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -120,3 +121,26 @@ def test_threads_share_it() -> None:
     assert stats["bytes"] <= 50
     left = [key for key in range(7) if cache.get(key) is not None]
     assert stats["bytes"] == sum(10 + key for key in left)
+
+
+def test_the_most_recent_is_found_without_a_hash() -> None:
+    """A pullback follows its own `apply`, and digests of arrays take longer than comparisons."""
+
+    class Key(str):
+        __slots__ = ()
+        hashed: ClassVar[list[str]] = []
+
+        def __hash__(self) -> int:
+            self.hashed.append(self)
+            return super().__hash__()
+
+        def __eq__(self, other: object) -> bool:
+            return str(self) == str(other)
+
+    cache = ResidualCache()
+    for name in ("first", "second"):
+        cache.put(name, name.upper(), 1)
+    assert cache.get(Key("second")) == "SECOND"
+    assert Key.hashed == []
+    assert cache.get(Key("first")) == "FIRST"
+    assert set(Key.hashed) == {"first"}
