@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tesseract_flow.client.cached import CachedTesseract
     from tesseract_flow.client.caching import AbstractCache, MemoryCache
     from tesseract_flow.client.core import CoreTesseract
-    from tesseract_flow.client.derived import Derive, DerivedTesseract
+    from tesseract_flow.client.derive import Derive
+    from tesseract_flow.client.derived import DerivedTesseract
     from tesseract_flow.client.directory import DirectoryCache
     from tesseract_flow.client.http import HttpTesseract
     from tesseract_flow.client.limits import LimitedTesseract
@@ -31,7 +32,7 @@ _EXPORTS = {
     "AbstractCache": "tesseract_flow.client.caching",
     "CachedTesseract": "tesseract_flow.client.cached",
     "CoreTesseract": "tesseract_flow.client.core",
-    "Derive": "tesseract_flow.client.derived",
+    "Derive": "tesseract_flow.client.derive",
     "DerivedTesseract": "tesseract_flow.client.derived",
     "DirectoryCache": "tesseract_flow.client.directory",
     "HttpTesseract": "tesseract_flow.client.http",

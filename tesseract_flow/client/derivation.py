@@ -11,12 +11,13 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Collection, Hashable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tesseract_flow.client.at_once import AtOnce
-from tesseract_flow.client.base import Endpoint, Tree
+from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.derive import Derive
 from tesseract_flow.client.memory import Memory, described, described_inputs, memory_of, structure_of
 from tesseract_flow.client.routes import JACOBIAN, PULLBACK, PUSHFORWARD, description, price, sources
 from tesseract_flow.derivatives import (
@@ -38,9 +39,6 @@ from tesseract_flow.derivatives.derive import zeros_of_outputs
 from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, OverBudget, SchemaError, did_you_mean
 from tesseract_flow.schema import ArrayField, array_leaves, parse_path, template_of
 
-if TYPE_CHECKING:
-    from tesseract_flow.client.derived import DerivedTesseract
-
 _log = logging.getLogger("tesseract_flow")
 
 _N_NOISE_POINTS = 8  # requests of one attempt to measure the noise
@@ -56,16 +54,25 @@ class Derivation:
     """One request to an endpoint that the component does not have.
 
     Attributes:
+        handle: what was asked, `component` what answers.
         inputs: with arrays of the schema's dtypes at the paths of `x`: a step in another precision would be rounded.
         x: the inputs to differentiate, by path.
         vector: tangents or cotangents, by path; empty for a Jacobian.
     """
 
-    def __init__(self, handle: DerivedTesseract, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None):
+    def __init__(
+        self,
+        handle: AbstractTesseract,
+        component: AbstractTesseract,
+        settings: Derive,
+        endpoint: Endpoint,
+        payload: Mapping[str, Any],
+        run_id: str | None,
+    ):
         prefix = {JACOBIAN: "jac", PUSHFORWARD: "jvp", PULLBACK: "vjp"}[endpoint]
         self.handle = handle
-        self.component = handle.tesseract
-        self.settings = handle.settings
+        self.component = component
+        self.settings = settings
         self.endpoint = endpoint
         self.run_id = run_id
         self.outputs = tuple(payload[f"{prefix}_outputs"])

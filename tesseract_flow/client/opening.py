@@ -15,7 +15,8 @@ from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
 from tesseract_flow.client.cached import CachedTesseract, CacheLike, cache_from_option
 from tesseract_flow.client.core import CoreTesseract
-from tesseract_flow.client.derived import Derive, DerivedTesseract
+from tesseract_flow.client.derive import Derive
+from tesseract_flow.client.derived import DerivedTesseract
 from tesseract_flow.client.limits import LimitedTesseract
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean

@@ -9,33 +9,28 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import threading
 import time
 import uuid
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import httpcore
 import orjson
 
-from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.http.digest import digest_of
 from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_bytes
 from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
 from tesseract_flow.client.http.lanes import Lane
+from tesseract_flow.client.http.options import HttpOptions
 from tesseract_flow.client.http.session import Session, session_of
 from tesseract_flow.client.http.sharing import is_read_from
 from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.translate import Question, error_of_status
-from tesseract_flow.errors import InvalidAnswer, OptionError, SchemaError, WireError
+from tesseract_flow.errors import InvalidAnswer, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
-from tesseract_flow.wire import Compression, Encoding, accept_header
-
-if TYPE_CHECKING:
-    import httpx
 
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
@@ -43,73 +38,13 @@ _RECONNECT_DELAY = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
-class HttpTesseract(ByFields, AbstractTesseract):
+class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
     """A Tesseract served at `url`.
 
     Equal handles share their connections. Handles can be pickled; credentials never appear in their `repr`.
 
-    Attributes:
-        url: root of the server, such as `http://solver:8000`; `http://user:password@solver:8000` works as well.
-        label: what to call it; default the name in its schema, else host and port.
-        token: sent as `Authorization: Bearer`.
-        headers: further headers, as a dict or as pairs.
-        encoding: how arrays travel both ways: `base64`, `json`, `binref` (files that both sides can read), or `auto`:
-            each array by `binref` or `base64`, whichever is faster, once it is seen that both sides share the folders.
-        compression: `lz4` or none. It pays on slow networks, for arrays that repeat themselves: see docs/wire.md.
-        connect_timeout: seconds.
-        read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes. TCP
-            keep-alive probes notice a dead machine in either case.
-        n_lanes: the most connections kept open, and calls in flight at once. Each is a worker of the server: as many
-            are opened as there are workers to answer on them.
-        verify: check the server's certificate; a path names the authorities to trust.
-        cert: client certificate, as a path or a pair of paths (certificate, key).
-        input_dir, output_dir: for `binref` and `auto`: the folders that the server knows as its input and output path.
-        max_bytes: the largest answer that is accepted.
-        transport, sleep: seams for tests. The transport is closed with the last handle.
-
-    Raises:
-        Unreachable: `url` is no address.
-        OptionError: another field cannot be used.
+    Its fields are those of `HttpOptions`: `url`, `label`, `token`, `headers`, `encoding`, `read_timeout`, ...
     """
-
-    url: str
-    label: str | None = None
-    token: str | None = dataclasses.field(default=None, repr=False)
-    headers: Headers = dataclasses.field(default=(), repr=False)
-    encoding: Encoding | Literal["auto"] = "base64"
-    compression: Compression | None = None
-    connect_timeout: float = 10.0
-    read_timeout: float | None = None
-    n_lanes: int = 8
-    verify: bool | str = True
-    cert: str | tuple[str, str] | None = None
-    input_dir: Path | None = None
-    output_dir: Path | None = None
-    max_bytes: int = 8 * 2**30
-    transport: httpx.BaseTransport | None = dataclasses.field(default=None, repr=False)
-    sleep: Callable[[float], object] = dataclasses.field(default=time.sleep, repr=False)
-
-    def __post_init__(self) -> None:
-        url, basic = split_url(self.url)
-        token, headers = checked_token(self.token), checked_headers(self.headers)
-        has_own = any(name.lower() == "authorization" for name, _ in headers)
-        if token and has_own:
-            raise OptionError(f"Tesseract at {url}: token= and an Authorization header exclude each other; give one.")
-        if not token and not has_own:
-            headers += basic
-        normal = {
-            "url": url,
-            "token": token,
-            "headers": headers,
-            "verify": self.verify if isinstance(self.verify, bool) else os.fspath(self.verify),
-            "cert": tuple(self.cert) if isinstance(self.cert, list) else self.cert,  # hashable
-            "input_dir": None if self.input_dir is None else Path(self.input_dir),
-            "output_dir": None if self.output_dir is None else Path(self.output_dir),
-        }
-        for name, value in normal.items():
-            object.__setattr__(self, name, value)
-        if complaint := self._complaint():
-            raise OptionError(f"Tesseract at {url}: {complaint}")
 
     def __repr__(self) -> str:
         return f"HttpTesseract({self.label + ': ' if self.label else ''}{self.url})"
@@ -186,26 +121,6 @@ class HttpTesseract(ByFields, AbstractTesseract):
         """Take it that nobody but the server uses the folders of this handle, and `is_known`: that it does use them."""
         if self._session.folders is not None:
             self._session.folders.own(is_known=is_known)
-
-    def _complaint(self) -> str | None:
-        """What is wrong with the options, if anything."""
-        try:
-            accept_header("binref" if self.encoding == "auto" else self.encoding, self.compression)
-        except WireError as error:
-            return str(error)
-        for name in ("connect_timeout", "read_timeout"):
-            seconds = getattr(self, name)
-            if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
-                return f"{name} is {seconds}; expected a positive number of seconds."
-        for name in ("n_lanes", "max_bytes"):
-            if getattr(self, name) < 1:
-                return f"{name} is {getattr(self, name)}; expected at least 1."
-        if self.encoding in ("binref", "auto") and (self.input_dir is None or self.output_dir is None):
-            return (
-                f"encoding={self.encoding!r} needs input_dir and output_dir, the folders that the server was started "
-                "with (--input-path, --output-path) as this machine sees them."
-            )
-        return None
 
     @property
     def _short_name(self) -> str:

@@ -23,13 +23,13 @@ from tesseract_flow.client.http.connection import KeptConnection, TransportConne
 from tesseract_flow.client.http.exchange import Folders
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
 from tesseract_flow.client.http.lanes import Lane, Lanes
+from tesseract_flow.client.http.options import HttpOptions
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import accept_header
 
 if TYPE_CHECKING:
     import httpx
 
-    from tesseract_flow.client.http.handle import HttpTesseract
 
 # uvicorn, as tesseract-core runs it, closes idle connections after 60 s. Leaving first avoids the race in which a
 # request is sent down a connection that the server is just closing.
@@ -42,12 +42,12 @@ _IN_A_PATH = "/%:@!$&'()*+,;=-._~"  # RFC 3986, section 3.3; what is encoded alr
 class Session:
     """Open connections, shared folders and the schema of one server."""
 
-    def __init__(self, handle: HttpTesseract):
-        parts = urlsplit(handle.url)
+    def __init__(self, options: HttpOptions):
+        parts = urlsplit(options.url)
         host = host_on_the_wire(parts.hostname or "")
         self._origin = httpcore.Origin(parts.scheme.encode(), host, parts.port or _PORTS[parts.scheme])
         self._path = quote(parts.path, safe=_IN_A_PATH).encode()
-        accept = accept_header("base64" if handle.encoding == "auto" else handle.encoding, handle.compression)
+        accept = accept_header("base64" if options.encoding == "auto" else options.encoding, options.compression)
         headers = {
             "Accept": accept,
             "User-Agent": "tesseract-flow",
@@ -55,9 +55,9 @@ class Session:
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
         }
-        own = dict(handle.headers)
-        if handle.token is not None:
-            own["Authorization"] = f"Bearer {handle.token}"
+        own = dict(options.headers)
+        if options.token is not None:
+            own["Authorization"] = f"Bearer {options.token}"
         given = {name.lower() for name in own}
         headers = {name: value for name, value in headers.items() if name.lower() not in given} | own
         if "host" not in given:
@@ -65,24 +65,24 @@ class Session:
         # In the form in which they travel: they are the same at every call, and there are thousands.
         self._headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         self._other_headers = [pair for pair in self._headers if pair[0] != b"Accept"]
-        self._timeout = _timeouts(handle.connect_timeout, handle.read_timeout)
+        self._timeout = _timeouts(options.connect_timeout, options.read_timeout)
         # A call waits for a free lane for as long as the calls before it take. Here, and not in a pool of httpcore,
         # where no call can choose its connection, and which under load sometimes closes a good one.
-        if handle.transport is None:
-            tls = tls_of(handle.url, handle.verify, handle.cert)
+        if options.transport is None:
+            tls = tls_of(options.url, options.verify, options.cert)
             connect = functools.partial(KeptConnection, self._origin, tls, _KEEPALIVE_EXPIRY)
             is_answered = functools.partial(_is_answered, weakref.WeakMethod(self.response))
-            self.lanes = Lanes(handle.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
+            self.lanes = Lanes(options.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
         else:
-            self.lanes = Lanes(handle.n_lanes, functools.partial(TransportConnection, handle.transport))
+            self.lanes = Lanes(options.n_lanes, functools.partial(TransportConnection, options.transport))
         self.schema: TesseractSchema | None = None
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.folders: Folders | None = None
-        if handle.input_dir is not None and handle.output_dir is not None and handle.encoding in ("binref", "auto"):
-            self.folders = Folders(handle.input_dir, handle.output_dir, is_choosing=handle.encoding == "auto")
+        if options.input_dir is not None and options.output_dir is not None and options.encoding in ("binref", "auto"):
+            self.folders = Folders(options.input_dir, options.output_dir, is_choosing=options.encoding == "auto")
             weakref.finalize(self, self.folders.close)
-        weakref.finalize(self, _close, self.lanes, handle.transport)
+        weakref.finalize(self, _close, self.lanes, options.transport)
 
     @contextlib.contextmanager
     def response(
@@ -172,13 +172,13 @@ _sessions: weakref.WeakValueDictionary[Hashable, Session] = weakref.WeakValueDic
 _sessions_lock = threading.Lock()
 
 
-def session_of(handle: HttpTesseract) -> Session:
-    """The session that `handle` shares with all handles that are equal to it."""
+def session_of(options: HttpOptions) -> Session:
+    """The session that `options` shares with all handles that are equal to it."""
     # Not the handle itself, which holds the session that holds its place here. And the pid, because a forked child that
     # wrote into its parent's connections would mix up their answers.
-    key = (os.getpid(), *(getattr(handle, field.name) for field in dataclasses.fields(handle)))
+    key = (os.getpid(), *(getattr(options, field.name) for field in dataclasses.fields(options)))
     with _sessions_lock:
         session = _sessions.get(key)
         if session is None:
-            session = _sessions[key] = Session(handle)
+            session = _sessions[key] = Session(options)
         return session
