@@ -131,7 +131,7 @@ def test_the_most_recent_is_found_without_a_hash() -> None:
         hashed: ClassVar[list[str]] = []
 
         def __hash__(self) -> int:
-            self.hashed.append(self)
+            self.hashed.append(str(self))
             return super().__hash__()
 
         def __eq__(self, other: object) -> bool:
