@@ -104,8 +104,8 @@ def _task(n_runs: int) -> dict[str, Any]:
     tenth = max(n_runs // 10, 1)
     return {
         **{name: statistics.median(own) for name, own in seconds.items()},
-        "task_first": statistics.median(seconds["task"][:tenth]),
-        "task_last": statistics.median(seconds["task"][-tenth:]),
+        **{f"{name}_first": statistics.median(own[:tenth]) for name, own in seconds.items()},
+        **{f"{name}_last": statistics.median(own[-tenth:]) for name, own in seconds.items()},
     }
 
 

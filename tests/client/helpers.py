@@ -114,8 +114,8 @@ class Line:
         self._socket = connection
         self._reader = connection.makefile("rb")
 
-    def read_request(self) -> bytes:
-        """One whole request; empty when the client has gone."""
+    def read_request(self, piece: int = 2**30) -> bytes:
+        """One whole request, its body in pieces of so many bytes; empty when the client has gone."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             line = self._reader.readline()
@@ -126,7 +126,8 @@ class Line:
         for line in head.split(b"\r\n"):
             name, _, value = line.partition(b":")
             n_bytes = int(value) if name.lower() == b"content-length" else n_bytes
-        return head + self._reader.read(n_bytes)
+        sizes = [min(piece, n_bytes - start) for start in range(0, n_bytes, piece)]
+        return head + b"".join(map(self._reader.read, sizes))
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)

@@ -106,6 +106,27 @@ def test_a_slow_server_runs_into_the_read_timeout(line_server):
     assert len(asked) == 1
 
 
+def test_a_server_that_does_not_read_runs_into_the_write_timeout(line_server):
+    over = threading.Event()
+    url = line_server(lambda line: over.wait(10))
+    with pytest.raises(CallTimeout, match=r"could not be sent within .* Nothing was started"):
+        HttpTesseract(url, read_timeout=0.1).apply({"x": np.zeros(4_000_000)})  # more than sockets hold
+    over.set()
+
+
+def test_a_server_that_reads_slowly_gets_all_of_it(line_server):
+    x = np.random.default_rng(0).normal(size=1_000_000)
+    received: list[bytes] = []
+
+    def script(line):
+        received.append(line.read_request(piece=100_000))
+        body = received[0].partition(b"\r\n\r\n")[2]
+        line.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    answer = HttpTesseract(line_server(script), read_timeout=5.0).apply({"x": x})
+    assert answer["inputs"]["x"].tobytes() == x.tobytes()
+
+
 def test_a_server_that_trickles_is_not_timed_out(line_server):
     def script(line):
         line.read_request()
