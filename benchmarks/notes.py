@@ -12,27 +12,27 @@ httpcore, past its pool and past httpx, which took the ratio from 0.89 to 0.75 o
 processes at work all figures grow, and the ratio with them."""
 
 _COMPILED = """\
-Two programs take longer than one that has both passes, and the answer of the first is waited for. Called by hand they \
-take 0.2 to 0.5 ms more, of which 0.1 ms is the second dispatch; the rest is that JAX runs each program in a thread \
-of its own beside ours, on whichever core: with jax_cpu_enable_async_dispatch off, the ratio of the costly steps was \
-1.01 and 1.04 instead of 1.07, of the cheap ones no other. Of Python there are 0.25 ms before the two dispatches: \
-reading the inputs from their model (0.05 ms), copying, hashing and comparing them (0.1 ms), splitting off what is \
-constant (0.03 ms), freeing the oldest residuals (0.02 ms), paths and the rest. In a tight loop the same lines take a \
-tenth of that: here every run streams 7 to 26 MB of residuals through the processor's caches. What comes after the \
-first dispatch runs beside it. \
-Tried, without effect: one entry or two instead of eight, residuals dropped at once, one arena for malloc, large \
-pages, splitting by a plan kept for each structure. There are no page faults, and no more residuals than the temporary \
-memory of the one program: 6.6 and 26.2 MB in both."""
+Two programs take longer than one that has both passes, and the answer of the first is waited for. Called by hand \
+they take 0.2 to 0.5 ms more, of which 0.1 ms is the second dispatch; the rest is that JAX runs each program in a \
+thread of its own beside ours, on whichever core: with jax_cpu_enable_async_dispatch off, the ratio of the costly \
+steps was 1.01 and 1.04 instead of 1.07, of the cheap ones no other. Of Python there are 0.25 ms before the two \
+dispatches: reading the inputs from their model (0.05 ms), copying, hashing and comparing them (0.1 ms), splitting \
+off what is constant (0.03 ms), freeing the oldest residuals (0.02 ms), paths and the rest. In a tight loop the same \
+lines take a tenth of that: here every run streams 7 to 26 MB of residuals through the processor's caches. What comes \
+after the first dispatch runs beside it. Tried, without effect: one entry or two instead of eight, residuals dropped \
+at once, one arena for malloc, large pages, splitting by a plan kept for each structure. There are no page faults, \
+and no more residuals than the temporary memory of the one program: 6.6 and 26.2 MB in both."""
 
 NOTES: dict[str, str] = {
     "graph": """\
-Prefect's engine takes some 2 ms of processor time per task run, and the four runs of a wave take turns at Python's \
-lock: the fourth request leaves 11 ms after the first, and as much again passes between the first answer and its \
-pullback. Two waves make some 20 ms on top of the executor's own 15 ms; Prefect's server shares the two cores. Each \
-run makes eleven random identifiers, and the system call behind each gives Python's lock away. Tried, without effect: \
-reading results past Prefect's event loop, a shorter switch interval of Python's threads, the next task only when the \
-call of the one before it is on its way. Not done: to send the request before Prefect has let its task begin, as \
-limits and cancellation must come before a solve.""",
+Prefect's engine takes 2.6 ms of processor time per task run, and the four runs of a wave take turns at Python's \
+lock. Measured inside a wave: the requests leave 2.7, 5.2, 7.9 and 9.8 ms after its beginning; each call takes 5 ms \
+more than alone, as its Python waits for the others' engines; and between the first answer and the last pullback that \
+leaves lie 29 ms. The same two waves on plain threads take 0.412 s. Each run makes eleven random identifiers, and the \
+system call behind each gives the lock away. Tasks written by hand need 0.47 s here, where the design's page has \
+0.452. Tried, without effect: reading results past Prefect's event loop, a shorter switch interval of Python's \
+threads, the next task only when the call of the one before it is on its way. Not done: to send the request before \
+Prefect has let its task begin, as limits and cancellation must come before a solve.""",
     "task": """\
 A task that returns its argument costs nearly as much: this is Prefect's engine on this machine.""",
     "task-plain": """\
@@ -40,8 +40,8 @@ Ours has what the plain task has not: a name of its own in the UI, which Prefect
 retry policy, a name for the server's output folder (0.02 ms), and the call's way through the plan to the handle. \
 Together 0.1 to 0.2 ms of 2.3 ms.""",
     "task-flat": """\
-The server takes in what thousands of runs report, on the same two cores and later than it happens. In one run on a \
-quiet machine the last tenth was the faster one (0.85), in another with five other processes the slower (1.23).""",
+The server takes in what thousands of runs report, on the same two cores and later than it happens; plain tasks, run \
+in turn with ours, drift alike. In four runs the last tenth took 0.78, 0.85, 1.04 and 1.42 times the first.""",
     "recipe-cheap": """\
 Where a step costs little, solving the forward problem again (0.8 ms of 8) takes less than writing 26 MB of residuals \
 (1.8 ms): this problem gains nothing from the cache, as docs/recipes.md says, and what is ahead is Python alone. The \
@@ -51,9 +51,9 @@ ratio was 0.86 to 0.92 in twelve runs.""",
     "http-100": _CLIENT,
     "http-10000": _CLIENT,
     "http-1000000": """\
-The server takes three quarters of this call (a request written by hand to a raw socket, encoded beforehand, takes \
-45 ms where ours takes 60 and the SDK's 80), and all clients wait for it alike. What is left to us is one pass each \
-for encoding, sending, receiving and decoding.""",
+The server takes three quarters of this call (a request written by hand to a raw socket, encoded beforehand, takes 45 \
+ms where ours takes 60 and the SDK's 80), and all clients wait for it alike. What is left to us is one pass each for \
+encoding, sending, receiving and decoding.""",
     "shared-memory": """\
 All clients wait for the server for three quarters of the time that the SDK's call takes (11.3 of 15 ms at 1e6 \
 numbers, 28 of 38 at 4e6): it reads its input, doubles it, and writes its answer to a fresh file, in memory in pieces \
@@ -61,9 +61,9 @@ of 4 kB. Left to the client are one pass for writing the input, into a file that
 copying the answer out of its file (1.3 and 4 to 6 ms) and one for reading it (0.4 and 1.9 ms): 0.93 of the SDK at \
 best. To map the answer instead of copying it would gain 2 %, and a server that cuts the file short would take this \
 process down with it. A server that we have started writes to the faster of two folders, see docs/wire.md. Earlier \
-runs had two states here, up to 96 ms: on this virtual machine the first touch of memory that its host has taken back, \
-which it does after two idle seconds, costs 1.9 s per GiB instead of 0.08. All contestants pay for it alike, so they \
-now run 15 times before they are measured.""",
+runs had two states here, up to 96 ms: on this virtual machine the first touch of memory that its host has taken \
+back, which it does after two idle seconds, costs 1.9 s per GiB instead of 0.08. All contestants pay for it alike, so \
+they now run 15 times before they are measured.""",
     "layer": """\
 A difference of two medians beyond a millisecond: 0.15, 0.20 and 0.27 ms in three runs, 0.39 ms in a noisier one.""",
     "import": """\
