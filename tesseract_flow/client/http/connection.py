@@ -74,15 +74,18 @@ class _Stream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream):
         self._stream = stream
         self._socket: socket.socket = stream.get_extra_info("socket")
+        self._is_long = False  # what comes next
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         try:
             self._socket.settimeout(timeout)
-            return self._socket.recv(max(max_bytes, _PIECE))
+            data = self._socket.recv(_PIECE if self._is_long else max_bytes)
         except TimeoutError as error:
             raise httpcore.ReadTimeout(str(error)) from error
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
+        self._is_long = len(data) >= max_bytes
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         rest = memoryview(buffer)
