@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from tesseract_flow.wire._common import COMPRESSIONS, DEFAULT_MAX_BYTES, ENCODINGS, MAX_DEPTH, Compression, Encoding
 from tesseract_flow.wire._owned import CAN_LOCK, locked
+from tesseract_flow.wire._splice import Message
 from tesseract_flow.wire.arrays import DTYPES, decode_array, encode_array
 from tesseract_flow.wire.binref import BinrefWriter
 from tesseract_flow.wire.pool import BinrefPool, PooledWriter
-from tesseract_flow.wire.trees import accept_header, decode_tree, dumps, encode_tree, loads
+from tesseract_flow.wire.trees import accept_header, decode_tree, dumps, encode_tree, loads, message
 
 __all__ = [
     "CAN_LOCK",
@@ -27,6 +28,7 @@ __all__ = [
     "BinrefWriter",
     "Compression",
     "Encoding",
+    "Message",
     "PooledWriter",
     "accept_header",
     "decode_array",
@@ -36,4 +38,5 @@ __all__ = [
     "encode_tree",
     "loads",
     "locked",
+    "message",
 ]

@@ -28,6 +28,7 @@ from tesseract_flow.wire._common import (
     check_encoding,
     name_of,
 )
+from tesseract_flow.wire._splice import Message
 from tesseract_flow.wire.arrays import Source, Target, decode, encode, is_wire_form
 from tesseract_flow.wire.binref import BufferWriter
 
@@ -61,15 +62,15 @@ def decode_tree(
     return _Decoder(Source(binref_root, max_bytes), max_bytes).tree(obj, None, MAX_DEPTH)
 
 
-def dumps(
+def message(
     tree: Any,
     encoding: Encoding = "base64",
     *,
     compression: Compression | None = None,
     binref: BufferWriter | None = None,
     inline_below: int = 0,
-) -> bytes:
-    """`tree` as JSON, the same text as dumping `encode_tree(tree, ...)`.
+) -> Message:
+    """`tree` as JSON in pieces, the same text as dumping `encode_tree(tree, ...)`. Base64 is made piece by piece.
 
     With `binref`, arrays of less than `inline_below` bytes are in the text nevertheless, as base64.
 
@@ -78,7 +79,19 @@ def dumps(
     """
     splicer = _splice.Splicer()
     target = Target(encoding, compression, binref, splicer, inline_below)
-    return splicer.dumps(_encoded(tree, target, None, MAX_DEPTH))
+    return splicer.message(_encoded(tree, target, None, MAX_DEPTH))
+
+
+def dumps(
+    tree: Any,
+    encoding: Encoding = "base64",
+    *,
+    compression: Compression | None = None,
+    binref: BufferWriter | None = None,
+    inline_below: int = 0,
+) -> bytes:
+    """The text of a `message`, in one piece."""
+    return bytes(message(tree, encoding, compression=compression, binref=binref, inline_below=inline_below))
 
 
 def loads(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tesseract_flow.errors import WireError
-from tesseract_flow.wire import _splice, decode_tree, dumps, encode_array, loads
+from tesseract_flow.wire import _splice, decode_tree, dumps, encode_array, encode_tree, loads, message
 
 LONG = "A" * _splice._LONG
 FRAGMENTS = st.sampled_from(
@@ -122,6 +122,36 @@ def test_writing_a_message_needs_no_second_buffer_of_its_size():
     assert peak < 1.3 * size  # the buffer grows by an eighth at a time
 
 
+def test_a_message_is_never_there_as_a_whole():
+    x = np.random.default_rng(0).normal(size=500_000)
+    text = message({"x": x})
+    tracemalloc.start()
+    try:
+        n_bytes = sum(map(len, text))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_bytes == text.n_bytes > 5_000_000
+    assert peak < 1_000_000
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=5) | st.integers(0, 200_000).map(lambda n: np.arange(n, dtype=np.uint8)),
+        lambda trees: st.lists(trees, max_size=4) | st.dictionaries(st.text(max_size=3), trees, max_size=4),
+        max_leaves=8,
+    ),
+    st.sampled_from(["base64", "json"]),
+)
+def test_a_message_in_pieces_is_the_same_text_as_often_as_it_is_taken(tree, encoding):
+    text = message(tree, encoding)
+    pieces = list(text)
+    whole = orjson.dumps(encode_tree(tree, encoding))
+    assert b"".join(pieces) == b"".join(text) == bytes(text) == dumps(tree, encoding) == whole
+    assert text.n_bytes == len(whole)
+    assert all(len(piece) >= 2**16 for piece in pieces[:-1])  # each is a system call
+
+
 def test_a_token_of_one_message_means_nothing_in_another():
     skeleton, _ = _splice.cut(dumps({"x": np.arange(2000.0)}))
     with pytest.raises(WireError, match=r"array at x: .* characters; received"):
@@ -131,4 +161,4 @@ def test_a_token_of_one_message_means_nothing_in_another():
 def test_holes_are_filled_in_order():
     splicer = _splice.Splicer()
     tree = {"a": splicer.base64(b"first"), "b": ["\0", splicer.raw(b"[2]")]}
-    assert splicer.dumps(tree) == b'{"a":"Zmlyc3Q=","b":["\\u0000",[2]]}'
+    assert bytes(splicer.message(tree)) == b'{"a":"Zmlyc3Q=","b":["\\u0000",[2]]}'

@@ -21,7 +21,7 @@ from tesseract_flow.errors import OptionError
 if TYPE_CHECKING:
     import httpx
 
-_PIECE = 2**20  # bytes to read at once
+_PIECE = 2**18  # bytes to read at once; larger ones leave the processor's cache before they are joined
 
 
 class KeptConnection:

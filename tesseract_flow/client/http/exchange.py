@@ -35,7 +35,7 @@ from tesseract_flow.errors import (
     Unreachable,
     WireError,
 )
-from tesseract_flow.wire import MAX_DEPTH, BinrefPool, Compression, Encoding, accept_header, dumps, loads
+from tesseract_flow.wire import MAX_DEPTH, BinrefPool, Compression, Encoding, Message, accept_header, loads, message
 
 # From how many bytes on a file is faster than base64: one array on the way in, all of an answer on the way out, where
 # tesseract-core opens its file three times for each array. Measured on both sides of a loopback, see docs/wire.md.
@@ -72,9 +72,9 @@ class Exchange:
         self.compression: Compression | None = compression
         self.max_bytes = max_bytes
 
-    def body(self, payload: Mapping[str, Any]) -> bytes:
+    def body(self, payload: Mapping[str, Any]) -> Message:
         """The request."""
-        return dumps(payload, self.encoding, compression=self.compression)
+        return message(payload, self.encoding, compression=self.compression)
 
     def tree(self, answer: bytes | bytearray) -> Tree:
         """What the answer says; a `WireError` if it is not understood."""
@@ -215,18 +215,18 @@ class FileExchange(Exchange):
         self._is_telling = folders.is_written is None and not folders.run_folder(name).exists()
         self._answer: bytes | bytearray = b""
 
-    def body(self, payload: Mapping[str, Any]) -> bytes:
+    def body(self, payload: Mapping[str, Any]) -> Message:
         folders = self._folders
         inline_below = WRITE_FROM if folders.is_choosing else 0
         try:
-            return dumps(
+            return message(
                 payload, self.encoding, compression=self.compression, binref=self._writer, inline_below=inline_below
             )
         except WireError as error:
             if not (folders.is_choosing and _is_of_the_system(error)):
                 raise
             _log.warning("The arrays of a call travel as base64: %s", error)
-            return dumps(payload, "base64", compression=self.compression)
+            return message(payload, "base64", compression=self.compression)
 
     def tree(self, answer: bytes | bytearray) -> Tree:
         self._answer = answer

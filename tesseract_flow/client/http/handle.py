@@ -31,6 +31,7 @@ from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.translate import Question, error_of_status
 from tesseract_flow.errors import InvalidAnswer, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.wire import Message
 
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
@@ -94,7 +95,6 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
                 accept=exchange.accept,
                 waits_for_restart=waits_for_restart,
             )
-            del body  # which takes as much memory as the arrays
             try:
                 return exchange.tree(answer)
             except WireError as error:
@@ -113,7 +113,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
     def _is_read_from(self, folder: Path) -> bool:
         question = Question("apply", self._short_name, self.url)
         try:
-            return is_read_from(folder, self.schema, lambda body: self._send("POST", question, body, {}))
+            return is_read_from(folder, self.schema, lambda body: self._send("POST", question, Message(body), {}))
         except SchemaError:
             return False
 
@@ -143,7 +143,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return primals_key(endpoint, payload) if self.n_lanes > 1 and has_residuals else None
 
     def _read_schema(self) -> TesseractSchema:
-        content = self._send("GET", Question("openapi.json", self._short_name, self.url), b"", {})
+        content = self._send("GET", Question("openapi.json", self._short_name, self.url), Message(), {})
         try:
             # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
             return TesseractSchema.from_openapi(orjson.loads(content))
@@ -157,7 +157,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         self,
         method: str,
         question: Question,
-        body: bytes,
+        body: Message,
         params: Mapping[str, str],
         key: Hashable = None,
         *,
@@ -191,7 +191,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         lane: Lane,
         method: str,
         question: Question,
-        body: bytes,
+        body: Message,
         params: Mapping[str, str],
         accept: str | None,
     ) -> bytes:

@@ -25,7 +25,7 @@ from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
 from tesseract_flow.client.http.lanes import Lane, Lanes
 from tesseract_flow.client.http.options import HttpOptions
 from tesseract_flow.schema import TesseractSchema
-from tesseract_flow.wire import accept_header
+from tesseract_flow.wire import Message, accept_header
 
 if TYPE_CHECKING:
     import httpx
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # request is sent down a connection that the server is just closing.
 _KEEPALIVE_EXPIRY = 55.0
 _LONGEST_GREETING = 2**16  # bytes
+_NOTHING = Message()
 _PORTS = {"http": 80, "https": 443}
 _IN_A_PATH = "/%:@!$&'()*+,;=-._~"  # RFC 3986, section 3.3; what is encoded already stays as it is
 
@@ -90,7 +91,7 @@ class Session:
         lane: Lane,
         method: str,
         target: str,
-        content: bytes = b"",
+        content: Message = _NOTHING,
         *,
         accept: str | None = None,
         seconds: float | None = None,
@@ -103,7 +104,7 @@ class Session:
             seconds: a limit for each part of the exchange, instead of the usual ones.
         """
         headers = [*self._headers] if accept is None else [*self._other_headers, (b"Accept", accept.encode())]
-        headers.append((b"Content-Length", b"%d" % len(content)))
+        headers.append((b"Content-Length", b"%d" % content.n_bytes))
         url = httpcore.URL(
             scheme=self._origin.scheme,
             host=self._origin.host,
@@ -138,13 +139,13 @@ def _close(lanes: Lanes, shared: httpx.BaseTransport | None) -> None:
 class _Sending:
     """The body of a request, which tells the lanes when all of it has gone."""
 
-    def __init__(self, body: bytes, lane: Lane, lanes: Lanes):
+    def __init__(self, body: Message, lane: Lane, lanes: Lanes):
         self._body = body
         self._lane = lane
         self._lanes = lanes
 
     def __iter__(self) -> Iterator[bytes]:
-        yield self._body
+        yield from self._body
         acknowledge_at_once(self._lane.stream)
         self._lanes.sent(self._lane)
 
