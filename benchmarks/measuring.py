@@ -101,6 +101,15 @@ def serve(tesseracts: Sequence[ServedTesseract]) -> list[str]:
 
 def median_seconds(fns: Sequence[Callable[[], Any]], repeat: int, *, n_warm_up: int = 1) -> list[float]:
     """Median wall time of each function, measured in turn so that a slow moment hits them all alike."""
+    return [statistics.median(own) for own in _seconds(fns, repeat, n_warm_up)]
+
+
+def median_difference(whole: Callable[[], Any], part: Callable[[], Any], repeat: int) -> float:
+    """By how many seconds one takes longer than the other: the median over pairs, each measured in one moment."""
+    return statistics.median(a - b for a, b in zip(*_seconds([whole, part], repeat, 1), strict=True))
+
+
+def _seconds(fns: Sequence[Callable[[], Any]], repeat: int, n_warm_up: int) -> list[list[float]]:
     for _ in range(n_warm_up):
         for fn in fns:
             fn()
@@ -110,7 +119,7 @@ def median_seconds(fns: Sequence[Callable[[], Any]], repeat: int, *, n_warm_up: 
             start = time.perf_counter()
             fn()
             own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in times]
+    return times
 
 
 def run_python(*arguments: str, **options: Any) -> None:

@@ -65,7 +65,7 @@ runs had two states here, up to 96 ms: on this virtual machine the first touch o
 back, which it does after two idle seconds, costs 1.9 s per GiB instead of 0.08. All contestants pay for it alike, so \
 they now run 15 times before they are measured.""",
     "layer": """\
-A difference of two medians beyond a millisecond: 0.15, 0.20 and 0.27 ms in three runs, 0.39 ms in a noisier one.""",
+A small difference of two calls: 0.13 ms in a row of runs on a quiet machine, 0.2 to 0.3 ms beside others.""",
     "import": """\
 Beyond JAX and Equinox the import takes 0.03 to 0.05 s, for some thirty modules of 0.2 to 4 ms. HTTP is imported with \
 the first address, as httpx brings click and rich: 0.08 s.""",
