@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import socketserver
 import struct
@@ -201,6 +202,17 @@ def check_message(error: CallError) -> None:
     assert text.startswith("'apply' of Tesseract 'fem' at http://solver:8000: ")
     assert len(text.splitlines()) >= 2 and all(text.splitlines())
     assert (error.tesseract, error.endpoint) == ("fem (http://solver:8000)", "apply")
+
+
+def files(folder: Path) -> list[str]:
+    """All files of a folder, also while somebody tidies it up."""
+    # Not `rglob`, which fails where a folder goes while it looks.
+    found = (os.path.join(here, name) for here, _, names in os.walk(folder) for name in names)
+    return sorted(os.path.relpath(path, folder) for path in found)
+
+
+def arrays(folder: Path) -> list[str]:
+    return [name for name in files(folder) if name.endswith(".bin")]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -22,19 +22,9 @@ from tesseract_flow.client import HttpTesseract, count_requests
 from tesseract_flow.client.http import exchange
 from tesseract_flow.client.http.exchange import READ_FROM, WRITE_FROM, Folders, large_bytes
 from tesseract_flow.errors import ComponentFailed, ConnectionLost, InvalidAnswer, InvalidInput, WireError
-from tests.client.helpers import Mock, wait_until
+from tests.client.helpers import Mock, arrays, files, wait_until
 
 SMALL, LARGE, HUGE = np.arange(3.0), np.arange(WRITE_FROM / 8), np.arange(READ_FROM / 8)
-
-
-def files(folder: Path) -> list[str]:
-    # Not `rglob`, which fails where a folder goes while it looks.
-    found = (os.path.join(here, name) for here, _, names in os.walk(folder) for name in names)
-    return sorted(os.path.relpath(path, folder) for path in found)
-
-
-def arrays(folder: Path) -> list[str]:
-    return [name for name in files(folder) if name.endswith(".bin")]
 
 
 class Peer:
