@@ -13,8 +13,8 @@ from prefect.filesystems import WritableFileSystem
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from tesseract_flow.client.base import Tree
-from tesseract_flow.client.caching import MISS, AbstractCache, CallKey, Traffic
-from tesseract_flow.client.directory import FOLDER, name_of, read_entry, write_entry
+from tesseract_flow.client.caches.base import MISS, AbstractCache, RequestKey, Traffic
+from tesseract_flow.client.caches.directory import FOLDER, name_of, read_entry, write_entry
 
 _log = logging.getLogger("tesseract_flow")
 
@@ -56,7 +56,7 @@ class PrefectCache(AbstractCache):
     def traffic(self) -> Traffic:
         return self._traffic
 
-    def get(self, key: CallKey) -> Tree:
+    def get(self, key: RequestKey) -> Tree:
         try:
             data = _now(lambda: self.storage.read_path(self._path(key)))
             return read_entry(io.BytesIO(data), key)
@@ -65,7 +65,7 @@ class PrefectCache(AbstractCache):
             _log.debug("%r has no answer: %s", self, error)
             return MISS
 
-    def put(self, key: CallKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree) -> None:
         try:
             data = write_entry(key, answer)
             _now(lambda: self.storage.write_path(self._path(key), data))
@@ -76,7 +76,7 @@ class PrefectCache(AbstractCache):
     def size(self) -> dict[str, int]:
         return {}
 
-    def _path(self, key: CallKey) -> str:
+    def _path(self, key: RequestKey) -> str:
         return f"{self.folder}/{name_of(key)}"
 
 

@@ -14,33 +14,34 @@ from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree, on_eac
 from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
 
 if TYPE_CHECKING:
-    from tesseract_flow.client.cached import CachedTesseract
-    from tesseract_flow.client.caching import AbstractCache, MemoryCache
-    from tesseract_flow.client.core import CoreTesseract
-    from tesseract_flow.client.derive import Derive
-    from tesseract_flow.client.derived import DerivedTesseract
-    from tesseract_flow.client.directory import DirectoryCache
+    from tesseract_flow.client.caches.base import AbstractCache
+    from tesseract_flow.client.caches.directory import DirectoryCache
+    from tesseract_flow.client.caches.memory import MemoryCache
+    from tesseract_flow.client.deriving.derive import Derive
+    from tesseract_flow.client.handles.cached import CachedTesseract
+    from tesseract_flow.client.handles.core import CoreTesseract
+    from tesseract_flow.client.handles.derived import DerivedTesseract
+    from tesseract_flow.client.handles.limited import LimitedTesseract
+    from tesseract_flow.client.handles.replicas import ReplicatedTesseract
+    from tesseract_flow.client.handles.served import ServedTesseract
     from tesseract_flow.client.http import HttpTesseract
-    from tesseract_flow.client.limits import LimitedTesseract
     from tesseract_flow.client.opening import TesseractLike, open_tesseract, opened
-    from tesseract_flow.client.replicas import ReplicatedTesseract
     from tesseract_flow.client.retry import RetryPolicy, is_transient
-    from tesseract_flow.client.served import ServedTesseract
 
 # Public name -> the module that defines it. The imports above say the same to type checkers; a test compares the two.
 _EXPORTS = {
-    "AbstractCache": "tesseract_flow.client.caching",
-    "CachedTesseract": "tesseract_flow.client.cached",
-    "CoreTesseract": "tesseract_flow.client.core",
-    "Derive": "tesseract_flow.client.derive",
-    "DerivedTesseract": "tesseract_flow.client.derived",
-    "DirectoryCache": "tesseract_flow.client.directory",
+    "AbstractCache": "tesseract_flow.client.caches.base",
+    "CachedTesseract": "tesseract_flow.client.handles.cached",
+    "CoreTesseract": "tesseract_flow.client.handles.core",
+    "Derive": "tesseract_flow.client.deriving.derive",
+    "DerivedTesseract": "tesseract_flow.client.handles.derived",
+    "DirectoryCache": "tesseract_flow.client.caches.directory",
     "HttpTesseract": "tesseract_flow.client.http",
-    "LimitedTesseract": "tesseract_flow.client.limits",
-    "MemoryCache": "tesseract_flow.client.caching",
-    "ReplicatedTesseract": "tesseract_flow.client.replicas",
+    "LimitedTesseract": "tesseract_flow.client.handles.limited",
+    "MemoryCache": "tesseract_flow.client.caches.memory",
+    "ReplicatedTesseract": "tesseract_flow.client.handles.replicas",
     "RetryPolicy": "tesseract_flow.client.retry",
-    "ServedTesseract": "tesseract_flow.client.served",
+    "ServedTesseract": "tesseract_flow.client.handles.served",
     "TesseractLike": "tesseract_flow.client.opening",
     "is_transient": "tesseract_flow.client.retry",
     "open_tesseract": "tesseract_flow.client.opening",

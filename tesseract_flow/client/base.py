@@ -67,7 +67,7 @@ class AbstractTesseract(abc.ABC):
     def require(self, endpoint: Endpoint) -> None:
         """Raise `EndpointNotFound` unless the component offers `endpoint`."""
         if endpoint not in self.schema.endpoints:
-            from tesseract_flow.client.routes import advice  # the way there is long, and hardly ever gone
+            from tesseract_flow.client.deriving.routes import advice  # the way there is long, and hardly ever gone
 
             have = ", ".join(sorted(self.schema.endpoints - {"health"}))
             derived = advice(endpoint, self.schema.endpoints)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Union
 from tesseract_flow import client  # for handles over HTTP, which are imported with the first of them
 from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
-from tesseract_flow.client.cached import CachedTesseract, CacheLike, cache_from_option
-from tesseract_flow.client.core import CoreTesseract
-from tesseract_flow.client.derive import Derive
-from tesseract_flow.client.derived import DerivedTesseract
-from tesseract_flow.client.limits import LimitedTesseract
+from tesseract_flow.client.deriving.derive import Derive
+from tesseract_flow.client.handles.cached import CachedTesseract, CacheLike, cache_from_option
+from tesseract_flow.client.handles.core import CoreTesseract
+from tesseract_flow.client.handles.derived import DerivedTesseract
+from tesseract_flow.client.handles.limited import LimitedTesseract
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean
 

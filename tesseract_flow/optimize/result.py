@@ -33,6 +33,8 @@ class StepRecord:
         requests: requests to Tesseracts so far, as far as somebody counts them.
         seconds: time spent so far, over all runs of this journal.
         stalled: the driver could not improve on this design, even after a restart.
+        events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
+            what was done about it, changes of the problem that were accepted.
     """
 
     step: int
@@ -50,13 +52,14 @@ class StepRecord:
     requests: int
     seconds: float
     stalled: bool = False
+    events: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> StepRecord:
-        return cls(**fields)
+        return cls(**{**fields, "events": tuple(fields.get("events", ()))})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, open_tesseract, record_request
-from tesseract_flow.client.caching import AbstractCache
+from tesseract_flow.client.caches.base import AbstractCache
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.testing import FunctionTesseract
 

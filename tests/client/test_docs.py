@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import count_requests, open_tesseract, private_folder
+from tesseract_flow.client.deriving.routes import EXACT
 from tesseract_flow.client.http import exchange
-from tesseract_flow.client.routes import EXACT
 from tesseract_flow.wire import BinrefPool
 
 PAGE = (Path(__file__).parents[2] / "docs" / "derive.md").read_text(encoding="utf-8")

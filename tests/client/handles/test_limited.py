@@ -19,7 +19,7 @@ from tesseract_flow.client import (
     ServedTesseract,
     open_tesseract,
 )
-from tesseract_flow.client.limits import Places
+from tesseract_flow.client.handles.limited import Places
 from tesseract_flow.errors import OptionError, Unreachable
 from tests.client.helpers import PROBE, Mock, document, wait_until
 

@@ -1,7 +1,7 @@
-"""What a result cache is: keys of calls, the meeting of equal calls in flight, counters, and the cache in memory.
+"""What a result cache is: keys of requests, the meeting of equal calls in flight, counters.
 
-Here: `AbstractCache`, `MemoryCache`. Not here: the cache in a folder (`directory`), the handle that asks a cache before
-its component (`cached`). The one idea: a key is the whole question, a digest only shortens the search, and equality
+Here: `AbstractCache`. Not here: the kinds of cache (`memory`, `directory`), the handle that asks a cache before its
+component (`handles.cached`). The one idea: a key is the whole question, a digest only shortens the search, and equality
 decides. Endpoints are pure functions of their inputs, so an answer never goes out of date; a failure is no answer.
 """
 
@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import abc
 import collections
-import contextlib
 import copy
 import dataclasses
 import enum
 import functools
 import hashlib
-import logging
 import threading
-import uuid
-import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
@@ -29,15 +25,12 @@ from tesseract_flow.client.retry import is_transient
 from tesseract_flow.errors import CallError, OptionError
 from tesseract_flow.exact import InputKey, copied, pack
 
-DEFAULT_MAX_BYTES = 2**29  # of a cache in memory
 MISS = object()
 _PER_LEAF = 100  # bytes that a number, a text or an array's description takes in memory, roughly
 
-_log = logging.getLogger("tesseract_flow")
-
 
 @dataclasses.dataclass(frozen=True)
-class CallKey:
+class RequestKey:
     """One call, to the last bit.
 
     Attributes:
@@ -63,11 +56,11 @@ class CallKey:
         # SHA-256, because processors have instructions for it: faster than BLAKE2 where it matters.
         return hashlib.sha256(self.packed).digest()
 
-    def kept(self) -> CallKey:
+    def kept(self) -> RequestKey:
         """The same with arrays of its own, for a key that outlives the call."""
         if "packed" in vars(self):  # then the question has been written down, and the arrays are not needed again
             return self
-        return CallKey(self.handle, InputKey(self.question.tree, copy=True))
+        return RequestKey(self.handle, InputKey(self.question.tree, copy=True))
 
     @property
     def n_bytes(self) -> int:
@@ -88,7 +81,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._flights: dict[CallKey, Flight] = {}
+        self._flights: dict[RequestKey, Flight] = {}
         self._counts: collections.Counter[str] = collections.Counter()
         self.n_landed = 0
         self.n_waiting = 0  # now, for a flight of somebody else
@@ -101,7 +94,7 @@ class Traffic:
         with self._lock:
             return {name: self._counts[name] for name in ("hits", "misses", "merged", "evicted", "skipped")}
 
-    def board(self, key: CallKey) -> tuple[Flight, bool]:
+    def board(self, key: RequestKey) -> tuple[Flight, bool]:
         """The flight of this call, and whether the caller is the one who has to fly it."""
         with self._lock:
             flight = self._flights.get(key)
@@ -119,7 +112,7 @@ class Traffic:
             with self._lock:
                 self.n_waiting -= 1
 
-    def land(self, key: CallKey, flight: Flight) -> None:
+    def land(self, key: RequestKey, flight: Flight) -> None:
         with self._lock:
             del self._flights[key]
             self.n_landed += 1
@@ -141,11 +134,11 @@ class AbstractCache(abc.ABC):
         """Of this cache and all equal ones in this process."""
 
     @abc.abstractmethod
-    def get(self, key: CallKey) -> Tree:
+    def get(self, key: RequestKey) -> Tree:
         """A copy of the answer to an equal call, or `MISS`. Trouble with the store is a miss."""
 
     @abc.abstractmethod
-    def put(self, key: CallKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree) -> None:
         """Keep an answer, which is the cache's own from now on; `key` has arrays of its own as well."""
 
     @abc.abstractmethod
@@ -160,7 +153,7 @@ class AbstractCache(abc.ABC):
         """
         return {**self.traffic.counts(), **self.size()}
 
-    def answer(self, key: CallKey, ask: Callable[[], Tree]) -> Tree:
+    def answer(self, key: RequestKey, ask: Callable[[], Tree]) -> Tree:
         """The answer to a call: one that is kept, or the one that an equal call is waiting for, or that of `ask()`.
 
         If an equal call fails, its error is the answer to this one, too: a component that raised will raise again.
@@ -184,7 +177,7 @@ class AbstractCache(abc.ABC):
                 traffic.count("merged")
                 return copied(flight.answer)
 
-    def _fly(self, key: CallKey, flight: Flight, ask: Callable[[], Tree], n_landed: int) -> Tree:
+    def _fly(self, key: RequestKey, flight: Flight, ask: Callable[[], Tree], n_landed: int) -> Tree:
         traffic = self.traffic
         try:
             # An equal call may have landed between the look into the cache and now.
@@ -251,90 +244,3 @@ def checked_max_bytes(value: Any, what: str) -> int:
             f"{what}: max_bytes is {value!r}; expected a whole number of at least 1. To keep nothing, use cache=None."
         )
     return value
-
-
-class MemoryCache(AbstractCache):
-    """Answers in the memory of this process, the least recently used of which make room for others.
-
-    A copy, and one that was pickled and comes back to the same process, is the cache itself.
-
-    Args:
-        max_bytes: what questions and answers may take together.
-    """
-
-    def __init__(self, max_bytes: int = DEFAULT_MAX_BYTES):
-        self.max_bytes = checked_max_bytes(max_bytes, "MemoryCache")
-        self._traffic = Traffic()
-        self._entries: collections.OrderedDict[CallKey, tuple[Tree, int]] = collections.OrderedDict()
-        self._n_bytes = 0
-        self._lock = threading.Lock()
-        self._token = uuid.uuid4().hex
-        _memory_caches[self._token] = self
-
-    def __repr__(self) -> str:
-        return f"MemoryCache(max_bytes={self.max_bytes})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _memory_cache, (self._token, self.max_bytes)
-
-    @property
-    def traffic(self) -> Traffic:
-        return self._traffic
-
-    def get(self, key: CallKey) -> Tree:
-        with self._lock:
-            found = self._entries.get(key)
-            if found is None:
-                return MISS
-            self._entries.move_to_end(key)
-        return copied(found[0])  # outside of the lock: nobody writes into what is kept
-
-    def put(self, key: CallKey, answer: Tree) -> None:
-        n_bytes = key.n_bytes + size_of(answer)
-        n_evicted = 0
-        if n_bytes > self.max_bytes:
-            self._traffic.count("skipped")
-            _log.info("An answer of %d bytes is more than %r holds; it is not kept.", n_bytes, self)
-            return
-        with self._lock:
-            self._n_bytes -= self._entries.pop(key, (None, 0))[1]
-            while self._n_bytes + n_bytes > self.max_bytes:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self._n_bytes -= freed
-                n_evicted += 1
-            self._entries[key] = answer, n_bytes
-            self._n_bytes += n_bytes
-        self._traffic.count("evicted", n_evicted)
-
-    def size(self) -> dict[str, int]:
-        with self._lock:
-            return {"entries": len(self._entries), "bytes": self._n_bytes}
-
-    def clear(self) -> None:
-        """Let go of everything. Counters go on."""
-        with self._lock:
-            self._entries.clear()
-            self._n_bytes = 0
-
-
-_memory_caches: weakref.WeakValueDictionary[str, MemoryCache] = weakref.WeakValueDictionary()
-_memory_caches_lock = threading.Lock()
-
-
-def _memory_cache(token: str, max_bytes: int) -> MemoryCache:
-    """The cache that was pickled, or in another process an empty one, the same for all that come from it."""
-    with _memory_caches_lock:
-        cache = _memory_caches.get(token)
-        if cache is None:
-            cache = MemoryCache(max_bytes)
-            with contextlib.suppress(KeyError):
-                del _memory_caches[cache._token]
-            cache._token = token
-            _memory_caches[token] = cache
-        return cache
-
-
-@functools.cache
-def shared_cache() -> MemoryCache:
-    """The one that `cache=True` means, in this process."""
-    return MemoryCache()

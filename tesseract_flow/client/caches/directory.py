@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tesseract_flow.client.base import Tree
-from tesseract_flow.client.caching import MISS, AbstractCache, CallKey, Traffic, checked_max_bytes
+from tesseract_flow.client.caches.base import MISS, AbstractCache, RequestKey, Traffic, checked_max_bytes
 from tesseract_flow.errors import OptionError
 from tesseract_flow.exact import pack, unpack
 
@@ -40,11 +40,11 @@ _ABANDONED = 3600.0  # seconds after which a file that was never finished belong
 _log = logging.getLogger("tesseract_flow")
 
 
-def name_of(key: CallKey) -> str:
+def name_of(key: RequestKey) -> str:
     return f"{key.digest.hex()}.answer"
 
 
-def write_entry(key: CallKey, answer: Tree) -> bytes:
+def write_entry(key: RequestKey, answer: Tree) -> bytes:
     """The bytes of one entry.
 
     Raises:
@@ -55,7 +55,7 @@ def write_entry(key: CallKey, answer: Tree) -> bytes:
     return b"".join([_HEAD.pack(_MAGIC, checksum, len(key.packed), len(packed)), key.packed, packed])
 
 
-def read_entry(file: BinaryIO, key: CallKey) -> Tree:
+def read_entry(file: BinaryIO, key: RequestKey) -> Tree:
     """The answer in an entry, with arrays that are the caller's.
 
     Raises:
@@ -82,7 +82,7 @@ def read_entry(file: BinaryIO, key: CallKey) -> Tree:
     return unpack(answer)
 
 
-def _checksum(key: CallKey, answer: bytes | bytearray) -> bytes:
+def _checksum(key: RequestKey, answer: bytes | bytearray) -> bytes:
     """Of question and answer; the former by its digest, which is known."""
     checksum = hashlib.sha256(key.digest)
     checksum.update(answer)
@@ -186,7 +186,7 @@ class DirectoryCache(AbstractCache):
     def traffic(self) -> Traffic:
         return self._state.traffic
 
-    def get(self, key: CallKey) -> Tree:
+    def get(self, key: RequestKey) -> Tree:
         file = self.folder / name_of(key)
         try:
             with open(file, "rb") as opened:
@@ -205,7 +205,7 @@ class DirectoryCache(AbstractCache):
             os.utime(file)  # by which the longest unused are found
         return answer
 
-    def put(self, key: CallKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree) -> None:
         try:
             data = write_entry(key, answer)
         except (TypeError, ValueError, RecursionError):

@@ -16,7 +16,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.wrapper import AbstractWrapper
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError
 
 

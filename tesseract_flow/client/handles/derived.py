@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.derivation import Derivation
-from tesseract_flow.client.derive import Derive
-from tesseract_flow.client.memory import described, memory_of, structure_of
-from tesseract_flow.client.routes import JACOBIAN, PULLBACK, derivable
-from tesseract_flow.client.wrapper import AbstractWrapper
+from tesseract_flow.client.deriving.derivation import Derivation
+from tesseract_flow.client.deriving.derive import Derive
+from tesseract_flow.client.deriving.memory import described, memory_of, structure_of
+from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, derivable
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.schema import TesseractSchema
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client.routes import EXACT, advice, derivable, price, sources
+from tesseract_flow.client.deriving.routes import EXACT, advice, derivable, price, sources
 from tesseract_flow.derivatives import (
     Differences,
     jacobian_from_apply,

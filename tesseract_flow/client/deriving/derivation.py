@@ -17,9 +17,9 @@ import numpy as np
 
 from tesseract_flow.client.at_once import AtOnce
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.derive import Derive
-from tesseract_flow.client.memory import Memory, described, described_inputs, memory_of, structure_of
-from tesseract_flow.client.routes import JACOBIAN, PULLBACK, PUSHFORWARD, description, price, sources
+from tesseract_flow.client.deriving.derive import Derive
+from tesseract_flow.client.deriving.memory import Memory, described, described_inputs, memory_of, structure_of
+from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, PUSHFORWARD, description, price, sources
 from tesseract_flow.derivatives import (
     Differences,
     estimate_noise,

@@ -19,7 +19,7 @@ from tesseract_flow.client import (
     MemoryCache,
     count_requests,
 )
-from tesseract_flow.client.caching import CallKey
+from tesseract_flow.client.caches.base import RequestKey
 from tesseract_flow.errors import CallTimeout, ComponentFailed, ConnectionLost, OptionError
 from tesseract_flow.exact import InputKey
 from tests.client.keeping import Gate, Numbering, kept, square, wait_until_merging
@@ -152,7 +152,7 @@ def test_no_second_request_for_an_answer_that_has_just_landed() -> None:
     class Late(MemoryCache):
         """Lets another call through after the first look."""
 
-        def get(self, key: CallKey) -> Any:
+        def get(self, key: RequestKey) -> Any:
             found = super().get(key)
             if not handle_asked:
                 handle_asked.append(1)
@@ -221,7 +221,7 @@ def test_answer_beyond_the_bound_is_given_and_not_kept(cache: AbstractCache) -> 
 
 def test_replacing_an_entry_counts_it_once() -> None:
     cache = MemoryCache()
-    key = CallKey("handle", InputKey({"x": np.zeros(10)}))
+    key = RequestKey("handle", InputKey({"x": np.zeros(10)}))
     cache.put(key, {"y": np.zeros(10)})
     n_bytes = cache.stats()["bytes"]
     cache.put(key, {"y": np.zeros(10)})

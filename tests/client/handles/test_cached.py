@@ -27,9 +27,9 @@ from tesseract_flow.client import (
     count_requests,
     open_tesseract,
 )
-from tesseract_flow.client.caching import shared_cache
-from tesseract_flow.client.limits import LimitedTesseract
-from tesseract_flow.client.replicas import ReplicatedTesseract
+from tesseract_flow.client.caches.memory import shared_cache
+from tesseract_flow.client.handles.limited import LimitedTesseract
+from tesseract_flow.client.handles.replicas import ReplicatedTesseract
 from tesseract_flow.errors import ComponentFailed, OptionError, Overloaded, Unreachable
 from tesseract_flow.execute import concurrent
 from tesseract_flow.testing import FunctionTesseract

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import memory
-from tesseract_flow.client.memory import described, described_inputs, memory_of, structure_of
+from tesseract_flow.client.deriving.memory import described, described_inputs, memory_of, structure_of
 from tesseract_flow.testing import FunctionTesseract
 
 TREE = {"x": np.zeros((2, 3)), "parts": {"a.b": [np.float32(1.0), "text"]}, "n": 1, "none": None}

@@ -18,7 +18,7 @@ from tesseract_flow.errors import InvalidAnswer, InvalidInput, OverBudget
 from tesseract_flow.execute import concurrent
 from tesseract_flow.testing import FunctionTesseract
 from tests.cases import CASES, Case, is_inexact
-from tests.client.deriving import JACOBIAN, JVP, VJP, C, Showing, X, only, square, told, vjp
+from tests.client.derivations import JACOBIAN, JVP, VJP, C, Showing, X, only, square, told, vjp
 from tests.helpers import Watched
 from tests.recipes.helpers import answers_of, jacobian_of
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.handles.private_folder import MEMORY, PrivateFolder, has_room, quickest
 from tesseract_flow.client.http import HttpTesseract
-from tesseract_flow.client.private_folder import MEMORY, PrivateFolder, has_room, quickest
 from tesseract_flow.errors import ComponentFailed, OptionError, Unreachable
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import CAN_LOCK

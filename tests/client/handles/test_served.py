@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import HttpTesseract, ServedTesseract, count_requests, open_tesseract
-from tesseract_flow.client.private_folder import PrivateFolder
+from tesseract_flow.client.handles.private_folder import PrivateFolder
 from tesseract_flow.errors import (
     ComponentFailed,
     ConnectionLost,
@@ -32,7 +32,7 @@ from tesseract_flow.errors import (
 from tests.client.helpers import PROBE, arrays
 
 X = np.array([1.0, 2.0, 3.0])
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -234,7 +234,7 @@ def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
 def test_without_memory_to_share(tmp_path, monkeypatch, why):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if why == "no room":
-        monkeypatch.setattr("tesseract_flow.client.served.has_room", lambda folder: False)
+        monkeypatch.setattr("tesseract_flow.client.handles.served.has_room", lambda folder: False)
     handle = ServedTesseract(PROBE, label=why, shares_memory=why != "not wanted")
     x = np.linspace(-1.0, 1.0, 300_000)
     np.testing.assert_array_equal(handle.apply({"x": x})["y"], x**2)
@@ -249,7 +249,7 @@ def test_a_component_that_cannot_be_imported(tmp_path, monkeypatch):
     for folder in folders:
         folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folders[0]))
-    monkeypatch.setattr("tesseract_flow.client.served.MEMORY", folders[1])
+    monkeypatch.setattr("tesseract_flow.client.handles.served.MEMORY", folders[1])
     path = tmp_path / "broken" / "tesseract_api.py"
     path.parent.mkdir()
     path.write_text("raise ImportError('no module named solver')\n")

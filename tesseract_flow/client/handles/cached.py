@@ -1,6 +1,6 @@
 """A handle that asks its cache before its component.
 
-Here: `CachedTesseract`, what `cache=` means, which part of a component goes into the key. Not here: caches (`caching`,
+Here: `CachedTesseract`, what `cache=` means, which part of a component goes into the key. Not here: caches (`caches`,
 `directory`). The one idea: a hit is no request, so nothing below this handle hears of it.
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.caching import AbstractCache, CallKey, shared_cache
-from tesseract_flow.client.directory import DirectoryCache
-from tesseract_flow.client.wrapper import AbstractWrapper
+from tesseract_flow.client.caches.base import AbstractCache, RequestKey
+from tesseract_flow.client.caches.directory import DirectoryCache
+from tesseract_flow.client.caches.memory import shared_cache
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError
 from tesseract_flow.exact import InputKey
 
@@ -65,7 +66,7 @@ class CachedTesseract(AbstractWrapper):
             return self.tesseract.request(endpoint, payload, run_id=run_id)
         return self.cache.answer(key, lambda: self.tesseract.request(endpoint, payload, run_id=run_id))
 
-    def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> CallKey | None:
+    def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
         schema, build = self.tesseract.schema, self.tesseract.build
         if build is None and self.cache.is_lasting:  # asked now and not before, since a component is started for it
@@ -79,7 +80,7 @@ class CachedTesseract(AbstractWrapper):
             component.append(repr(self.tesseract))  # says where it is, and has no credentials
         try:
             asked = {name: sorted(item) if name in _PATHS else item for name, item in payload.items()}
-            key = CallKey(self.tesseract, InputKey({"component": component, "endpoint": endpoint, "payload": asked}))
+            key = RequestKey(self.tesseract, InputKey({"component": component, "endpoint": endpoint, "payload": asked}))
             if self.cache.is_lasting:
                 key.packed  # noqa: B018  (remembered in the key)
         except (TypeError, ValueError, RecursionError):

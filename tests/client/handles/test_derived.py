@@ -17,7 +17,7 @@ from tesseract_flow.client import Derive, DerivedTesseract, count_requests, open
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import ComponentFailed, EndpointNotFound, OverBudget
 from tesseract_flow.testing import FunctionTesseract
-from tests.client.deriving import JACOBIAN, JVP, VJP, C, X, ask, square, told, vjp
+from tests.client.derivations import JACOBIAN, JVP, VJP, C, X, ask, square, told, vjp
 from tests.helpers import Watched
 
 # At once

@@ -10,9 +10,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tesseract_flow.client.private_folder import PrivateFolder, has_room, quickest
+from tesseract_flow.client.handles.private_folder import PrivateFolder, has_room, quickest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_for_its_owner_only(tmp_path):
@@ -38,7 +38,7 @@ def test_those_of_the_dead_go(tmp_path):
         import sys
         from pathlib import Path
         sys.path.insert(0, {str(ROOT)!r})
-        from tesseract_flow.client.private_folder import PrivateFolder
+        from tesseract_flow.client.handles.private_folder import PrivateFolder
         folder = PrivateFolder(Path({str(tmp_path)!r}))
         (folder.path / "array.bin").touch()
         print(flush=True)
@@ -83,7 +83,9 @@ def test_room(tmp_path):
 def test_where_files_are_quicker_is_tried_out(tmp_path, monkeypatch):
     seconds = {"memory": 2.0, "disk": 1.0, "slow": 1.9}
     places = {name: tmp_path / name for name in seconds}
-    monkeypatch.setattr("tesseract_flow.client.private_folder._trial", lambda parent, content: seconds[parent.name])
+    monkeypatch.setattr(
+        "tesseract_flow.client.handles.private_folder._trial", lambda parent, content: seconds[parent.name]
+    )
     assert quickest(places["memory"], places["disk"]) == places["disk"]
     assert quickest(places["memory"], places["slow"]) == places["memory"]  # not worth it
     monkeypatch.undo()

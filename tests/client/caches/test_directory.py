@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import DirectoryCache, HttpTesseract, count_requests
-from tesseract_flow.client.directory import FOLDER, Inventory, existing
+from tesseract_flow.client.caches.directory import FOLDER, Inventory, existing
 from tesseract_flow.errors import OptionError
 from tests.client.helpers import array, document, mocked
 from tests.client.keeping import Numbering, kept
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 X = {"x": np.array([1.0, 2.0, 3.0])}
 ANSWER = {
     "y": np.arange(3.0),
@@ -338,7 +338,7 @@ def test_existing(tmp_path: Path) -> None:
 
 
 def test_a_served_component_is_bound_to_its_code(tmp_path: Path) -> None:
-    from tesseract_flow.client.served import _build_of
+    from tesseract_flow.client.handles.served import _build_of
 
     folder = tmp_path / "component"
     (folder / "_parts" / "__pycache__").mkdir(parents=True)

@@ -1,0 +1,43 @@
+"""The `tesseract-flow` command, one module per subcommand.
+
+Each subcommand is a few lines around the library: `add` says what it takes, `run` does it. Errors that we raise on
+purpose end with their message and exit code 1; anything else is a fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tesseract_flow.cli import cache, inspect, optimize, serve
+from tesseract_flow.errors import TesseractFlowError
+
+_COMMANDS = (inspect, serve, optimize, cache)  # in the order of --help
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except TesseractFlowError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            if not note.startswith("---"):  # JAX's remark on shortened tracebacks; none is shown
+                print(note, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tesseract-flow",
+        description="Design optimisation through Tesseracts: differentiable, concurrent, resumable.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

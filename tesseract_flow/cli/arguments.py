@@ -1,0 +1,27 @@
+"""What arguments of several commands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+else:
+    Commands = Any
+
+
+def assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    """`NAME=VALUE` → a dict; values are JSON where they can be, and text otherwise."""
+    settings = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise SystemExit(f"tesseract-flow: expected NAME=VALUE, got {pair!r}")
+        try:
+            settings[name] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name] = text
+    return settings

@@ -1,0 +1,93 @@
+"""`tesseract-flow cache`: look at a folder of kept answers, or make room in it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from pathlib import Path
+
+from tesseract_flow.cli.arguments import Commands
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("cache", help="look at a folder of kept answers, or make room in it")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+    stats = actions.add_parser("stats", help="how many answers a cache holds, how large and how old")
+    stats.add_argument("folder", type=Path, help="the folder that was given as cache=")
+    stats.set_defaults(run=_stats)
+    prune = actions.add_parser("prune", help="remove answers, the longest unused first; other files stay")
+    prune.add_argument("folder", type=Path, help="the folder that was given as cache=")
+    how_much = prune.add_mutually_exclusive_group(required=True)
+    how_much.add_argument("--max-bytes", type=_n_bytes, metavar="N", help="keep at most this much, such as 500M or 2G")
+    how_much.add_argument("--older-than", type=_days, metavar="DAYS", help="remove what was not used for so many days")
+    how_much.add_argument("--all", action="store_true", help="remove all answers")
+    prune.set_defaults(run=_prune)
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.client.caches.directory import Inventory, existing
+
+    cache = existing(arguments.folder)
+    now = time.time()
+    found = Inventory.of(cache.folder, now)
+    print(f"{cache.path}: {_counted(len(found.entries), 'answer')}, {_size(found.n_bytes)}")
+    if found.entries:
+        oldest, newest = found.entries[0][2], found.entries[-1][2]
+        print(f"last used: {_ago(now - oldest)} (the longest unused) to {_ago(now - newest)}")
+        print(f"largest: {_size(max(n_bytes for _, n_bytes, _ in found.entries))}")
+    if found.abandoned:
+        print(f"{_counted(len(found.abandoned), 'file')} never finished; prune removes them")
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.client.caches.directory import existing
+
+    cache = existing(arguments.folder)
+    if arguments.older_than is not None:
+        n_removed, n_bytes = cache.prune(unused_since=time.time() - arguments.older_than * 86400.0)
+    else:
+        n_removed, n_bytes = cache.prune(0 if arguments.all else arguments.max_bytes)
+    left = cache.size()
+    print(f"{cache.path}: removed {_counted(n_removed, 'answer')}, {_size(n_bytes)}")
+    print(f"left: {_counted(left['entries'], 'answer')}, {_size(left['bytes'])}")
+    return 0
+
+
+def _n_bytes(text: str) -> int:
+    """`500M`, `2GB` or `1000000` → bytes."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected a size such as 500M, 2G or 1000000, got {text!r}")
+    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days < 1e6:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected a number of days, such as 30 or 0.5, got {text!r}")
+    return days
+
+
+def _size(n_bytes: float) -> str:
+    unit = 0
+    while n_bytes >= 999.5 and unit < len(_UNITS) - 1:
+        n_bytes, unit = n_bytes / 1000, unit + 1
+    return f"{n_bytes:.3g} {_UNITS[unit]}"
+
+
+def _ago(seconds: float) -> str:
+    for name, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            return f"{_counted(int(seconds // length), name)} ago"
+    return "just now"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"

@@ -1,0 +1,45 @@
+"""`tesseract-flow optimize`: a problem, optimised in this process, without Prefect."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tesseract_flow.cli.arguments import Commands, assignments
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser("optimize", help="optimise a problem in this process")
+    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
+    parser.add_argument("--driver", default="adam", help="an Optax optimiser by name (default adam)")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")
+    parser.add_argument("--max-steps", type=int, default=None)
+    parser.add_argument("--journal", type=Path, help="folder of checkpoints; run again to go on where it stopped")
+    parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, load_problem, optimize
+    from tesseract_flow.report import TerminalProgress, write_result
+
+    problem = load_problem(arguments.problem, assignments(arguments.set))
+    stop = None if arguments.max_steps is None else {"max_steps": arguments.max_steps, "gradient_tolerance": 1e-6}
+    result = optimize(
+        problem,
+        arguments.driver,
+        learning_rate=arguments.learning_rate,
+        driver_settings=assignments(arguments.driver_set),
+        stop=stop,
+        journal=arguments.journal,
+        observers=[TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS)],
+    )
+    if arguments.out is not None:
+        figures = {}
+        if problem.picture is not None:
+            figures["Design"] = problem.picture(result.design, result.evaluation)
+        write_result(arguments.out, result, problem, figures=figures)
+        print(f"Written to {arguments.out}: result.json, design.npz, history.csv, report.html")
+    return 0
