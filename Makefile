@@ -21,7 +21,7 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench test-ui check check-format check-lint check-types check-layers check-wheel \
+.PHONY: help install demo test test-slow bench test-ui check check-format check-lint check-types check-layers check-wheel \
 	format constraints clean
 
 help: ## list the targets
@@ -44,8 +44,11 @@ $(STAMP): pyproject.toml constraints.txt | $(UV)
 demo: install ## optimise the cantilever beam: three served Tesseracts, Prefect's embedded server, a report
 	$(PY) -m examples.beam.demo $(ARGS)
 
-test: install ## run all tests except those of the user interface
-	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile $(ARGS)
+test: install ## run the tests, but for the long ones and those of the user interface
+	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: install ## run the long tests: whole matrices, many kills, many random cases
+	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile -m slow $(ARGS)
 
 test-ui: install ## drive the forms and pages of the Prefect UI in a browser
 	bash tests/ui/run.sh $(ARGS)
