@@ -164,7 +164,7 @@ class Derivation:
         def price_of(source: str, y: Mapping[str, Any]) -> int:
             return price(self.endpoint, source, self.x, y, self.settings.differences)
 
-        found = sources(self.endpoint, self.component.schema.endpoints)
+        found = sources(self.endpoint, self.settings.believed(self.component.schema.endpoints))
         prices = {source: price_of(source, {}) for source in found if source != PULLBACK}
         # One probe per output element: the shapes of the outputs are asked for where they can make a difference.
         if PULLBACK in found and min(prices.values(), default=2) > 1:
@@ -202,9 +202,10 @@ class Derivation:
         n_in_flight = self.settings.n_in_flight or self.component.n_lanes
         _log.log(
             logging.INFO if is_exact else logging.WARNING,
-            "Tesseract %r has no endpoint %r: it is made here %s%s, at %d request%s per call of this size%s. "
+            "Tesseract %r %s endpoint %r: it is made here %s%s, at %d request%s per call of this size%s. "
             "This is said once.",
             self.handle.name,
+            "is not to be believed at its" if self.endpoint in self.settings.replace else "has no",
             self.endpoint,
             self._route(source),
             " and exact" if is_exact else ", an approximation",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
+from tesseract_flow.client.deriving.routes import EXACT
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import OptionError, did_you_mean
 
@@ -21,14 +23,26 @@ class Derive:
         n_in_flight: requests at once; default as many as the handle has lanes.
         measure_noise: whether the step is chosen by the component's own noise. It is measured, by `estimate_noise`,
             before the first difference and remembered per structure of the inputs: 8 more requests, rarely up to 48.
+        replace: derivative endpoints that the component has and that are not to be believed: they are never asked, and
+            made like missing ones. `Derive(Differences(), replace="vector_jacobian_product")` puts differences in the
+            place of a wrong pullback, if there is no pushforward and no Jacobian to make it from.
     """
 
     differences: Differences | None = None
     max_requests: int | None = 1000
     n_in_flight: int | None = None
     measure_noise: bool = False
+    replace: Collection[str] = ()
 
     def __post_init__(self) -> None:
+        replaced = (self.replace,) if isinstance(self.replace, str) else tuple(self.replace)
+        object.__setattr__(self, "replace", tuple(sorted(set(replaced))))
+        for endpoint in self.replace:
+            if endpoint not in EXACT:
+                raise OptionError(
+                    f"Derive.replace names {endpoint!r}; expected derivative endpoints, out of "
+                    f"{', '.join(map(repr, EXACT))}.{did_you_mean(str(endpoint), EXACT)}"
+                )
         if self.differences is not None and not isinstance(self.differences, Differences):
             raise OptionError(
                 f"Derive.differences is {self.differences!r}; expected a Differences(...), such as "
@@ -43,6 +57,10 @@ class Derive:
                 "Derive.measure_noise chooses the step of finite differences: it takes differences=Differences(...), "
                 "and these without a noise of their own."
             )
+
+    def believed(self, endpoints: Collection[str]) -> frozenset[str]:
+        """Those of a component's endpoints that may be asked."""
+        return frozenset(endpoints) - frozenset(self.replace)
 
     @classmethod
     def from_option(cls, value: Any) -> Derive | None:

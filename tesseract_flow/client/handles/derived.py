@@ -1,4 +1,4 @@
-"""Derivative endpoints that a component does not have, made on this side from those that it has.
+"""Derivative endpoints that a component lacks, or that are not believed, made on this side from the others.
 
 Here: `DerivedTesseract`, a handle around a handle. Not here: what is allowed (`derive`), one derived call
 (`derivation`), which route and at what price (`routes`). The one idea: the component sees nothing but its own
@@ -46,12 +46,15 @@ class DerivedTesseract(AbstractWrapper):
     def schema(self) -> TesseractSchema:
         """The component's, with the endpoints that are derived among the others."""
         schema = self.tesseract.schema
-        endpoints = schema.endpoints | derivable(schema.endpoints, self.settings.differences)
+        believed = self.settings.believed(schema.endpoints)
+        endpoints = believed | derivable(believed, self.settings.differences)
         digest = hashlib.sha256(f"{schema.digest}\n{sorted(endpoints)}\n{self.settings}".encode()).hexdigest()
         return dataclasses.replace(schema, endpoints=endpoints, digest=digest)
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
-        have = self.tesseract.schema.endpoints
+        have = self.settings.believed(self.tesseract.schema.endpoints)
+        if endpoint in self.settings.replace:
+            self.require(endpoint)  # it must not come through to the component in place of nothing
         if endpoint in have or endpoint not in self.schema.endpoints:
             answer = self.tesseract.request(endpoint, payload, run_id=run_id)
             # In passing: where the derivative goes by rows, it will ask for the shapes of these outputs.

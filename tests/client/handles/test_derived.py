@@ -15,7 +15,7 @@ import pytest
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import Derive, DerivedTesseract, count_requests, open_tesseract
 from tesseract_flow.derivatives import Differences
-from tesseract_flow.errors import ComponentFailed, EndpointNotFound, OverBudget
+from tesseract_flow.errors import ComponentFailed, EndpointNotFound, OptionError, OverBudget
 from tesseract_flow.testing import FunctionTesseract
 from tests.client.derivations import JACOBIAN, JVP, VJP, C, X, ask, square, told, vjp
 from tests.helpers import Watched
@@ -293,3 +293,50 @@ def test_component_with_a_pullback_alone(fixture: str, request: pytest.FixtureRe
     np.testing.assert_allclose(y, x**2)
     np.testing.assert_allclose(y_dot, 2 * x * t)
     assert counts == {f"{handle.name}.{endpoint}": n for endpoint, n in (("abstract_eval", 1), ("apply", 1), (VJP, 3))}
+
+
+# In place of an endpoint that is wrong
+
+
+def wrong_pullback(*endpoints: str) -> Watched:
+    def distort(endpoint: str, answer: Any) -> Any:
+        return {"x": -answer["x"]} if endpoint == VJP else answer
+
+    return Watched(square(*endpoints), distort)
+
+
+@pytest.mark.parametrize(
+    ("replace", "asked"),
+    [(VJP, {JACOBIAN}), ((VJP, JACOBIAN), {JVP}), ((VJP, JACOBIAN, JVP), {"apply"})],
+    ids=["from the Jacobian", "from the pushforward", "by differences"],
+)
+def test_a_wrong_endpoint_is_replaced_from_what_is_left(replace: Any, asked: set[str]) -> None:
+    component = wrong_pullback(JACOBIAN, JVP, VJP)
+    handle = open_tesseract(component, derive=Derive(Differences("central"), replace=replace))
+    np.testing.assert_allclose(vjp(handle)["x"], 2 * X["x"] * C["y"], rtol=1e-8)
+    assert {endpoint for endpoint, _ in component.requests} == asked
+    assert open_tesseract(component, derive="central") != handle
+    np.testing.assert_allclose(vjp(open_tesseract(component, derive="central"))["x"], -2 * X["x"] * C["y"])
+
+
+def test_what_is_replaced_and_cannot_be_made_is_not_asked_of_the_component() -> None:
+    component = wrong_pullback(VJP)
+    handle = open_tesseract(component, derive=Derive(replace=VJP))
+    with pytest.raises(EndpointNotFound):
+        handle.request(VJP, {"inputs": X, "vjp_inputs": ["x"], "vjp_outputs": ["y"], "cotangent_vector": C})
+    assert component.requests == []
+
+
+@pytest.mark.parametrize("replace", ["apply", "abstract_eval", "vector_jacobian_produkt"])
+def test_only_derivatives_can_be_replaced(replace: str) -> None:
+    with pytest.raises(OptionError, match="expected derivative endpoints"):
+        Derive(Differences("central"), replace=replace)  # type: ignore[arg-type]
+
+
+def test_replacing_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    handle = open_tesseract(
+        wrong_pullback(JACOBIAN, JVP, VJP), derive=Derive(Differences("central"), replace=(VJP, JACOBIAN, JVP))
+    )
+    with caplog.at_level(logging.INFO, logger="tesseract_flow"):
+        vjp(handle)
+    assert "is not to be believed at its endpoint 'vector_jacobian_product'" in caplog.text
