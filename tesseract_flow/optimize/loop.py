@@ -25,8 +25,9 @@ from tesseract_flow.optimize.journal import AbstractJournal, Checkpoint, Resumpt
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import Result, StepRecord
+from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State, pack, unpack
-from tesseract_flow.optimize.steps import Run, advance, prepare, start, template_state
+from tesseract_flow.optimize.steps import advance, prepare, start, template_state
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_rules, first_reason
 
 

@@ -1,73 +1,32 @@
 """One step: from a `State` to the next one, and the record of it.
 
-A driver that steps (`_step_by_step`) moves, and the new point is evaluated. A driver that searches (`_step_by_search`)
-has evaluated the new point as one of its trials. Multipliers never cost an evaluation with drivers that step: they
-change between two points. A search needs the new Lagrangian where it stands, so each of its few changes costs one.
-
-The only effect in here is the `Evaluator`; journal, observers and clock are in `loop`.
+How the next point is found is in `moves`. The only effect in here is the `Evaluator`; journal, observers and clock are
+in `loop`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from tesseract_flow.optimize.bounds import Box
-from tesseract_flow.optimize.constraints import (
-    AugmentedLagrangian,
-    ConstraintSet,
-    change_duals,
-    count_step,
-    mean_residuals,
-)
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers import Driver, initial_state
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, check_finite
+from tesseract_flow.optimize.moves import step_by_search, step_by_step
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
+from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.search import Updater
 from tesseract_flow.optimize.state import Best, State
 
 # Seconds, requests and evaluations so far, as a record has them.
 Totals = Callable[[], Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """What stays the same from the first step to the last."""
-
-    problem: Problem
-    driver: Driver
-    searching: bool
-    box: Box  # in scaled units
-    constraints: ConstraintSet
-    method: AugmentedLagrangian
-    evaluator: Evaluator
-    feasibility_tol: float
-    update: Updater
-    assess: Callable[..., dict[str, Any]]  # compiled `_assess`
-    notes: tuple[str, ...]
-
-    @property
-    def has_constraints(self) -> bool:
-        return bool(self.constraints.size)
-
-    def varying_at(self, u: PyTree) -> PyTree:
-        # Projected again in the design's units: scaling back may round a bound away by one digit.
-        return self.problem.box.project(self.problem.partition.from_scaled(u))
-
-    def design_at(self, u: PyTree) -> PyTree:
-        return self.problem.partition.combine(self.varying_at(u))
-
-    def sample(self, u: PyTree, weights: Weights) -> Sample:
-        """The sample at `u`, with the gradient in scaled units."""
-        sample = self.evaluator(self.varying_at(u), weights)
-        return Sample(sample.lagrangian, self.problem.partition.scale_gradient(sample.gradient), sample.leaves)
 
 
 def prepare(
@@ -145,7 +104,8 @@ def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[S
     """One step: the next state, and its record."""
     run.evaluator.forget()
     step = last.step + 1
-    new, stalled = (_step_by_search if run.searching else _step_by_step)(run, state, step)
+    move = (step_by_search if run.searching else step_by_step)(run, state, step)
+    new = move.state
     moves = [
         float(np.abs(np.asarray(b, np.float64) - np.asarray(a, np.float64)).max(initial=0.0))
         for a, b in zip(jax.tree.leaves(state.u), jax.tree.leaves(new.u), strict=True)
@@ -155,99 +115,7 @@ def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[S
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         measures = run.assess(new)
-    return new, _record(run, new, step, max(moves), stalled, totals, measures)
-
-
-def _step_by_step(run: Run, state: State, step: int) -> tuple[State, bool]:
-    """The driver moves on, multipliers move on if it is time, and the new point is evaluated."""
-    u, driver = run.update(state.u, state.driver, state.here.gradient, state.here.lagrangian, _no_trials)
-    duals, tally = state.duals, state.tally
-    if run.has_constraints:
-        tally = count_step(tally, run.constraints.residuals(_values(run, state.here), duals))
-        if int(tally.n_steps) >= run.method.every:
-            duals, tally = change_duals(duals, tally, mean_residuals(tally), run.method)
-    here = run.sample(u, Weights(state.objective_scale, duals))
-    check_finite(here, run.evaluator.evaluation(here.leaves), f"At step {step}")
-    return State(u, driver, state.objective_scale, duals, tally, here, state.best), False
-
-
-def _step_by_search(run: Run, state: State, step: int) -> tuple[State, bool]:
-    """The driver searches; if it fails, once more with its memory cleared; then multipliers, if it is time."""
-    u, driver, here = _search(run, state, state.driver)
-    failed = here is None
-    if failed:
-        u, driver, here = _search(run, state, initial_state(run.driver, state.u))
-        failed = here is None
-    if here is None:
-        u, driver, here = state.u, initial_state(run.driver, state.u), state.here
-    duals, tally = state.duals, state.tally
-    if run.has_constraints:
-        residuals = run.constraints.residuals(_values(run, here), duals)
-        tally = count_step(tally, residuals)
-        slope = _max_norm(run.box.projected_gradient(u, here.gradient))
-        is_time = (
-            failed or slope <= run.method.inner_goal(int(tally.n_changes)) or int(tally.n_steps) >= run.method.every
-        )
-        unsettled = max(float(jnp.abs(t).max(initial=0.0)) for t in residuals.values()) > run.method.target
-        if is_time and unsettled:
-            duals, tally = change_duals(duals, tally, residuals, run.method)
-            # The driver's memory is about another Lagrangian now.
-            driver, failed = initial_state(run.driver, u), False
-            here = run.sample(u, Weights(state.objective_scale, duals))
-    check_finite(here, run.evaluator.evaluation(here.leaves), f"At step {step}")
-    return State(u, driver, state.objective_scale, duals, tally, here, state.best), failed
-
-
-def _search(run: Run, state: State, driver_state: PyTree) -> tuple[PyTree, PyTree, Sample | None]:
-    """One search. The sample is `None` where it failed: it did not move, or ended higher than it began."""
-
-    trials: list[tuple[PyTree, Sample]] = []
-
-    def sample(u):
-        trials.append((u, run.sample(u, state.weights)))
-        return trials[-1][1].lagrangian, trials[-1][1].gradient
-
-    u, driver = run.update(state.u, driver_state, state.here.gradient, state.here.lagrangian, sample)
-    if not _moved(state.u, u) or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(u)):
-        return u, driver, None
-    u, here = _accepted(state.u, u, trials) or (u, run.sample(u, state.weights))
-    before, after = float(state.here.lagrangian), float(here.lagrangian)
-    # Searches accept what rounding blurs (Hager & Zhang 2006, equation 23), and so do we.
-    slack = max(1e-6, 10 * float(jnp.finfo(run.evaluator.dtype).eps)) * abs(before)
-    return u, driver, here if after <= before + slack else None
-
-
-def _accepted(before: PyTree, u: PyTree, trials: Sequence[tuple[PyTree, Sample]]) -> tuple[PyTree, Sample] | None:
-    """The trial that `u` is, up to the rounding of how it was put together; `None` if the driver made something else
-    of it.
-
-    Going on from the trial itself, digit for digit, saves the evaluation of its twin.
-    """
-
-    def is_twin(a, b, origin):
-        eps = jnp.finfo(a.dtype).eps
-        return bool((jnp.abs(a - b) <= 4 * eps * (jnp.abs(a) + jnp.abs(origin))).all())
-
-    for trial, sample in reversed(trials):
-        if all(jax.tree.leaves(jax.tree.map(is_twin, u, trial, before))):
-            return trial, sample
-    return None
-
-
-def _no_trials(u: PyTree) -> Any:
-    raise AssertionError("a driver without trials asked for one")
-
-
-def _moved(a: PyTree, b: PyTree) -> bool:
-    return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-
-
-def _values(run: Run, sample: Sample) -> dict[str, jax.Array]:
-    return run.evaluator.evaluation(sample.leaves).constraints
-
-
-def _max_norm(tree: PyTree) -> float:
-    return max(float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(tree))
+    return new, _record(run, new, step, max(moves), move.stalled, totals, measures)
 
 
 def _assess(box: Box, constraints: ConstraintSet, evaluator: Evaluator, state: State) -> dict[str, jax.Array]:

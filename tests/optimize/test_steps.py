@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tesseract_flow.optimize import Constraint, Evaluation, MaxSteps, Observer, Problem, optimize
+from tesseract_flow.optimize.drivers import build_driver
 from tesseract_flow.optimize.evaluator import Sample
-from tesseract_flow.optimize.steps import _accepted
+from tesseract_flow.optimize.moves import Trial, _accepted, step_by_search
+from tesseract_flow.optimize.steps import prepare, start
 from tests.optimize.helpers import rosenbrock_problem
 
 
@@ -21,13 +23,13 @@ def sample(number: float) -> Sample:
 
 def test_the_accepted_point_is_the_trial_that_it_is_up_to_rounding():
     before = {"x": jnp.array([1.0, -3.0])}
-    trials = [({"x": before["x"] + step}, sample(step)) for step in (0.5, 0.25, 0.125)]
+    trials = [Trial({"x": before["x"] + t}, sample(t), t, 0.0, 0.0, 0.0) for t in (0.5, 0.25, 0.125)]
     # As if the step had been put together with a fused multiply-add.
     twin = {"x": jnp.asarray(np.nextafter(np.array([1.25, -2.75]), 10))}
     found = _accepted(before, twin, trials)
     assert found is not None
     point, its_sample = found
-    assert point is trials[1][0] and float(its_sample.lagrangian) == 0.25
+    assert point is trials[1].u and float(its_sample.lagrangian) == 0.25
     other = {"x": jnp.array([1.25, -2.75]) * (1 + 1e-14)}
     assert _accepted(before, other, trials) is None
     assert _accepted(before, twin, []) is None
@@ -74,3 +76,28 @@ def test_a_thousand_variables_with_active_bounds():
     assert abs(result.value / optimum - 1) < 1e-6
     assert abs(float(result.constraints["volume"]) / 0.01 - 1) < 1e-6
     assert float(result.design[-1]) == 0.01
+
+
+def test_a_search_tells_what_it_tried():
+    """On a straight line values and slopes agree everywhere; a planted sign is seen in each trial."""
+
+    def searches(sign):
+        @jax.custom_jvp
+        def line(x):
+            return 3.0 * x.sum()
+
+        line.defjvp(lambda primals, tangents: (line(*primals), sign * 3.0 * tangents[0].sum()))
+        problem = Problem(jnp.array([1.0, 2.0]), line, bounds=(-10.0, 10.0))
+        run = prepare(problem, build_driver("lbfgs"), jax.jit, None, 1e-6)
+        state, _ = start(run, lambda: {"seconds": 0.0, "requests": 0, "evaluations": 0})
+        return step_by_search(run, state, 1).searches
+
+    (good,) = searches(1.0)
+    assert good.here is not None and good.trials
+    for trial in good.trials:
+        assert trial.found == pytest.approx(trial.predicted) and trial.predicted < 0
+        assert trial.distance > 0 and trial.slope * trial.distance == pytest.approx(trial.predicted)
+    wrong = [trial for search in searches(-1.0) for trial in search.trials]
+    assert len(wrong) > 3
+    for trial in wrong:
+        assert trial.found == pytest.approx(-trial.predicted, abs=1e-12) and trial.predicted < 0

@@ -1,0 +1,49 @@
+"""What stays the same in a run from its first step to its last, and how it looks at a point."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import PyTree
+
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
+from tesseract_flow.optimize.drivers import Driver
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
+from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.search import Updater
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    problem: Problem
+    driver: Driver
+    searching: bool
+    box: Box  # in scaled units
+    constraints: ConstraintSet
+    method: AugmentedLagrangian
+    evaluator: Evaluator
+    feasibility_tol: float
+    update: Updater
+    assess: Callable[..., dict[str, Any]]  # compiled `_assess`
+    notes: tuple[str, ...]
+
+    @property
+    def has_constraints(self) -> bool:
+        return bool(self.constraints.size)
+
+    def varying_at(self, u: PyTree) -> PyTree:
+        # Projected again in the design's units: scaling back may round a bound away by one digit.
+        return self.problem.box.project(self.problem.partition.from_scaled(u))
+
+    def design_at(self, u: PyTree) -> PyTree:
+        return self.problem.partition.combine(self.varying_at(u))
+
+    def sample(self, u: PyTree, weights: Weights) -> Sample:
+        """The sample at `u`, with the gradient in scaled units."""
+        sample = self.evaluator(self.varying_at(u), weights)
+        return Sample(sample.lagrangian, self.problem.partition.scale_gradient(sample.gradient), sample.leaves)
