@@ -24,8 +24,15 @@ class PrefectJournal(AbstractJournal):
         self.journal = journal
         self.observation = observation
 
-    def open(self, fingerprint: Mapping[str, Any]) -> Resumption | None:
-        return self.journal.open(fingerprint)
+    @property
+    def address(self) -> str:
+        return self.journal.address
+
+    def open(self, identity: Mapping[str, Any], *, accept_changes: bool = False) -> Resumption | None:
+        return self.journal.open(identity, accept_changes=accept_changes)
+
+    def confirm(self) -> None:
+        self.journal.confirm()
 
     def save(self, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
         if self.observation.shows_step(checkpoint.step):

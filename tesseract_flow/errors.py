@@ -28,11 +28,13 @@ TesseractFlowError
 ├── SecondDerivative (NotImplementedError)
 ├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
 ├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
+├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
     ├── BoundsError (ValueError)          lower > upper, or the wrong shape
     ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
-    └── JournalError (RuntimeError)       a journal that belongs to another problem, is in use, or is damaged
+    └── JournalError (RuntimeError)       a journal that cannot be used, is in use, or is damaged
+        └── OtherRun                      ... or belongs to another run; has .changes
 ```
 """
 
@@ -200,6 +202,10 @@ class NonFiniteError(TesseractFlowError, ArithmeticError):
     """NaN or inf appeared; the message names where."""
 
 
+class StorageError(TesseractFlowError, OSError):
+    """A place for files (a folder, a bucket) cannot be used, or somebody else possesses it."""
+
+
 class OptimizationError(TesseractFlowError):
     """Root of what the optimisation side raises."""
 
@@ -217,7 +223,19 @@ class DriverError(OptimizationError, ValueError):
 
 
 class JournalError(OptimizationError, RuntimeError):
-    """A journal belongs to another problem, is in use by another run, or is damaged."""
+    """A journal cannot be used, is in use by another run, or is damaged."""
+
+
+class OtherRun(JournalError):
+    """A journal belongs to another run.
+
+    Attributes:
+        changes: what is not the same, a line each.
+    """
+
+    def __init__(self, message: str, changes: Sequence[str] = ()):
+        super().__init__(message)
+        self.changes = tuple(changes)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

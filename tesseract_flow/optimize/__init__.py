@@ -8,9 +8,10 @@ import sys
 import types
 from typing import Any
 
+from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
-from tesseract_flow.optimize.journal import AbstractJournal, Checkpoint, FileJournal, Resumption
+from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJournal, Resumption, read_contents
 from tesseract_flow.optimize.loading import load_problem
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.observers import AbstractObserver, Observer
@@ -38,6 +39,7 @@ __all__ = [
     "AugmentedLagrangian",
     "Checkpoint",
     "Constraint",
+    "Contents",
     "Driver",
     "Evaluation",
     "FileJournal",
@@ -60,6 +62,7 @@ __all__ = [
     "driver_settings",
     "load_problem",
     "optimize",
+    "read_contents",
     "stop_rules_from",
 ]
 

@@ -48,6 +48,7 @@ class Evaluator:
     """
 
     def __init__(self, problem: Problem, template: Evaluation, constraints: ConstraintSet, transform: Transform):
+        self.template = template
         leaves, self._treedef = jax.tree.flatten(template)
         self._is_array = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
         self._static = [None if array else leaf for array, leaf in zip(self._is_array, leaves, strict=True)]

@@ -6,6 +6,7 @@ What a step does is in `steps`. Here are the effects around it: the journal, obs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -17,16 +18,18 @@ import optax
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import NonFiniteError, ProblemError
 from tesseract_flow.execute import concurrent
+from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals
 from tesseract_flow.optimize.drivers import build_driver
 from tesseract_flow.optimize.evaluator import Evaluator, Transform
-from tesseract_flow.optimize.fingerprint import fingerprint_of
-from tesseract_flow.optimize.journal import AbstractJournal, Checkpoint, Resumption, as_journal
+from tesseract_flow.optimize.identity import identity_of
+from tesseract_flow.optimize.journal import AbstractJournal, Resumption, as_journal
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import Result, StepRecord
+from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import Run
-from tesseract_flow.optimize.state import State, pack, unpack
+from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steps import advance, prepare, start, template_state
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_rules, first_reason
 
@@ -56,6 +59,9 @@ def optimize(
     constraint_method: AugmentedLagrangian | None = None,
     feasibility_tol: float = 1e-4,
     on_nonfinite: str = "raise",
+    start_from: StartFrom | None = None,
+    accept_changes: bool = False,
+    recheck: bool = False,
 ) -> Result:
     """The best design that the driver finds before a stop rule speaks.
 
@@ -68,7 +74,8 @@ def optimize(
         learning_rate: for a named driver, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
         stop: one rule, several, or settings as in `stop_rules_from`. Default: a small gradient, or 200 steps.
-        journal: a folder, or a journal. If it holds an unfinished run of the same problem, that run goes on.
+        journal: a folder, a URL such as `s3://bucket/runs/beam`, or a journal. If it holds a run of the same problem,
+            that run goes on; another run is refused.
         transform: applied to `jax.value_and_grad(lagrangian, has_aux=True)`; decides how evaluations run.
         observers: told about every finished step.
         count: how many requests were sent so far, for `MaxRequests` and `Result.requests`. Default: those of this
@@ -78,14 +85,25 @@ def optimize(
         constraint_method: how multipliers and penalties move.
         feasibility_tol: a design with no violation above this (in units of each constraint's scale) is feasible.
         on_nonfinite: `"raise"`, or `"stop"` to end with the best design so far.
+        start_from: another journal (folder, URL), whose best design is the start; or `(journal, "last")`.
+        accept_changes: go on with what is in the journal although the problem is another one now. The design is then
+            judged anew, in a step of its own; history, notes and report say what changed.
+        recheck: evaluate the last finished point again before going on, and compare. Done without being asked where
+            it cannot be told otherwise that the problem is the same (a component that says no version, a Python
+            function behind a callback, another version of JAX); worth asking for where a component may have changed
+            without changing its version.
 
     Raises:
         ProblemError, BoundsError, DriverError: something does not fit; raised before the first evaluation.
-        JournalError: the journal belongs to another run, is in use, or cannot be written.
+        OtherRun: the journal belongs to another run; the message shows the difference, and the ways on.
+        JournalError: the journal is in use, or cannot be written.
         NonFiniteError: NaN or inf in the objective, a constraint or a gradient; names which.
     """
     if on_nonfinite not in ("raise", "stop"):
         raise ProblemError(f"on_nonfinite must be 'raise' or 'stop', received {on_nonfinite!r}.")
+    origin = ""
+    if start_from is not None:
+        problem, origin = started_from(problem, start_from)
     run = prepare(
         problem,
         build_driver(driver, learning_rate, driver_settings),
@@ -95,7 +113,7 @@ def optimize(
     )
     rules = as_rules(stop, problem.partition.dtype)
     kept = as_journal(journal) if journal is not None else None
-    with count_requests() as requests, _opened(kept, run) as resumed:
+    with count_requests() as requests, _opened(kept, run, accept_changes) as resumed:
         history = [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
         meter = _Meter(clock, count or (lambda: requests.n_total), run.evaluator, history[-1] if history else None)
         for observer in observers:
@@ -103,17 +121,24 @@ def optimize(
 
         def finish(state: State, record: StepRecord) -> None:
             if kept is not None:
-                kept.save(Checkpoint(record.step, pack(state)), record.to_json())
+                design = name_leaves(run.varying_at(state.u))
+                kept.save(Checkpoint(record.step, pack(state), design), record.to_json())
             history.append(record)
             design, evaluation = run.design_at(state.u), run.evaluator.evaluation(state.here.leaves)
             for observer in observers:
                 observer.on_step(record, design, evaluation)
 
+        notes = run.notes
         if resumed:
+            assert kept is not None
             state = unpack(resumed.checkpoint.arrays, template_state(run))
+            state, record, said = go_on(run, kept, resumed, state, meter.totals, recheck)
+            notes += (*resumed.notes, *said)
+            if record is not None:
+                finish(state, record)
         else:
             state, record = run_step(0, lambda: start(run, meter.totals))
-            finish(state, record)
+            finish(state, dataclasses.replace(record, events=(*record.events, origin)) if origin else record)
         while (verdict := first_reason(rules, history)) is None:
             try:
                 state, record = run_step(
@@ -126,7 +151,6 @@ def optimize(
                 break
             finish(state, record)
         rule, reason = verdict
-        notes = (*run.notes, *(resumed.notes if resumed else ()))
         result = _result(run, state, history, reason, rule is not None and rule.means_success, notes)
         for observer in observers:
             observer.on_finish(result)
@@ -134,11 +158,12 @@ def optimize(
 
 
 @contextlib.contextmanager
-def _opened(journal: AbstractJournal | None, run: Run) -> Iterator[Resumption | None]:
+def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> Iterator[Resumption | None]:
     if journal is None:
         yield None
         return
-    resumed = journal.open(fingerprint_of(run.problem, run.driver, run.method, run.feasibility_tol))
+    identity = identity_of(run.problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template)
+    resumed = journal.open(identity, accept_changes=accept_changes)
     try:
         yield resumed
     finally:

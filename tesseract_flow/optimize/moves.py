@@ -122,7 +122,7 @@ def _search(run: Run, state: State, driver_state: PyTree) -> Search:
         return trials[-1].sample.lagrangian, trials[-1].sample.gradient
 
     u, driver = run.update(state.u, driver_state, state.here.gradient, state.here.lagrangian, sample)
-    if not _moved(state.u, u) or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(u)):
+    if not moved(state.u, u) or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(u)):
         return Search(tuple(trials), u, driver, None)
     u, here = _accepted(state.u, u, trials) or (u, run.sample(u, state.weights))
     before, after = float(state.here.lagrangian), float(here.lagrangian)
@@ -173,7 +173,7 @@ def _no_trials(u: PyTree) -> Any:
     raise AssertionError("a driver without trials asked for one")
 
 
-def _moved(a: PyTree, b: PyTree) -> bool:
+def moved(a: PyTree, b: PyTree) -> bool:
     return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 

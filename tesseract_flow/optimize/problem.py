@@ -36,6 +36,17 @@ class Evaluation(eqx.Module):
     aux: PyTree = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a problem was made: `problem.py`'s or `package.problem`'s `factory` is `problem:factory`, wherever it lies.
+
+    `settings` are all arguments of the factory, defaults included.
+    """
+
+    factory: str
+    settings: Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """A design to improve, and the function that says how good it is.
@@ -48,9 +59,11 @@ class Problem:
         constraints: demands on the values in `Evaluation.constraints`, by name.
         scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part).
         name: what reports and journals call it.
-        settings: how the problem was built, as plain JSON values. Part of a journal's fingerprint: change a setting
-            and a journal of the old problem is refused.
+        settings: what else the problem depends on and its trace does not show, such as the version of a file that a
+            component reads, as plain JSON values. Part of a run's identity. The arguments of a factory are in it
+            without being named here (`origin`), and so are constants inside of `evaluate`.
         picture: `(design, evaluation) -> matplotlib Figure`, for reports.
+        origin: filled in by `load_problem`.
 
     Raises:
         ProblemError: nothing varies, a leaf that cannot vary, a start or a scale that is not usable.
@@ -67,6 +80,7 @@ class Problem:
     name: str = "problem"
     settings: Mapping[str, Any] | None = None
     picture: Callable[[PyTree, Evaluation], Any] | None = None
+    origin: Origin | None = None
 
     def __post_init__(self):
         if not callable(self.evaluate):

@@ -20,6 +20,9 @@ from tesseract_flow.optimize.constraints import Duals, Tally
 from tesseract_flow.optimize.evaluator import Sample, Weights
 from tesseract_flow.optimize.partition import path_name
 
+# What `evaluate` returned is kept as it was; only its own code knows what shapes it has.
+_EVALUATIONS = ("here.leaves", "best.leaves")
+
 
 class Best(eqx.Module):
     """The best design so far: its varying part, the arrays of its `Evaluation`, and the step that found it."""
@@ -45,6 +48,11 @@ class State(eqx.Module):
         return Weights(self.objective_scale, self.duals)
 
 
+def name_leaves(tree: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by name."""
+    return {path_name(path): np.asarray(leaf) for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
+
+
 def pack(state: State) -> dict[str, np.ndarray]:
     """The state as named arrays, for a journal."""
     named, _ = jtu.tree_flatten_with_path(state)
@@ -66,7 +74,13 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
             "What evaluate returns, or the driver's state, has another structure now; use another folder (another key)."
         )
     leaves = []
-    for (_, leaf), array in zip(named, arrays.values(), strict=True):
+    for name, (_, leaf), array in zip(names, named, arrays.values(), strict=True):
+        expected = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if not name.startswith(_EVALUATIONS) and array.shape != np.shape(expected):
+            raise JournalError(
+                f"A checkpoint does not fit this run: {name} has shape {array.shape} there, and {np.shape(expected)} "
+                "now.\nA design of another size is another run; use another folder (another key)."
+            )
         restored = jnp.array(array)
         leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored)
     return treedef.unflatten(leaves)

@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers import Driver, initial_state
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, check_finite
-from tesseract_flow.optimize.moves import step_by_search, step_by_step
+from tesseract_flow.optimize.moves import moved, step_by_search, step_by_step
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
@@ -98,6 +99,32 @@ def template_state(run: Run) -> State:
     here = Sample(zero, u, [zero for _ in run.evaluator.shapes])
     best = Best(u, here.leaves, jnp.asarray(0, jnp.int32))
     return State(u, initial_state(run.driver, u), zero, duals, tally, here, best)
+
+
+def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:
+    """A step that does not move: a state that was found for another problem, evaluated for this one.
+
+    Whatever the old problem said of the current design and of the best one is replaced. A driver that searches also
+    forgets what it learned of the old problem; averages of gradients fade by themselves, and keep their counters.
+
+    Args:
+        varying: the current design's varying part, in its own units.
+    """
+    run.evaluator.forget()
+    step = last.step + 1
+    u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(varying)))
+    here = run.sample(u, state.weights)
+    check_finite(here, run.evaluator.evaluation(here.leaves), f"At step {last.step}, for the changed problem")
+    best_u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(state.best.varying)))
+    there = run.sample(best_u, state.weights)
+    best = Best(run.varying_at(best_u), there.leaves, state.best.step)
+    driver = initial_state(run.driver, u) if run.searching or moved(state.u, u) else state.driver
+    new = State(u, driver, state.objective_scale, state.duals, state.tally, here, best)
+    measures = run.assess(new)
+    if _is_better(run, measures):
+        new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
+        measures = run.assess(new)
+    return new, _record(run, new, step, 0.0, False, totals, measures)
 
 
 def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:

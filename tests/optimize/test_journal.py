@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tesseract_flow.errors import JournalError
+from tesseract_flow.errors import JournalError, OtherRun
 from tesseract_flow.optimize import Checkpoint, FileJournal
-from tesseract_flow.optimize.journal import as_journal, decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.checkpoint import History, decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.journal import as_journal, read_contents
 
 FINGERPRINT = {"problem": "beam", "driver": {"name": "adam", "learning_rate": 0.01}}
 MOMENTS = ["history", "history sync", "aside", "aside half", "rename", "sync folder", "prune"]
@@ -28,9 +30,9 @@ def record(step: int) -> dict:
     return {"step": step, "value": 1 / (step + 3)}
 
 
-def write(folder: pathlib.Path, steps, **kwargs) -> None:
+def write(folder: pathlib.Path, steps, *, identity=FINGERPRINT, **kwargs) -> None:
     journal = FileJournal(folder, **kwargs)
-    journal.open(FINGERPRINT)
+    journal.open(identity)
     try:
         for step in steps:
             journal.save(checkpoint(step), record(step))
@@ -59,9 +61,11 @@ dtypes = st.sampled_from([np.float64, np.float32, np.int32, np.bool_, np.uint8, 
 def test_checkpoints_come_back_bit_for_bit(spec):
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=shape).astype(dtype) for name, (dtype, shape) in spec.items()}
-    again, length, digest = decode_checkpoint(encode_checkpoint(Checkpoint(7, arrays), 12, "digest"))
-    assert (again.step, length, digest) == (7, 12, "digest")
-    assert list(again.arrays) == list(arrays)
+    history = History(record(step) for step in range(8))
+    found = decode_checkpoint(encode_checkpoint(Checkpoint(7, arrays, {"x": np.ones(3)}), "whose", history.packed))
+    again = found.checkpoint
+    assert (again.step, found.run, found.history) == (7, "whose", history.records)
+    assert list(again.arrays) == list(arrays) and again.design["x"].tolist() == [1.0, 1.0, 1.0]
     for name, array in arrays.items():
         received = again.arrays[name]
         assert (received.dtype, received.shape, received.tobytes()) == (array.dtype, array.shape, array.tobytes())
@@ -69,7 +73,7 @@ def test_checkpoints_come_back_bit_for_bit(spec):
 
 def test_nan_payloads_and_signed_zeros_survive():
     odd = np.frombuffer(b"\x01\x00\x00\x00\x00\x00\xf8\x7f" + b"\x00" * 7 + b"\x80", np.float64)
-    again, _, _ = decode_checkpoint(encode_checkpoint(Checkpoint(0, {"odd": odd}), 0, ""))
+    again = decode_checkpoint(encode_checkpoint(Checkpoint(0, {"odd": odd}), "", b"")).checkpoint
     assert again.arrays["odd"].tobytes() == odd.tobytes()
 
 
@@ -142,20 +146,94 @@ def test_a_damaged_newest_checkpoint_costs_one_step(tmp_path_factory, data):
     assert newest.read_bytes() == intact and read(folder).notes == ()
 
 
-def test_a_damaged_history_is_noticed(tmp_path):
+@given(st.data())
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happens_to_one_other_file_costs_nothing(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("journal")
+    write(folder, range(4))
+    intact = {name: (folder / name).read_bytes() for name in files(folder)}
+    name = data.draw(st.sampled_from(["history.jsonl", "identity.json", "identity-copy.json"]))
+    damage(folder / name, data)
+    assert read_contents(folder).history == tuple(record(step) for step in range(4))
+    resumed = read(folder)
+    assert resumed.checkpoint.step == 3
+    assert resumed.history == [record(step) for step in range(4)]
+    write(folder, [4])
+    assert [json.loads(line)["step"] for line in (folder / "history.jsonl").read_text().splitlines()] == list(range(5))
+    assert intact["step-00000003.ckpt"] == (folder / "step-00000003.ckpt").read_bytes()
+
+
+def damage(path: pathlib.Path, data) -> None:
+    intact = path.read_bytes()
+    position = data.draw(st.integers(0, len(intact) - 1))
+    flipped = bytearray(intact)
+    flipped[position] ^= data.draw(st.integers(1, 255))
+    match data.draw(st.sampled_from(["flip", "cut", "empty", "gone", "folder", "pipe", "link"])):
+        case "flip":
+            path.write_bytes(flipped)
+        case "cut":
+            path.write_bytes(intact[:position])
+        case "empty":
+            path.write_bytes(b"")
+        case "gone":
+            path.unlink()
+        case "folder":
+            path.unlink()
+            path.mkdir()
+        case "pipe":
+            path.unlink()
+            os.mkfifo(path)
+        case "link":
+            path.unlink()
+            path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("what", ["folder", "full folder", "pipe", "link", "text", "empty"])
+@pytest.mark.parametrize("step", [3, 7])
+def test_what_only_looks_like_a_checkpoint_is_set_aside(tmp_path, what, step):
     write(tmp_path, range(4))
-    history = tmp_path / "history.jsonl"
-    lines = history.read_bytes().splitlines(keepends=True)
-    history.write_bytes(b"".join(lines[:3]) + lines[3].replace(b"0.", b"1."))
-    assert read(tmp_path).checkpoint.step == 2
-    history.write_bytes(lines[0].replace(b"0.", b"1.") + b"".join(lines[1:3]))
-    before = files(tmp_path)
-    with pytest.raises(JournalError, match=r"(?s)no intact checkpoint.*Restore the folder from a backup"):
-        read(tmp_path)
-    # Nothing was touched, so that restoring the one bad file is enough.
-    assert files(tmp_path) == before
-    history.write_bytes(b"".join(lines[:3]))
-    assert read(tmp_path).checkpoint.step == 2
+    path = tmp_path / f"step-{step:08d}.ckpt"
+    path.unlink(missing_ok=True)
+    match what:
+        case "folder" | "full folder":
+            path.mkdir()
+            if what == "full folder":
+                (path / "notes.txt").write_text("mine")
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to(tmp_path / "step-00000002.ckpt")
+        case "text" | "empty":
+            path.write_text("mine" * (what == "text"))
+    assert read_contents(tmp_path).step == (2 if step == 3 else 3)
+    resumed = read(tmp_path)
+    assert resumed.checkpoint.step == (2 if step == 3 else 3)
+    assert f"{path.name} was damaged" in resumed.notes[0]
+    write(tmp_path, range(resumed.checkpoint.step + 1, 9))
+    assert read_contents(tmp_path).step == 8 and read(tmp_path).notes == ()
+
+
+def test_a_checkpoint_of_another_run_is_set_aside(tmp_path):
+    write(tmp_path / "a", range(3))
+    write(tmp_path / "b", range(6), identity={"problem": "wing"})
+    (tmp_path / "a" / "step-00000005.ckpt").write_bytes((tmp_path / "b" / "step-00000005.ckpt").read_bytes())
+    assert read_contents(tmp_path / "a").step == 2
+    resumed = read(tmp_path / "a")
+    assert resumed.checkpoint.step == 2
+    assert resumed.notes[0].startswith("step-00000005.ckpt belongs to another run; it was set aside as ")
+
+
+def test_a_journal_that_finished_nothing_belongs_to_nobody_yet(tmp_path):
+    assert read(tmp_path) is None
+    write(tmp_path, range(2), identity={"problem": "wing"})
+    assert read_contents(tmp_path).identity == {"problem": "wing"}
+
+
+def test_files_are_the_owners_alone(tmp_path):
+    folder = tmp_path / "runs" / "beam"
+    write(folder, range(5))
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o600"}
+    assert {oct(path.stat().st_mode & 0o777) for path in (folder, folder.parent)} == {"0o700"}
 
 
 def test_another_problem_is_refused_with_a_difference_to_read(tmp_path):
@@ -184,29 +262,60 @@ def test_two_runs_at_once_are_refused(tmp_path):
     assert read(tmp_path) is None
 
 
-def test_checkpoints_without_their_fingerprint_belong_to_nobody(tmp_path):
+def test_a_checkpoint_says_whose_it_is_even_if_the_files_that_do_are_gone(tmp_path):
     write(tmp_path, range(2))
-    (tmp_path / "fingerprint.json").unlink()
-    with pytest.raises(JournalError, match="no fingerprint"):
-        read(tmp_path)
-    (tmp_path / "fingerprint.json").write_text("{")
-    with pytest.raises(JournalError, match=r"fingerprint.json is damaged"):
+    for name in ("identity.json", "identity-copy.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(JournalError, match=r"(?s)nobody can tell whose they are.*accept_changes=True"):
+        FileJournal(tmp_path).open({"problem": "wing"})
+    assert read(tmp_path).changes == ()
+    journal = FileJournal(tmp_path)
+    assert journal.open({"problem": "wing"}, accept_changes=True).changes == (
+        "whose the checkpoints are, which the journal no longer says",
+    )
+    journal.close()
+
+
+def test_accepted_changes_are_known_from_then_on(tmp_path):
+    other = {"problem": "beam", "driver": {"name": "adam", "learning_rate": 0.02}}
+    write(tmp_path, range(2))
+    journal = FileJournal(tmp_path)
+    resumed = journal.open(other, accept_changes=True)
+    assert resumed.changes == ("driver.learning_rate: 0.01 -> 0.02",)
+    journal.close()
+    # Not confirmed, so nothing was accepted.
+    with pytest.raises(OtherRun) as refusal:
+        FileJournal(tmp_path).open(other)
+    assert refusal.value.changes == resumed.changes
+    journal.open(other, accept_changes=True)
+    journal.confirm()
+    journal.close()
+    # The checkpoint is still the old problem's.
+    assert journal.open(other).changes == resumed.changes
+    journal.save(checkpoint(2), record(2))
+    journal.close()
+    assert journal.open(other).changes == ()
+    journal.close()
+    contents = read_contents(tmp_path)
+    assert contents.identity == other and contents.accepted == ((1, "driver.learning_rate: 0.01 -> 0.02"),)
+    with pytest.raises(OtherRun, match=r"learning_rate: 0.02 -> 0.01"):
         read(tmp_path)
 
 
 def test_another_version_is_not_taken_for_damage(tmp_path):
     write(tmp_path, range(2))
     newest = tmp_path / "step-00000001.ckpt"
-    newest.write_bytes(newest.read_bytes().replace(b'"version": 1', b'"version": 9', 1))
+    newest.write_bytes(newest.read_bytes().replace(b'"version": 2', b'"version": 9', 1))
     with pytest.raises(JournalError, match="format version 9"):
         read(tmp_path)
 
 
-def test_a_renamed_checkpoint_is_refused(tmp_path):
-    write(tmp_path, range(2))
+def test_a_renamed_checkpoint_is_set_aside(tmp_path):
+    write(tmp_path, range(3))
     (tmp_path / "step-00000001.ckpt").rename(tmp_path / "step-00000005.ckpt")
-    with pytest.raises(JournalError, match="says that it is step 1"):
-        read(tmp_path)
+    resumed = read(tmp_path)
+    assert resumed.checkpoint.step == 2
+    assert "says that it is step 1" in resumed.notes[0]
 
 
 def test_a_folder_that_cannot_be_used_is_said_so(tmp_path):
@@ -238,9 +347,9 @@ def test_nothing_in_a_journal_is_pickle(tmp_path):
     write(tmp_path, range(3))
     for path in tmp_path.glob("step-*.ckpt"):
         header, _, payload = path.read_bytes().partition(b"\n")
-        arrays = json.loads(header)["arrays"]
-        assert [name for name, _, _ in arrays] == ["u", "count"]
-        assert len(payload) == 5 * 8 + 4
+        header = json.loads(header)
+        assert [name for name, _, _ in header["arrays"]] == ["u", "count"]
+        assert len(payload) == 5 * 8 + 4 + header["history"]
     assert [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()] == [
         record(step) for step in range(3)
     ]
@@ -248,5 +357,5 @@ def test_nothing_in_a_journal_is_pickle(tmp_path):
 
 def test_a_path_stands_for_the_journal_in_it(tmp_path):
     made = as_journal(tmp_path / "x")
-    assert isinstance(made, FileJournal) and made.directory == tmp_path / "x"
+    assert isinstance(made, FileJournal) and made.address == str(tmp_path / "x")
     assert as_journal(made) is made

@@ -1,4 +1,4 @@
-"""Fingerprints: equal for the same run in another process, different for anything that matters."""
+"""Identities: equal for the same run in another process, different for anything that matters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from tesseract_flow.optimize import AugmentedLagrangian, Constraint, Evaluation, Problem, build_driver
-from tesseract_flow.optimize.fingerprint import differences, fingerprint_of
+from tesseract_flow.optimize.identity import compare, digest_of, identity_of
+from tesseract_flow.optimize.problem import check_evaluation
 
 
 def evaluate(design):
@@ -31,17 +32,21 @@ def problem(**changes) -> Problem:
     return Problem(design, evaluate, **{"constraints": {"volume": Constraint(equals=1.0)}, **changes})
 
 
-def fingerprint(driver=None, method=None, tol=1e-4, **changes):
+def identity(driver=None, method=None, tol=1e-4, problem=problem, **changes):
     method = method or AugmentedLagrangian.for_steps()
-    return fingerprint_of(problem(**changes), driver or build_driver("adam", 0.01), method, tol)
+    made = problem(**changes)
+    return identity_of(made, driver or build_driver("adam", 0.01), method, tol, check_evaluation(made))
 
 
-def test_the_same_run_has_the_same_fingerprint():
-    assert differences(fingerprint(), json.loads(json.dumps(fingerprint()))) == []
+def changes_between(old, new):
+    compared = compare(old, new)
+    assert compared.doubts == ()
+    return list(compared.changes)
 
 
-def elsewhere(design):
-    return Evaluation(-design["x"].sum(), {"volume": design["x"].sum()})
+def test_the_same_run_has_the_same_identity():
+    assert changes_between(identity(), json.loads(json.dumps(identity()))) == []
+    assert digest_of(identity()) == digest_of(json.loads(json.dumps(identity())))
 
 
 @pytest.mark.parametrize(
@@ -69,14 +74,12 @@ def elsewhere(design):
     ],
 )
 def test_whatever_matters_shows_in_the_difference(changes, line):
-    lines = differences(fingerprint(), fingerprint(**changes))
+    lines = changes_between(identity(), identity(**changes))
     assert any(found.startswith(line) for found in lines), lines
 
 
 def test_what_does_not_matter_does_not_show():
-    same = Problem(problem().design, elsewhere, constraints={"volume": Constraint(equals=1.0)}, picture=print)
-    method = AugmentedLagrangian.for_steps()
-    assert differences(fingerprint(), fingerprint_of(same, build_driver("adam", 0.01), method, 1e-4)) == []
+    assert changes_between(identity(), identity(picture=print)) == []
 
 
 @pytest.mark.parametrize(
@@ -91,17 +94,12 @@ def test_what_does_not_matter_does_not_show():
     ids=["adam", "chain", "schedule", "lbfgs", "lbfgs with search"],
 )
 def test_an_optax_object_is_known_by_what_it_does(make):
-    first, second, other = (fingerprint(build_driver(make(rate))) for rate in (0.01, 0.01, 0.02))
-    assert differences(first, second) == []
-    assert all(line.startswith("driver.behaviour") for line in differences(first, other))
-    assert differences(first, other)
+    first, second, other = (identity(build_driver(make(rate))) for rate in (0.01, 0.01, 0.02))
+    assert changes_between(first, second) == []
+    assert all(line.startswith("driver.behaviour") for line in changes_between(first, other))
+    assert changes_between(first, other)
 
 
 def test_random_keys_do_not_disturb():
-    assert (
-        differences(
-            fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))),
-            fingerprint(build_driver(optax.noisy_sgd(0.1, key=3))),
-        )
-        == []
-    )
+    first, second = (identity(build_driver(optax.noisy_sgd(0.1, key=3))) for _ in range(2))
+    assert changes_between(first, second) == []

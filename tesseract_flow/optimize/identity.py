@@ -1,0 +1,421 @@
+"""What a run is, as plain JSON: two runs with equal identities are one run, and nothing else may continue it.
+
+Here: how an identity is made of a problem and a driver, and how two of them differ. What counts: the factory and its
+settings; the design, bounds, scale and constraints; the driver; the traced objective with its constants; and of each
+component that it calls name, version and schema. What does not count: stop rules and other limits, addresses, labels,
+caches, how many workers there are, and what is shown. The one idea: a difference is either *told* (a change, refused
+unless it is accepted), or it *cannot be told* from the text (a doubt, such as another version of JAX, or a component
+that does not say its version), and then the last finished point is evaluated again and compared (`resuming`).
+
+Secrets do not get in: a password would be there for as long as the journal is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
+from tesseract_flow.optimize.constraints import AugmentedLagrangian
+from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.partition import leaf_names, path_name
+from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.search import Updater
+from tesseract_flow.storage import is_secret, without_secrets
+
+_ABSENT = "(absent)"
+# They write the objective's text; another version of one may write the same objective another way.
+_WRITERS = ("jax", "jaxlib", "equinox", "tesseract-flow")
+# What a component says that was built without saying anything.
+_NO_VERSION = frozenset({"", "unknown", "0.0.0+unknown", "0+unknown"})
+# Settings of a factory that say where or how something runs; what it computes is seen in the objective.
+_NO_MATTER = frozenset(
+    {
+        *("url", "urls", "address", "addresses", "host", "hosts", "port", "ports", "endpoint", "label", "labels"),
+        *("workers", "n_workers", "num_workers", "max_in_flight", "n_lanes", "cache", "retries", "observe"),
+        *("timeout", "read_timeout", "startup_timeout"),
+    }
+)
+# Compared in their own way, or not at all.
+_APART = ("objective", "components", "versions", "doubts")
+_MOST_LINES = 20_000  # of an objective that are kept to show what changed
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------------
+
+
+def identity_of(
+    problem: Problem,
+    driver: Driver,
+    method: AugmentedLagrangian,
+    feasibility_tol: float,
+    template: Evaluation,
+) -> dict[str, Any]:
+    """Everything that decides where a run goes.
+
+    Traces the evaluation and its gradient once, and runs nothing.
+
+    Args:
+        template: what `evaluate` returns, with shapes in place of arrays.
+    """
+    partition = problem.partition
+    description: dict[str, Any] = {
+        "problem": problem.name,
+        "settings": {
+            name: _json(without_secrets(value, name))
+            for name, value in (problem.settings or {}).items()
+            if not _is_address(value)
+        },
+        "varying": _leaves(partition.varying),
+        "fixed": _leaves(partition.fixed),
+        "lower": _leaves(problem.box.lower),
+        "upper": _leaves(problem.box.upper),
+        "scale": _leaves(partition.scale),
+        "constraints": {name: _constraint(constraint) for name, constraint in (problem.constraints or {}).items()},
+        "driver": _json(driver.description),
+    }
+    if problem.origin is not None:
+        description["factory"] = {
+            "name": problem.origin.factory,
+            "settings": _setting("", problem.origin.settings),
+        }
+    if driver.name == "optax object":
+        description["driver"]["behaviour"] = _behaviour(driver, partition.varying)
+    if problem.constraints:
+        description["constraint_method"] = {
+            **{key: str(value) for key, value in dataclasses.asdict(method).items()},
+            "feasibility_tol": str(feasibility_tol),
+        }
+    return description | _objective(problem, template)
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """A short name for an identity; what checkpoints carry."""
+    text = json.dumps(identity, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
+    """The traced objective, the components that it calls, and what made the text."""
+    partition = problem.partition
+    leaves, treedef = jax.tree.flatten(partition.varying)
+    demanded = sorted(problem.constraints or {})
+
+    def values(*leaves: Any) -> list[Any]:
+        found = as_evaluation(problem.evaluate(partition.combine(treedef.unflatten(leaves))))
+        return [found.objective, *(jnp.asarray(found.constraints[name]) for name in demanded)]
+
+    shapes = [template.objective, *(template.constraints[name] for name in demanded)]
+    weights = [shape for shape in shapes if jnp.issubdtype(shape.dtype, jnp.inexact)]
+
+    def with_gradient(leaves: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
+        found, pull = jax.vjp(values, *leaves)
+        given = iter(weights)
+        cotangents = [
+            next(given) if jnp.issubdtype(y.dtype, jnp.inexact) else np.zeros(y.shape, jax.dtypes.float0) for y in found
+        ]
+        return [*found, *pull(cotangents)]
+
+    closed = jax.make_jaxpr(with_gradient)(leaves, weights)
+    components, key_of = _components(handles_of(closed.jaxpr))
+    names = [f"design.{name}" for name in leaf_names(partition.varying)]
+    names += [f"weight{k}" for k in range(len(weights))]
+    value = text_of(closed, names, slice(0, len(shapes)), key_of)
+    gradient = text_of(closed, names, slice(len(shapes), None), key_of)
+    return {
+        "components": components,
+        "objective": {
+            "digest": value.digest,
+            "gradient": gradient.digest,
+            "lines": list(value.lines) if len(value.lines) <= _MOST_LINES else [],
+        },
+        "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *gradient.doubts])),
+        "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
+    }
+
+
+def _components(handles: Iterable[AbstractTesseract]) -> tuple[dict[str, Any], Any]:
+    """What the identity says of each component, and the key that a handle has there.
+
+    The key is the name that the component itself says, as a label is the user's. Two that are different and say the
+    same name are told apart by a number.
+    """
+    described = {handle: _component(handle) for handle in dict.fromkeys(handles)}
+    different = {json.dumps(about, sort_keys=True): about for about in described.values()}
+    components, keys = {}, {}
+    for text in sorted(different):
+        name = different[text]["name"] or "Tesseract"
+        key, k = name, 1
+        while key in components:
+            k += 1
+            key = f"{name} ({k})"
+        components[key], keys[text] = different[text], key
+    key_of = {handle: keys[json.dumps(about, sort_keys=True)] for handle, about in described.items()}
+    return components, key_of.__getitem__
+
+
+def _component(handle: AbstractTesseract) -> dict[str, Any]:
+    schema = handle.schema
+    return {"name": schema.name, "version": schema.version, "schema": schema.digest[:32], "build": handle.build}
+
+
+def _doubts_about(components: Mapping[str, Any]) -> list[str]:
+    return [
+        f"component {key!r}, which says no version (version {about['version']!r})"
+        for key, about in components.items()
+        if about["build"] is None or (not about["build"] and about["version"] in _NO_VERSION)
+    ]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# --- how two of them differ -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How what is asked now compares with what a journal knows.
+
+    Attributes:
+        changes: differences that are sure, as lines such as `driver.learning_rate: 0.01 -> 0.02`.
+        doubts: what the text cannot decide; the last finished point can.
+    """
+
+    changes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
+    """How an identity differs from the one that a journal has."""
+    changes = differences(
+        {key: value for key, value in known.items() if key not in _APART},
+        {key: value for key, value in now.items() if key not in _APART and (key != "factory" or key in known)},
+    )
+    doubts: list[str] = []
+    if "objective" in now and "objective" not in known:
+        # Written by a version that recorded less.
+        doubts.append("the objective and its components, which this journal did not record when it was written")
+    elif "objective" in now:
+        doubts += now.get("doubts", ())
+        changes += _component_changes(known.get("components", {}), now["components"], doubts)
+        _compare_objectives(known, now, changes, doubts)
+    return Comparison(tuple(changes), tuple(dict.fromkeys(doubts)))
+
+
+def _component_changes(old: Mapping[str, Any], new: Mapping[str, Any], doubts: list[str]) -> list[str]:
+    changes = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        if key not in old or key not in new:
+            before, after = (_ABSENT if about is None else _said(about) for about in (old.get(key), new.get(key)))
+            changes.append(f"component {key!r}: {before} -> {after}")
+            continue
+        before, after = old[key], new[key]
+        if before["version"] != after["version"]:
+            changes.append(f"version of component {key!r}: {before['version']!r} -> {after['version']!r}")
+        if before["schema"] != after["schema"]:
+            changes.append(
+                f"schema of component {key!r} (its inputs, outputs and endpoints, with those that are derived): "
+                f"{before['schema'][:12]} -> {after['schema'][:12]}"
+            )
+        elif before["build"] != after["build"]:
+            doubts.append(f"component {key!r}, whose files are not those of before")
+    return changes
+
+
+def _said(about: Mapping[str, Any]) -> str:
+    return f"version {about['version']!r}"
+
+
+def _compare_objectives(
+    known: Mapping[str, Any], now: Mapping[str, Any], changes: list[str], doubts: list[str]
+) -> None:
+    old, new = known["objective"], now["objective"]
+    if (old["digest"], old["gradient"]) == (new["digest"], new["gradient"]):
+        return
+    writers = differences(known.get("versions", {}), now.get("versions", {}))
+    if writers:
+        doubts.append(f"the objective's text, which another version writes another way ({'; '.join(writers)})")
+    elif old["digest"] != new["digest"]:
+        changes += _line_changes(old["lines"], new["lines"])
+    else:
+        changes.append("the objective's derivative: a custom rule of it changed, its values did not")
+
+
+def _line_changes(old: Sequence[str], new: Sequence[str], limit: int = 6) -> list[str]:
+    """The lines of the objective that are not the same; names of intermediate values shift and do not count."""
+    if not old or not new:
+        return ["the objective: it is another one (and too long to show where)"]
+
+    def stripped(lines: Sequence[str]) -> list[str]:
+        return [re.sub(r"\bv\d+\b", "v", line).strip() for line in lines]
+
+    before, after = stripped(old), stripped(new)
+    changes = []
+    for tag, a, b, c, d in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if tag != "equal":
+            for k in range(max(b - a, d - c)):
+                was = before[a + k] if a + k < b else _ABSENT
+                is_now = after[c + k] if c + k < d else _ABSENT
+                changes.append(f"objective: {_cut(was)} -> {_cut(is_now)}")
+    if not changes:
+        return ["the objective: the same operations, wired another way"]
+    more = [f"objective: {len(changes) - limit} more lines"] if len(changes) > limit else []
+    return changes[:limit] + more
+
+
+def _cut(line: str, length: int = 160) -> str:
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Readable lines such as `driver.learning_rate: 0.01 -> 0.02`; empty when nothing differs."""
+    before, after = _flatten(old), _flatten(new)
+    names = [*before, *(name for name in after if name not in before)]
+    return [
+        f"{name}: {_show(before, name)} -> {_show(after, name)}"
+        for name in names
+        if before.get(name, _ABSENT) != after.get(name, _ABSENT) and not _is_address_for_component(name, before, after)
+    ]
+
+
+def _is_address_for_component(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a setting was a component and is an address now, or the other way round: the objective knows which."""
+    found = re.fullmatch(r"(factory\.settings\..+)\.component\.\w+", name)
+    return found is not None and not (name in before and name in after)
+
+
+def _show(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name], ensure_ascii=False) if name in values else _ABSENT
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        parts = [_flatten(child, f"{name}.{key}" if name else str(key)) for key, child in value.items()]
+        return {key: child for part in parts for key, child in part.items()}
+    return {} if isinstance(value, Mapping) else {name: value}
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _setting(name: str, value: Any) -> Any:
+    """An argument of the factory: `None` where it says nothing that counts."""
+    if name.lower() in _NO_MATTER or (name and is_secret(name)) or _is_address(value):
+        return None
+    if isinstance(value, AbstractTesseract):
+        about = _component(value)
+        return {"component": {key: about[key] for key in ("name", "version", "schema")}}
+    if type(value).__module__.startswith("tesseract_core"):
+        return None  # a handle of the SDK's; what it is for is seen in the objective
+    if value is None or isinstance(value, bool | int | float | str):
+        return _json(without_secrets(value, name))
+    if isinstance(value, Mapping):
+        inner = {str(key): _setting(str(key), item) for key, item in value.items()}
+        return {key: item for key, item in inner.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_setting("", item) for item in value]
+    return Plain().text(value, name)
+
+
+def _is_address(value: Any) -> bool:
+    """The URL of a server or the path of a component, or several of them."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(_is_address, value))
+    if isinstance(value, str) and re.match(r"https?://", value):
+        return True
+    if not isinstance(value, str | Path) or len(str(value)) > 1000:
+        return False
+    try:
+        return Path(value).name == "tesseract_api.py" or (Path(value) / "tesseract_api.py").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _json(value: Any) -> Any:
+    """As it comes back from a file; what JSON does not know (NaN) as text."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except ValueError:
+        return repr(value)
+
+
+def _leaves(tree: PyTree) -> dict[str, str]:
+    return {path_name(path): _leaf(leaf, path_name(path)) for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
+
+
+def _leaf(leaf: Any, name: str = "") -> str:
+    """One line that is equal for equal leaves, with the value where it is short and a digest where it is not."""
+    if eqx.is_array(leaf) or isinstance(leaf, np.ndarray | np.generic):
+        return array_text(leaf)
+    if isinstance(leaf, functools.partial):
+        return f"partial {_leaf(leaf.func)} {_leaves((leaf.args, leaf.keywords))}"
+    if callable(leaf):
+        # Its name: a repr would hold an address, and a module is called __main__ when it is run directly.
+        return f"callable {getattr(leaf, '__qualname__', type(leaf).__qualname__)}"
+    if leaf is None or isinstance(leaf, str | int | float | complex | bytes):
+        return f"{type(leaf).__name__} {without_secrets(leaf, name)!r}"
+    return f"{type(leaf).__module__}.{type(leaf).__qualname__}"
+
+
+def _constraint(constraint: Any) -> dict[str, str]:
+    fields = {field.name: getattr(constraint, field.name) for field in dataclasses.fields(constraint)}
+    return {name: _leaf(np.asarray(value, np.float64)) for name, value in fields.items() if value is not None}
+
+
+def _behaviour(driver: Driver, varying: PyTree) -> list[str]:
+    """How an Optax object behaves on a fixed problem: its identity, since it has no name or settings to compare.
+
+    Three updates on ½|x|² from a fixed pattern, each summed up by its norm and by a weighted sum; five digits, so that
+    another compiler gives the same answer and a changed setting does not.
+    """
+    leaves, treedef = jax.tree.flatten(varying)
+    pattern = [np.cos(1.0 + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape) for leaf in leaves]
+    point = treedef.unflatten([jnp.asarray(array, leaf.dtype) for array, leaf in zip(pattern, leaves, strict=True)])
+    everywhere = Box(
+        jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), point),
+        jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), point),
+    )
+
+    def sample(x: PyTree):
+        return jnp.asarray(sum(0.5 * float((_double(leaf) ** 2).sum()) for leaf in jax.tree.leaves(x))), x
+
+    state = initial_state(driver, point)
+    update = Updater(driver, everywhere, np.dtype(jnp.asarray(0.0).dtype))
+    # Addresses of functions inside a state would differ from process to process.
+    structure = re.sub(r"0x[0-9a-f]+", "", str(jax.tree.structure(state)))
+    summary = [f"state {hashlib.sha256(structure.encode()).hexdigest()[:12]}"]
+    for _ in range(3):
+        new, state = update(point, state, point, sample(point)[0], sample)
+        moves = [_double(a) - _double(b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(point), strict=True)]
+        norm = np.sqrt(sum((move**2).sum() for move in moves))
+        weighted = sum((move * weight).sum() for move, weight in zip(moves, pattern, strict=True))
+        summary.append(f"{norm:.5g} {weighted:.5g}")
+        point = new
+    return summary
+
+
+def _double(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf, np.float64)

@@ -1,0 +1,126 @@
+"""Whose a journal is: the identity of its run, and every later one under which it went on, in `identity.json`.
+
+Kept twice, with a checksum in each, so that one damaged file costs nothing. Journals of older versions have one
+identity with less in it, in `fingerprint.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tesseract_flow.errors import JournalError
+from tesseract_flow.optimize.identity import digest_of
+from tesseract_flow.storage import AbstractStore
+
+_FORMAT = "tesseract-flow identity"
+_VERSION = 2
+_FILES = ("identity.json", "identity-copy.json")
+_OLD_FILE = "fingerprint.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An identity under which a run went on.
+
+    Attributes:
+        because: `"started"`; `"compared"`, its last point was evaluated again and is the same; `"accepted"`, in spite
+            of changes; `"old"`, from a `fingerprint.json`; `"unknown"`, nobody could tell.
+        step: the last finished step at that time.
+        changes: what was accepted.
+    """
+
+    identity: Mapping[str, Any]
+    because: str = "started"
+    step: int = 0
+    changes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return digest_of(self.identity)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """The identities of a run, in order."""
+
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def last(self) -> Entry:
+        return self.entries[-1]
+
+    @property
+    def digest(self) -> str:
+        """What a checkpoint that is written now carries."""
+        return self.last.digest
+
+    def knows(self, run: str | None) -> bool:
+        """Whether a checkpoint that carries `run` is of this run. An old one carries nothing."""
+        if any(entry.because == "unknown" for entry in self.entries):
+            return True
+        if run is None:
+            return any(entry.because == "old" for entry in self.entries)
+        return any(entry.digest == run for entry in self.entries)
+
+    def accepted_since(self, run: str | None) -> tuple[str, ...]:
+        """Changes that were accepted after a checkpoint was written that carries `run`."""
+        position = max((k for k, entry in enumerate(self.entries) if entry.digest == run), default=0)
+        return tuple(line for entry in self.entries[position + 1 :] for line in entry.changes)
+
+    def with_entry(self, entry: Entry) -> Ledger:
+        return Ledger((*self.entries, entry))
+
+    def write(self, store: AbstractStore) -> None:
+        runs = [dataclasses.asdict(entry) for entry in self.entries]
+        document = {"format": _FORMAT, "version": _VERSION, "sha256": _checksum(runs), "runs": runs}
+        data = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        for name in _FILES:
+            store.write(name, data)
+
+
+def read_ledger(store: AbstractStore, names: Sequence[str]) -> tuple[Ledger | None, str, list[str]]:
+    """The ledger in a store; or `None`, and what is wrong. And what one should know.
+
+    Raises:
+        JournalError: another version wrote it.
+    """
+    troubles = []
+    for name in _FILES:
+        if name not in names:
+            troubles.append(f"{name} is not there")
+            continue
+        try:
+            ledger = _decoded(store.read(name))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            troubles.append(f"{name} is damaged ({error})")
+        else:
+            return ledger, "", [f"{trouble}; its copy was used" for trouble in troubles]
+    if not set(_FILES).intersection(names) and _OLD_FILE in names:
+        try:
+            return Ledger((Entry(json.loads(store.read(_OLD_FILE)), because="old"),)), "", []
+        except (OSError, ValueError) as error:
+            troubles = [f"{_OLD_FILE} is damaged ({error})"]
+    return None, " and ".join(troubles), []
+
+
+def _decoded(data: bytes) -> Ledger:
+    document = json.loads(data)
+    if document["format"] != _FORMAT:
+        raise ValueError("it is something else")
+    if document["version"] != _VERSION:
+        raise JournalError(
+            f"A journal has format version {document['version']}; this tesseract-flow reads version {_VERSION}.\n"
+            "Go on with the version that wrote it, or use another folder."
+        )
+    if document["sha256"] != _checksum(document["runs"]):
+        raise ValueError("its checksum does not match")
+    return Ledger(tuple(Entry(**{**run, "changes": tuple(run["changes"])}) for run in document["runs"]))
+
+
+def _checksum(runs: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""Going on: from a journal's last finished step, or from another journal's design.
+
+Here is what has to be settled before the first new step. What the identities leave in doubt is decided by evaluating
+the last finished point once more (`check_last_point`). Changes that were accepted make a step of their own, in which
+the design stays and is judged anew (`steps.reassess`). A run that starts from another one's design is a fresh run with
+another start (`started_from`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tesseract_flow.errors import JournalError, OtherRun, ProblemError
+from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption, read_contents, refusal
+from tesseract_flow.optimize.partition import leaf_names
+from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.result import StepRecord
+from tesseract_flow.optimize.run import Run
+from tesseract_flow.optimize.state import State
+from tesseract_flow.optimize.steps import Totals, reassess
+
+WhichDesign = Literal["best", "last"]
+Address = str | os.PathLike[str]
+StartFrom = Address | FileJournal | tuple[Address | FileJournal, WhichDesign]
+
+
+# --- a fresh run from another one's design ----------------------------------------------------------------------------
+
+
+def started_from(problem: Problem, start_from: StartFrom) -> tuple[Problem, str]:
+    """The problem with its start taken from another journal, and a sentence about it.
+
+    Leaves that do not vary stay the problem's own.
+
+    Raises:
+        JournalError: there is no such journal, or no finished step in it.
+        ProblemError: its design has other leaves or other shapes.
+    """
+    source, which = start_from if isinstance(start_from, tuple) else (start_from, "best")
+    if which not in ("best", "last"):
+        raise ProblemError(f"start_from: expected 'best' or 'last' beside the journal, received {which!r}.")
+    contents = read_contents(source)
+    if contents.checkpoint is None:
+        raise JournalError(f"Journal {contents.address} has no finished step to start from.")
+    found = contents.best if which == "best" else contents.last
+    if which == "last" and not found:
+        raise JournalError(
+            f"Journal {contents.address} was written by a version that kept the last design in scaled units only.\n"
+            "Start from its best design."
+        )
+    leaves, treedef = jax.tree.flatten(problem.partition.varying)
+    names = leaf_names(problem.partition.varying)
+    if sorted(names) != sorted(found):
+        raise ProblemError(
+            f"Problem {problem.name!r} cannot start from journal {contents.address}: what varies here is "
+            f"{', '.join(names)}, and there {', '.join(found) or 'nothing'}."
+        )
+    start = []
+    for name, leaf in zip(names, leaves, strict=True):
+        if found[name].shape != leaf.shape:
+            raise ProblemError(
+                f"Problem {problem.name!r} cannot start from journal {contents.address}: {name!r} has shape "
+                f"{leaf.shape} here, and {found[name].shape} there."
+            )
+        start.append(jnp.asarray(found[name].astype(leaf.dtype)))
+    step = int(contents.checkpoint.arrays.get("best.step", contents.step)) if which == "best" else contents.step
+    design = problem.partition.combine(treedef.unflatten(start))
+    # What varies is decided as before: a filter may look at values.
+    selected = jax.tree.map(lambda leaf: leaf is not None, problem.partition.varying, is_leaf=lambda x: x is None)
+    return (
+        dataclasses.replace(problem, design=design, vary=selected),
+        f"started from the {which} design (step {step}) of journal {contents.address}",
+    )
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def go_on(
+    run: Run, journal: AbstractJournal, resumed: Resumption, state: State, totals: Totals, recheck: bool
+) -> tuple[State, StepRecord | None, tuple[str, ...]]:
+    """The state to go on from, a record if that took a step of its own, and notes.
+
+    Raises:
+        OtherRun: the last finished point is not what it was.
+    """
+    last = StepRecord.from_json(resumed.history[-1])
+    if resumed.changes:
+        journal.confirm()
+        varying = _last_design(run, resumed, state)
+        state, record = reassess(run, state, varying, last, totals)
+        events = tuple(f"changed and accepted: {line}" for line in resumed.changes)
+        return state, dataclasses.replace(record, events=(*record.events, *events)), _accepted(resumed, last)
+    notes: tuple[str, ...] = ()
+    if resumed.doubts or recheck:
+        check_last_point(run, journal.address, resumed, state)
+        because = "; ".join(resumed.doubts) or "asked for"
+        notes = (f"step {last.step} was evaluated again and is the same, before the run went on ({because})",)
+    journal.confirm()
+    return state, None, notes
+
+
+def _accepted(resumed: Resumption, last: StepRecord) -> tuple[str, ...]:
+    return (
+        f"after step {last.step} the run went on in spite of these changes, which were accepted: "
+        + "; ".join(resumed.changes),
+    )
+
+
+def _last_design(run: Run, resumed: Resumption, state: State) -> Any:
+    """In its own units: what is a scaled variable may have another scale now."""
+    varying = run.varying_at(state.u)
+    kept = resumed.checkpoint.design
+    names = leaf_names(varying)
+    if set(names) != set(kept):
+        return varying
+    leaves, treedef = jax.tree.flatten(varying)
+    return treedef.unflatten(
+        [jnp.asarray(kept[name].astype(leaf.dtype)) for name, leaf in zip(names, leaves, strict=True)]
+    )
+
+
+def check_last_point(run: Run, address: str, resumed: Resumption, state: State) -> None:
+    """Evaluate the last finished point once more, and compare objective, constraints and gradient.
+
+    The tolerance is relative, 1e-6 in double precision (1e-3 in single): far above what another version of a compiler
+    does to the last digits, far below what a change of the problem is about. Near zero it is widened by what rounding
+    leaves of the largest value in the history.
+
+    Raises:
+        OtherRun: something is not the same.
+    """
+    again = run.sample(state.u, state.weights)
+    run.evaluator.forget()
+    eps = float(jnp.finfo(run.evaluator.dtype).eps)
+    rtol, rounding = (1e-6, 1e-10) if eps < 1e-10 else (1e-3, 1e-5)
+    was, now = (run.evaluator.evaluation(sample.leaves) for sample in (state.here, again))
+    history = [StepRecord.from_json(fields) for fields in resumed.history]
+    scale = float(state.objective_scale)
+    pairs: list[tuple[str, Any, Any, float]] = [
+        ("objective", was.objective, now.objective, _largest([record.value for record in history])),
+        *(
+            (f"constraint {name!r}", was.constraints[name], now.constraints[name], _limit(run.problem, name))
+            for name in sorted(run.problem.constraints or {})
+        ),
+    ]
+    steepest = _largest([record.gradient_norm for record in history]) / scale
+    names = leaf_names(state.here.gradient)
+    for name, a, b in zip(names, jax.tree.leaves(state.here.gradient), jax.tree.leaves(again.gradient), strict=True):
+        pairs.append((f"gradient with respect to {name!r}", a, b, steepest))
+    lines = []
+    for name, before, after, typical in pairs:
+        a, b = np.asarray(before, np.float64), np.asarray(after, np.float64)
+        tolerance = rtol * max(_largest(a), _largest(b)) + rounding * typical
+        # Written so that NaN is a difference.
+        if a.shape != b.shape or not (np.abs(a - b) <= tolerance).all():
+            lines.append(f"{name} at step {resumed.checkpoint.step}: {_shown(a)} -> {_shown(b)}")
+    if lines:
+        about = f"evaluated again because of {'; '.join(resumed.doubts)}" if resumed.doubts else "evaluated again"
+        raise OtherRun(refusal(address, [*lines, f"({about}; tolerance {rtol:g})"]), lines)
+
+
+def _largest(values: Sequence[float] | np.ndarray) -> float:
+    finite = np.abs(np.asarray(values, np.float64))
+    return float(finite[np.isfinite(finite)].max(initial=0.0))
+
+
+def _limit(problem: Problem, name: str) -> float:
+    """The size of what a constraint demands, or 1."""
+    constraint = (problem.constraints or {})[name]
+    given: Mapping[str, Any] = {field.name: getattr(constraint, field.name) for field in dataclasses.fields(constraint)}
+    limits = [_largest(np.asarray(given[side])) for side in ("equals", "lower", "upper") if given.get(side) is not None]
+    return max([limit for limit in limits if 0 < limit < 1e20], default=1.0)
+
+
+def _shown(array: np.ndarray) -> str:
+    return f"{float(array):.12g}" if array.size == 1 else f"norm {float(np.linalg.norm(array)):.12g}"
