@@ -1,19 +1,22 @@
 """A traced function → a plan.
 
 Each pure step joins the segment of all steps that wait for exactly the same calls: a segment can run as soon as these
-have answered, and never holds up another one.
+have answered, and never holds up another one. Bodies of loops are planned alike, with their arguments as something to
+wait for: parts of a carry that come at different times let different calls of the next iteration leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
 from tesseract_flow.autodiff import ENDPOINTS, Call
-from tesseract_flow.execute.plan import Constant, Node, Plan, Ref, Segment
+from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Ref, Scan, Segment, Switch, While
 from tesseract_flow.execute.steps import Flattener, Step, bodies_of, calls_of, signature, without_unused
 
 _VERBS = {
@@ -33,66 +36,169 @@ def make_plan(closed: ClosedJaxpr, is_speculative: bool = False) -> Plan:
     Raises:
         EndpointNotFound: a call needs an endpoint that its Tesseract does not have. Nothing has run by then.
     """
-    flattener = Flattener()
-    arguments = tuple(flattener.new_slot(var.aval) for var in closed.jaxpr.invars)
-    results = tuple(flattener.flatten(closed.jaxpr, closed.consts, arguments))
-    if is_speculative:
-        results = flattener.speculate(results)
-    steps = without_unused(flattener.steps, results)
-    for eqn in calls_of([step.eqn for step in steps]):
+    for eqn in calls_of([step.eqn for step in _Flat(closed, is_speculative).steps]):
         eqn.params["call"].tesseract.require(ENDPOINTS[eqn.primitive])
-    units = _group(steps, results, flattener.avals)
-    return Plan(arguments, flattener.constants, tuple(units), results)
+    return _Planner(is_speculative).plan(closed, [None] * len(closed.jaxpr.invars))
 
 
-def _group(steps: Sequence[Step], results: Sequence[Ref], avals: Sequence[Any]) -> list[Node | Segment]:
-    """Nodes, and one segment per set of calls that steps wait for."""
-    ancestors: dict[int, int] = {}  # slot -> bit mask of the nodes it waits for
-    direct: dict[int, frozenset[int]] = {}  # slot -> nodes whose results reach it through pure steps alone
-    nodes: list[Node] = []
-    grouped: dict[int, list[Step]] = {}
-    waits_for: list[int] = []  # per node, the mask of its operands
-    for step in steps:
-        refs = [ref for ref in step.inputs if isinstance(ref, int)]
-        mask = 0
-        for ref in refs:
-            mask |= ancestors.get(ref, 0)
-        sources = frozenset().union(*(direct.get(ref, frozenset()) for ref in refs))
-        if step.is_call:
-            node = _node(step, len(nodes), sources, nodes)
-            nodes.append(node)
-            waits_for.append(mask)
-            mask |= 1 << node.index
-            sources = frozenset([node.index])
-        else:
-            grouped.setdefault(mask, []).append(step)
-        for slot in step.outputs:
-            ancestors[slot], direct[slot] = mask, sources
-    used = _uses(nodes, grouped, results)
-    compiled: dict[Any, Callable[..., list[Any]]] = {}
-    # Whatever waits for more calls comes later, and a call after the segment that waits for the same ones.
-    ranked: list[tuple[int, bool, Node | Segment]] = [
-        *((mask.bit_count(), False, _segment(mask, group, used, avals, compiled)) for mask, group in grouped.items()),
-        *((mask.bit_count(), True, node) for mask, node in zip(waits_for, nodes, strict=True)),
-    ]
-    return [unit for *_, unit in sorted(ranked, key=lambda entry: entry[:2])]
+class _Flat:
+    """A jaxpr in one row of steps, without those whose results nobody reads."""
+
+    def __init__(self, closed: ClosedJaxpr, is_speculative: bool):
+        flattener = Flattener()
+        self.arguments = tuple(flattener.new_slot(var.aval) for var in closed.jaxpr.invars)
+        results = tuple(flattener.flatten(closed.jaxpr, closed.consts, self.arguments))
+        self.results = flattener.speculate(results) if is_speculative else results
+        self.steps = without_unused(flattener.steps, self.results)
+        self.constants = flattener.constants
+        self.avals = flattener.avals
+
+    def masks(self, arrivals: Sequence[Hashable]) -> dict[int, int]:
+        """Per slot, what it waits for as a bit mask: a bit per kind of arrival, then one per call or loop.
+
+        Args:
+            arrivals: per argument what it waits for, in any terms; None if it is there from the start.
+        """
+        kinds = list(dict.fromkeys(arrival for arrival in arrivals if arrival is not None))
+        masks = {
+            slot: 0 if arrival is None else 1 << kinds.index(arrival)
+            for slot, arrival in zip(self.arguments, arrivals, strict=True)
+        }
+        n_bits = len(kinds)
+        for step in self.steps:
+            mask = 0
+            for ref in step.inputs:
+                mask |= masks.get(ref, 0) if isinstance(ref, int) else 0
+            if step.is_call or step.is_loop:
+                mask |= 1 << n_bits
+                n_bits += 1
+            masks.update(dict.fromkeys(step.outputs, mask))
+        return masks
+
+    def carries(self, n_consts: int, n_carry: int, others: Sequence[Hashable]) -> list[Hashable]:
+        """Which parts of a loop's carry come together, as arrivals: those that wait for the same in an iteration.
+
+        Found by splitting: all as one, then apart as far as what they wait for tells them apart, and again.
+        """
+        together: list[Any] = [0] * n_carry
+        while True:
+            named: list[Hashable] = [("carry", k) for k in together]
+            masks = self.masks([*others[:n_consts], *named, *others[n_consts:]])
+            waits = [
+                (own, masks.get(ref, 0) if isinstance(ref, int) else 0)
+                for own, ref in zip(together, self.results[:n_carry], strict=True)
+            ]
+            kinds = list(dict.fromkeys(waits))
+            if len(kinds) == len(set(together)):
+                return named
+            together = [kinds.index(wait) for wait in waits]
 
 
-def _node(step: Step, index: int, sources: frozenset[int], nodes: Sequence[Node]) -> Node:
+class _Planner:
+    """Plans of a function and of the bodies of its loops. What is compiled is compiled once for all of them."""
+
+    def __init__(self, is_speculative: bool):
+        self.is_speculative = is_speculative
+        self.compiled: dict[Any, Callable[..., list[Any]]] = {}
+
+    def plan(self, closed: ClosedJaxpr, arrivals: Sequence[Hashable]) -> Plan:
+        return self._plan(_Flat(closed, self.is_speculative), arrivals)
+
+    def _plan(self, flat: _Flat, arrivals: Sequence[Hashable]) -> Plan:
+        """Nodes, loops, and one segment per set of these (and of arrivals) that steps wait for."""
+        masks = flat.masks(arrivals)
+        # Slots that calls and loops write, and late arguments, as far as they reach a slot through pure steps alone.
+        direct: dict[int, frozenset[int]] = {
+            slot: frozenset([slot])
+            for slot, arrival in zip(flat.arguments, arrivals, strict=True)
+            if arrival is not None
+        }
+        maker: dict[int, Node | Loop] = {}  # of such a slot
+        calls: list[tuple[int, Node | Loop]] = []
+        grouped: dict[int, list[Step]] = {}
+        for step in flat.steps:
+            reaching = [direct.get(ref, frozenset()) if isinstance(ref, int) else frozenset() for ref in step.inputs]
+            origins = frozenset().union(*reaching)
+            mask = functools.reduce(operator.or_, (masks.get(ref, 0) for ref in step.inputs if isinstance(ref, int)), 0)
+            if not (step.is_call or step.is_loop):
+                grouped.setdefault(mask, []).append(step)
+                direct.update(dict.fromkeys(step.outputs, origins))
+                continue
+            producers = tuple(sorted({maker[slot].index for slot in origins if slot in maker}))
+            wave = 1 + max((calls[k][1].wave for k in producers), default=0)
+            if step.is_call:
+                unit: Node | Loop = _node(step, len(calls), producers, wave, tuple(sorted(origins)))
+                # All results of a call come together, so one slot stands for them.
+                direct.update(dict.fromkeys(step.outputs, frozenset(step.outputs[:1])))
+            else:
+                operand_arrivals = [masks.get(ref, 0) or None if isinstance(ref, int) else None for ref in step.inputs]
+                unit = Loop(
+                    len(calls),
+                    self._control(step.eqn, operand_arrivals),
+                    step.inputs,
+                    step.outputs,
+                    producers,
+                    wave,
+                    tuple(tuple(sorted(slots)) for slots in reaching),
+                )
+                direct.update({slot: frozenset([slot]) for slot in step.outputs})
+            maker.update(dict.fromkeys(step.outputs, unit))
+            calls.append((mask, unit))
+        used = _uses([unit for _, unit in calls], grouped, flat.results)
+        # Whatever waits for more comes later, and a call after the segment that waits for the same.
+        segments = ((mask, _segment(mask, group, used, flat.avals, self.compiled)) for mask, group in grouped.items())
+        ranked: list[tuple[int, bool, Node | Loop | Segment]] = [
+            *((mask.bit_count(), False, segment) for mask, segment in segments),
+            *((mask.bit_count(), True, unit) for mask, unit in calls),
+        ]
+        units = tuple(unit for *_, unit in sorted(ranked, key=lambda entry: entry[:2]))
+        origins = tuple(tuple(sorted(direct.get(ref, ()))) if isinstance(ref, int) else () for ref in flat.results)
+        return Plan(flat.arguments, flat.constants, units, flat.results, origins)
+
+    def _control(self, eqn: Any, arrivals: Sequence[Hashable]) -> Scan | While | Switch:
+        """Bodies as plans. What arrives at different times stays apart in them, too."""
+        params = eqn.params
+        match eqn.primitive.name:
+            case "scan":
+                n_consts, n_carry = params["num_consts"], params["num_carry"]
+                flat = _Flat(params["jaxpr"], self.is_speculative)
+                others = [*arrivals[:n_consts], *arrivals[n_consts + n_carry :]]
+                carries = flat.carries(n_consts, n_carry, others)
+                body = self._plan(flat, [*_named(others[:n_consts]), *carries, *_named(others[n_consts:])])
+                stacked = tuple(var.aval for var in eqn.outvars[n_carry:])
+                return Scan(body, params["length"], params["reverse"], n_consts, n_carry, stacked)
+            case "while":
+                n_condition, n_body = params["cond_nconsts"], params["body_nconsts"]
+                flat = _Flat(params["body_jaxpr"], self.is_speculative)
+                consts = arrivals[n_condition : n_condition + n_body]
+                carries = flat.carries(n_body, len(arrivals) - n_condition - n_body, consts)
+                condition = self.plan(params["cond_jaxpr"], [*_named(arrivals[:n_condition]), *carries])
+                return While(condition, self._plan(flat, [*_named(consts), *carries]), n_condition, n_body)
+            case _:
+                return Switch(tuple(self.plan(branch, _named(arrivals[1:])) for branch in params["branches"]))
+
+
+def _named(arrivals: Sequence[Hashable]) -> list[Hashable]:
+    """Arrivals from outside of a loop, told apart from those of its carry."""
+    return [None if arrival is None else ("outside", arrival) for arrival in arrivals]
+
+
+def _node(step: Step, index: int, producers: tuple[int, ...], wave: int, origins: tuple[int, ...]) -> Node:
     call: Call = step.eqn.params["call"]
     primitive = step.eqn.primitive
     label = f"{call.tesseract.name}.{_VERBS[ENDPOINTS[primitive]]}"
     if call.batch is not None:
         label += f" x {call.batch.size}"
-    wave = 1 + max((nodes[k].wave for k in sources), default=0)
-    return Node(index, label, call, primitive, step.inputs, step.outputs, tuple(sorted(sources)), wave)
+    return Node(index, label, call, primitive, step.inputs, step.outputs, producers, wave, origins)
 
 
-def _uses(nodes: Sequence[Node], grouped: Mapping[int, Sequence[Step]], results: Sequence[Ref]) -> dict[int, set[Any]]:
-    """Per slot, who reads it: masks of segments, or "out" for nodes and the result."""
+def _uses(
+    calls: Sequence[Node | Loop], grouped: Mapping[int, Sequence[Step]], results: Sequence[Ref]
+) -> dict[int, set[Any]]:
+    """Per slot, who reads it: masks of segments, or "out" for calls, loops and the result."""
     used: dict[int, set[Any]] = {}
-    for node in nodes:
-        for ref in node.operands:
+    for unit in calls:
+        for ref in unit.operands:
             if isinstance(ref, int):
                 used.setdefault(ref, set()).add("out")
     for mask, group in grouped.items():

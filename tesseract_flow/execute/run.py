@@ -1,15 +1,20 @@
-"""Running a plan as dataflow: each call leaves the moment its operands exist."""
+"""Running a plan as dataflow: each call leaves the moment its operands exist.
+
+A plan at work is a `Frame`: the values of its slots, and what is still missing for each unit. A loop makes a frame of
+its body per iteration (`loops`). All frames share one row of ready units and one row of answers.
+"""
 
 from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tesseract_flow.execute.plan import Constant, Node, Plan, Segment
+from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
+from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter
 
 OnFailure = Literal["wait", "abandon"]
@@ -23,15 +28,17 @@ def run_plan(
     The first failure stops further submissions. Calls that are on their way are waited for, so that nothing runs on
     unseen, or abandoned: their results, and their own failures, are then dropped when they arrive.
     """
-    return _Run(plan, submitter).results(arguments, on_failure)
+    return _Run(submitter).results(plan, arguments, on_failure)
 
 
 class _Job:
     """A node that has started: one call, or those of a batch, of which the next leaves as one arrives."""
 
-    def __init__(self, node: Node, operands: list[np.ndarray]):
+    def __init__(self, frame: Frame, node: Node, operands: list[np.ndarray]):
+        self.frame = frame
         self.node = node
         self.operands = operands
+        self.futures: list[AbstractFuture] = []  # of its calls, if the submitter wants them
         self.n_calls = 1 if node.n_elements is None else node.n_elements
         self.n_submitted = 0
         self.n_arrived = 0
@@ -55,113 +62,189 @@ class _Job:
             whole[k] = part
 
 
-class _Run:
-    def __init__(self, plan: Plan, submitter: AbstractSubmitter):
+class Frame:
+    """A plan at work.
+
+    Args:
+        run: who executes its units.
+        where: which iteration of which loops it is, for labels: `[3]`, or nothing.
+        deliver: told each result as it comes: which one, its value, and the calls that it was made of.
+    """
+
+    def __init__(self, run: _Run, plan: Plan, where: str, deliver: Deliver):
+        self.run = run
         self.plan = plan
-        self.submitter = submitter
-        self.values: dict[int, Any] = dict(plan.constants)
-        self.futures: dict[int, list[AbstractFuture]] = {}  # per node, those of its calls, if the submitter wants them
-        self.in_flight: dict[tuple[int, int], AbstractFuture] = {}  # by node and element
-        self.arrived: queue.SimpleQueue[tuple[_Job, int]] = queue.SimpleQueue()
-        self.ready: deque[Node | Segment] = deque()
-        self.missing: list[int] = []
+        self.where = where
+        self.deliver = deliver
+        self.values: dict[int, Any] = {}
+        self.sources: dict[int, tuple[AbstractFuture, ...]] = {}  # per slot that a call, a loop or an argument filled
         # A value is dropped with its last reader, so that a long chain of large arrays needs room for two of them.
         self.n_readers = {slot: len(units) for slot, units in plan.readers.items()}
-        self.kept = {ref for ref in plan.results if isinstance(ref, int)}
+        self.n_missing = [len(unit.reads) for unit in plan.units]
+        self.loops: dict[int, AbstractLoopRun] = {}
 
-    def results(self, arguments: Sequence[Any], on_failure: OnFailure) -> list[Any]:
-        self.values.update(zip(self.plan.arguments, arguments, strict=True))
-        self._find_ready()
+    def begin(self) -> None:
+        """What needs no argument is ready; what is known is filled in."""
+        for k, unit in enumerate(self.plan.units):
+            if isinstance(unit, Loop):
+                self.loops[k] = loop_run(unit, self)
+            elif not self.n_missing[k]:
+                self.run.ready.append((self, unit))
+        for loop in self.loops.values():
+            loop.begin()
+            for place, ref in enumerate(loop.loop.operands):
+                if isinstance(ref, Constant):
+                    loop.supply(place, ref.value, ())
+        for slot, value in self.plan.constants.items():
+            self.fill(slot, value, ())
+        for place, ref in enumerate(self.plan.results):
+            if isinstance(ref, Constant):
+                self.deliver(place, ref.value, ())
+
+    def inner(self, body: Plan, where: str, deliver: Deliver) -> Frame:
+        """A frame of a loop's body."""
+        return Frame(self.run, body, where, deliver)
+
+    def fill(self, slot: int, value: Any, sources: tuple[AbstractFuture, ...]) -> None:
+        """A value for a slot, at its turn: a long row of loops that only pass a value on must not fill the stack."""
+        self.run.post(self, slot, value, sources)
+
+    def store(self, slot: int, value: Any, sources: tuple[AbstractFuture, ...]) -> None:
+        readers = self.plan.readers.get(slot, ())
+        if readers:
+            self.values[slot] = value
+        if sources:
+            self.sources[slot] = sources
+        for k in readers:
+            unit = self.plan.units[k]
+            if isinstance(unit, Loop):
+                for place, ref in enumerate(unit.operands):
+                    if isinstance(ref, int) and ref == slot:
+                        self.loops[k].supply(place, value, self.reached_by(unit.origins[place]))
+                self._release(slot)
+                continue
+            self.n_missing[k] -= 1
+            if not self.n_missing[k]:
+                self.run.ready.append((self, unit))
+        for place in self.plan.places.get(slot, ()):
+            self.deliver(place, value, self.reached_by(self.plan.origins[place]))
+
+    def take(self, unit: Node | Segment) -> list[Any]:
+        """The operands of a unit that starts."""
+        refs = unit.operands if isinstance(unit, Node) else unit.inputs
+        operands = [ref.value if isinstance(ref, Constant) else self.values[ref] for ref in refs]
+        for slot in unit.reads:
+            self._release(slot)
+        return operands
+
+    def reached_by(self, origins: Sequence[int]) -> tuple[AbstractFuture, ...]:
+        """The calls behind these slots, each once."""
+        found = {id(future): future for slot in origins for future in self.sources.get(slot, ())}
+        return tuple(found.values())
+
+    def _release(self, slot: int) -> None:
+        self.n_readers[slot] -= 1
+        if not self.n_readers[slot]:
+            del self.values[slot]
+
+
+Deliver = Callable[[int, Any, tuple[AbstractFuture, ...]], None]
+
+
+class _Run:
+    def __init__(self, submitter: AbstractSubmitter):
+        self.submitter = submitter
+        self.in_flight: dict[tuple[int, int], tuple[_Job, AbstractFuture]] = {}  # by job and element
+        self.arrived: queue.SimpleQueue[tuple[_Job, int]] = queue.SimpleQueue()
+        self.ready: deque[tuple[Frame, Node | Segment]] = deque()
+        self._posted: deque[tuple[Frame, int, Any, tuple[AbstractFuture, ...]]] = deque()
+        self._is_sorting = False
+
+    def results(self, plan: Plan, arguments: Sequence[Any], on_failure: OnFailure) -> list[Any]:
+        results: dict[int, Any] = {}
         try:
+            root = Frame(self, plan, "", lambda place, value, _: results.update({place: value}))
+            root.begin()
+            for slot, value in zip(plan.arguments, arguments, strict=True):
+                root.fill(slot, value, ())
             while self.ready or self.in_flight:
                 # Answers first: a failure among them must stop what is ready, and a result may free a call.
                 while self.in_flight and not (self.ready and self.arrived.empty()):
                     self._receive()
                 if self.ready:
-                    self._start(self._next_ready())
+                    self._start(*self._next_ready())
         except Exception:
             self._stop(on_failure)
             raise
-        return [ref.value if isinstance(ref, Constant) else self.values[ref] for ref in self.plan.results]
+        return [results[place] for place in range(len(plan.results))]
 
-    def _start(self, unit: Node | Segment) -> None:
-        if isinstance(unit, Segment):
-            outputs = unit.fn(*(self.values[slot] for slot in unit.inputs))
-            self._release(unit)
-            self._store(unit.outputs, outputs)
+    def post(self, frame: Frame, slot: int, value: Any, sources: tuple[AbstractFuture, ...]) -> None:
+        self._posted.append((frame, slot, value, sources))
+        if self._is_sorting:
             return
-        operands = [np.asarray(ref.value if isinstance(ref, Constant) else self.values[ref]) for ref in unit.operands]
-        self._release(unit)
-        self.futures[unit.index] = []
-        job = _Job(unit, operands)
+        self._is_sorting = True
+        try:
+            while self._posted:
+                frame, slot, value, sources = self._posted.popleft()
+                frame.store(slot, value, sources)
+        finally:
+            self._is_sorting = False
+
+    def _start(self, frame: Frame, unit: Node | Segment) -> None:
+        operands = frame.take(unit)
+        if isinstance(unit, Segment):
+            for slot, value in zip(unit.outputs, unit.fn(*operands), strict=True):
+                frame.fill(slot, value, ())
+            return
+        job = _Job(frame, unit.within(frame.where), [np.asarray(x) for x in operands])
         if job.n_calls == 0:
-            self._store(unit.outputs, job.outputs)
+            self._finish(job)
         for _ in range(min(job.n_calls, unit.n_at_once)):
             self._submit(job)
 
     def _submit(self, job: _Job) -> None:
         k, node, operands = job.next_call()
-        producers = [future for index in node.producers for future in self.futures[index]]
-        future = self.submitter.submit(node, operands, producers)
+        future = self.submitter.submit(node, operands, job.frame.reached_by(node.origins))
         if self.submitter.needs_producers:  # futures hold results, which would otherwise all stay to the end
-            self.futures[node.index].append(future)
-        self.in_flight[node.index, k] = future
+            job.futures.append(future)
+        self.in_flight[id(job), k] = job, future
         # Without a reference to the future, which holds this function: large results must not wait for a collector.
         future.add_done_callback(lambda _: self.arrived.put((job, k)))
 
     def _receive(self) -> None:
         job, k = self.arrived.get()
-        node = job.node
-        future = self.in_flight.pop((node.index, k))
+        _, future = self.in_flight.pop((id(job), k))
         try:
             outputs = future.result()
         except Exception as error:
-            element = "" if node.n_elements is None else f"element {k} of "
-            error.add_note(
-                f"This was {element}{node.label}, call {node.index + 1} of {len(self.plan.nodes)} in the plan."
-            )
+            element = "" if job.node.n_elements is None else f"element {k} of "
+            which = f", call {job.node.index + 1} of {len(job.frame.plan.calls)}" if not job.frame.where else ""
+            error.add_note(f"This was {element}{job.node.label}{which} in the plan.")
             raise
         job.receive(k, outputs)
         if job.n_submitted < job.n_calls:
             self._submit(job)
         elif job.n_arrived == job.n_calls:
-            self._store(node.outputs, job.outputs)
+            self._finish(job)
+
+    def _finish(self, job: _Job) -> None:
+        sources = tuple(job.futures)
+        for slot, value in zip(job.node.outputs, job.outputs, strict=True):
+            job.frame.fill(slot, value, sources)
 
     def _stop(self, on_failure: OnFailure) -> None:
-        for future in self.in_flight.values():
+        for _, future in self.in_flight.values():
             # What waits for a thread has not started. Prefect's futures cannot be taken back.
             getattr(future, "cancel", bool)()
         while self.in_flight and on_failure == "wait":
             job, k = self.arrived.get()
-            del self.in_flight[job.node.index, k]
+            del self.in_flight[id(job), k]
 
-    def _find_ready(self) -> None:
-        for unit in self.plan.units:
-            n_missing = sum(slot not in self.values for slot in unit.reads)
-            self.missing.append(n_missing)
-            if not n_missing:
-                self.ready.append(unit)
-
-    def _next_ready(self) -> Node | Segment:
+    def _next_ready(self) -> tuple[Frame, Node | Segment]:
         # Calls first: a segment must not keep a solver waiting that could be working.
-        for k, unit in enumerate(self.ready):
+        for k, (_, unit) in enumerate(self.ready):
             if isinstance(unit, Node):
+                found = self.ready[k]
                 del self.ready[k]
-                return unit
+                return found
         return self.ready.popleft()
-
-    def _store(self, slots: Sequence[int], values: Sequence[Any]) -> None:
-        for slot, value in zip(slots, values, strict=True):
-            readers = self.plan.readers.get(slot, ())
-            if readers or slot in self.kept:
-                self.values[slot] = value
-            for k in readers:
-                self.missing[k] -= 1
-                if self.missing[k] == 0:
-                    self.ready.append(self.plan.units[k])
-
-    def _release(self, unit: Node | Segment) -> None:
-        for slot in unit.reads:
-            self.n_readers[slot] -= 1
-            if not self.n_readers[slot] and slot not in self.kept:
-                del self.values[slot]

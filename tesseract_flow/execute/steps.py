@@ -1,18 +1,21 @@
 """A jaxpr → its equations as steps in one row, each once.
 
 Bodies of `jit`, `custom_jvp`, `remat` that contain Tesseract calls are inlined, equal steps are merged, unused ones
-dropped. Control flow (`scan`, `while_loop`, `cond`) stays a pure step, with its calls inside as host callbacks.
+dropped. Control flow (`scan`, `while_loop`, `cond`) with calls inside is one step, whose bodies get plans of their own
+(`planning`); without, it is a pure step like any other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
+from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.autodiff import HOST, Call, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.sow import sow_p
@@ -25,6 +28,7 @@ _WRAPPERS = {
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_LOOPS = {"scan", "while", "cond"}
 # Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
 _COMMUTATIVE = {"add", "add_any", "mul"}
 
@@ -40,6 +44,11 @@ class Step:
     @property
     def is_call(self) -> bool:
         return self.eqn.primitive in HOST
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether it is control flow with calls inside."""
+        return self.eqn.primitive.name in _LOOPS and has_calls(self.eqn)
 
 
 class Flattener:
@@ -66,16 +75,28 @@ class Flattener:
 
         for eqn in jaxpr.eqns:
             inputs = tuple(read(atom) for atom in eqn.invars)
-            body = _body(eqn)
-            if eqn.primitive is sow_p:
-                # Nobody is listening here, and an identity that takes several values would make each wait for all.
-                outputs: Sequence[Ref] = inputs
-            elif body is not None:
-                outputs = self.flatten(body.jaxpr, body.consts, inputs)
-            else:
-                outputs = self._add(eqn, inputs)
-            env.update(zip(eqn.outvars, outputs, strict=True))
+            env.update(zip(eqn.outvars, self._outputs(eqn, inputs), strict=True))
         return [read(atom) for atom in jaxpr.outvars]
+
+    def _outputs(self, eqn: Any, inputs: tuple[Ref, ...]) -> Sequence[Ref]:
+        if eqn.primitive is sow_p:
+            # Nobody is listening here, and an identity that takes several values would make each wait for all.
+            return inputs
+        if not has_calls(eqn) or eqn.primitive in HOST:
+            return self._add(eqn, inputs)
+        if eqn.primitive.name == "custom_linear_solve":
+            # Its operands are the constants of four bodies, and the right-hand side. Solving needs one of the bodies.
+            n_before = sum(eqn.params["const_lengths"][:2])
+            n_own, n_all = eqn.params["const_lengths"].solve, sum(eqn.params["const_lengths"])
+            solve = eqn.params["jaxprs"].solve
+            return self.flatten(solve.jaxpr, solve.consts, (*inputs[n_before:][:n_own], *inputs[n_all:]))
+        if eqn.primitive.name == "scan":
+            moved = without_invariant_calls(eqn)
+            if moved is not None:
+                before, eqn = moved
+                inputs = (*self.flatten(before, (), inputs[: len(before.invars)]), *inputs)
+        body = _body(eqn)
+        return self._add(eqn, inputs) if body is None else self.flatten(body.jaxpr, body.consts, inputs)
 
     def speculate(self, results: tuple[Ref, ...]) -> tuple[Ref, ...]:
         """Pullbacks of a single scalar no longer wait for its cotangent: J^T c = c J^T 1, exactly.
@@ -135,8 +156,8 @@ def _scaled(c: Any, part: Any) -> Any:
 
 
 def _body(eqn: Any) -> ClosedJaxpr | None:
-    """The body to inline: that of a wrapper with a Tesseract call inside."""
-    if eqn.primitive.name not in _WRAPPERS or not any(True for _ in calls_of([eqn])):
+    """The body to inline: that of a wrapper."""
+    if eqn.primitive.name not in _WRAPPERS:
         return None
     body = next(eqn.params[name] for name in _BODIES if name in eqn.params)
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
@@ -158,6 +179,46 @@ def calls_of(eqns: Iterable[Any]) -> Iterator[Any]:
             yield eqn
         for body in bodies_of(eqn.params):
             yield from calls_of(body.eqns)
+
+
+def has_calls(eqn: Any) -> bool:
+    return any(True for _ in calls_of([eqn]))
+
+
+def without_invariant_calls(eqn: Any) -> tuple[Jaxpr, Any] | None:
+    """A scan whose every iteration would ask the same, taken apart; None if there is no such call in it.
+
+    Returns:
+        What to compute once from the scan's constants, and the scan that takes its results as further, leading ones.
+    """
+    closed, n_consts = eqn.params["jaxpr"], eqn.params["num_consts"]
+    body = closed.jaxpr
+    if not eqn.params["length"] or body.constvars:
+        return None
+    known = set(body.invars[:n_consts])
+    before, after = [], []
+    for inner in body.eqns:
+        is_same = not inner.effects and all(isinstance(atom, Literal) or atom in known for atom in inner.invars)
+        (before if is_same else after).append(inner)
+        known.update(inner.outvars if is_same else ())
+    if not any(True for _ in calls_of(before)):
+        return None
+    read = {atom for inner in after for atom in inner.invars if not isinstance(atom, Literal)}
+    read |= {atom for atom in body.outvars if not isinstance(atom, Literal)}
+    results = [var for inner in before for var in inner.outvars if var in read]
+    once = Jaxpr((), body.invars[:n_consts], results, before, set(), debug_info=_names(n_consts, len(results)))
+    rest = body.replace(
+        invars=[*results, *body.invars],
+        eqns=after,
+        debug_info=_names(len(results) + len(body.invars), len(body.outvars)),
+    )
+    params = {**eqn.params, "jaxpr": ClosedJaxpr(rest, ()), "num_consts": len(results) + n_consts}
+    return once, eqn.replace(invars=[*results, *eqn.invars], params=params)
+
+
+def _names(n_inputs: int, n_outputs: int) -> DebugInfo:
+    names = tuple(f"in{k}" for k in range(n_inputs)), tuple(f"out{k}" for k in range(n_outputs))
+    return DebugInfo("loop", "tesseract_flow", *names)
 
 
 def signature(eqn: Any, inputs: Sequence[int | Constant]) -> Any:
@@ -189,10 +250,26 @@ def without_unused(steps: Sequence[Step], results: Sequence[Ref]) -> list[Step]:
 
 
 def _with_what_is_used(step: Step, needed: set[int]) -> Step:
-    """A derivative of which only some results are used asks for those. After merging: equal ones may want different."""
-    used = [k for k, slot in enumerate(step.outputs) if slot in needed]
-    if step.eqn.primitive not in (pushforward_p, pullback_p) or len(used) == len(step.outputs):
+    """A derivative of which only some results are used asks for those, and a loop makes no others. After merging: equal
+    ones may want different."""
+    used = [slot in needed for slot in step.outputs]
+    if all(used):
         return step
-    call = only(step.eqn.primitive, step.eqn.params["call"], used)
-    eqn = step.eqn.replace(outvars=[step.eqn.outvars[k] for k in used], params={"call": call})
-    return Step(eqn, step.inputs, tuple(step.outputs[k] for k in used))
+    outputs = tuple(slot for slot, is_used in zip(step.outputs, used, strict=True) if is_used)
+    if step.is_loop:
+        rule: Any = pe.dce_rules.get(step.eqn.primitive)
+        if rule is None or step.eqn.effects:
+            return step
+        before = (None,) * (len(inspect.signature(rule).parameters) - 2)  # JAX 0.12 has another argument there
+        whole = step.eqn.replace(outvars=[Var(var.aval) for var in step.eqn.outvars])
+        is_read, eqn = rule(*before, used, whole)
+        inputs = tuple(ref for ref, is_kept in zip(step.inputs, is_read, strict=True) if is_kept)
+        slot_of = dict(zip(whole.outvars, step.outputs, strict=True))
+        # A carry that only the loop itself reads is still one of its results.
+        return Step(eqn, inputs, tuple(slot_of[var] for var in eqn.outvars))
+    if step.eqn.primitive not in (pushforward_p, pullback_p):
+        return step
+    kept = [k for k, is_used in enumerate(used) if is_used]
+    call = only(step.eqn.primitive, step.eqn.params["call"], kept)
+    eqn = step.eqn.replace(outvars=[step.eqn.outvars[k] for k in kept], params={"call": call})
+    return Step(eqn, step.inputs, outputs)

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.execute import Node, concurrent
+from tesseract_flow.execute import concurrent
+from tesseract_flow.execute.plan import Segment
 from tesseract_flow.testing import FunctionTesseract
 from tests.helpers import RandomDelay, assert_close
 
@@ -83,6 +84,61 @@ def _stacked(a: Any, b: Any) -> Any:
     return jnp.stack(jnp.broadcast_arrays(a, b))
 
 
+def _two_carries(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    """Two chains that do not wait for each other, and outputs of both."""
+
+    def body(carry: Any, t: Any) -> Any:
+        u, v = carry
+        u, v = jnp.tanh(bend(ask, u) + t), jnp.sin(mix(ask, v, v + t)[0])
+        return (u, v), u * v
+
+    (u, v), stacked = jax.lax.scan(body, (a, b), jnp.linspace(0.0, 1.0, 3))
+    return u + v + jnp.sum(stacked, 0)
+
+
+def _reversed(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    rows = jnp.stack([a, a + b, b - a])
+    carry, stacked = jax.lax.scan(lambda c, row: (jnp.tanh(c * row), bend(ask, row)), b, rows, reverse=True, unroll=2)
+    return carry + jnp.sum(stacked * WEIGHTS, 0)
+
+
+def _nested(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    def inner(c: Any, t: Any) -> Any:
+        return jax.lax.cond(c[0] > t, lambda u: jnp.tanh(bend(ask, u)), lambda u: u + t, c), None
+
+    def outer(c: Any, t: Any) -> Any:
+        return jax.lax.scan(inner, c + t, jnp.array([-0.5, 0.5]))[0], mix(ask, c, b)[1]
+
+    carry, stacked = jax.lax.scan(outer, a, jnp.array([0.1, 0.2]))
+    return carry + stacked[1]
+
+
+def _while(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    def body(state: Any) -> Any:
+        k, c = state
+        return k + 1, jnp.tanh(bend(ask, c) + b)
+
+    # JAX has no reverse mode for a loop whose length is not known.
+    a, b = jax.lax.stop_gradient((a, b))
+    return jax.lax.while_loop(lambda state: (state[0] < 3) & (state[1][0] < 0.8), body, (0, a))[1]
+
+
+def _while_asking(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    a, b = jax.lax.stop_gradient((a, b))
+    return jax.lax.while_loop(
+        lambda state: (jnp.sum(mix(ask, state[1], b)[0]) > -2.0) & (state[0] < 2),
+        lambda state: (state[0] + 1, state[1] - 0.3),
+        (0, a),
+    )[1]
+
+
+def _in_vmap(ask: Callable[..., Any], a: Any, b: Any) -> Any:
+    def one(u: Any) -> Any:
+        return jax.lax.scan(lambda c, _: (jnp.tanh(bend(ask, c)), None), u, None, length=2)[0]
+
+    return jnp.sum(jax.vmap(one)(jnp.stack([a + 0.0 * b, b + 0.0 * a])), 0)
+
+
 STEPS: dict[str, Callable[..., Any]] = {
     "sin": lambda ask, a, b: jnp.sin(a),
     "scale": lambda ask, a, b: 0.5 * a,
@@ -102,6 +158,24 @@ STEPS: dict[str, Callable[..., Any]] = {
     "remat": lambda ask, a, b: jax.checkpoint(lambda u, v: jnp.sin(bend(ask, jnp.cos(u)) * v))(a, b),
     "scan": lambda ask, a, b: jax.lax.scan(lambda c, _: (jnp.tanh(bend(ask, c)), None), a, None, length=2)[0],
     "cond": lambda ask, a, b: jax.lax.cond(a[0] > 0.0, lambda u: jnp.sin(u), lambda u: mix(ask, u, b)[0], a),
+    "scan of two": _two_carries,
+    "scan reversed": _reversed,
+    "scan of nothing": lambda ask, a, b: jax.lax.scan(lambda c, _: (bend(ask, c), c), a, None, length=0)[0] * b,
+    "scan of the same": lambda ask, a, b: jax.lax.scan(lambda c, _: (jnp.tanh(c + bend(ask, b)), None), a, None, 2)[0],
+    "scan in checkpoint": lambda ask, a, b: jax.checkpoint(
+        lambda u: jax.lax.scan(
+            jax.checkpoint(lambda c, _: (jnp.tanh(bend(ask, jnp.sin(c))) * b, None)), u, None, length=2
+        )[0]
+    )(a),
+    "map": lambda ask, a, b: jnp.sum(jax.lax.map(lambda u: jnp.tanh(bend(ask, u)), jnp.stack([a * b, a, b + a])), 0),
+    "fori": lambda ask, a, b: jax.lax.fori_loop(0, 2, lambda k, c: jnp.tanh(bend(ask, c) + k * b), a),
+    "nested": _nested,
+    "while": _while,
+    "while asking": _while_asking,
+    "switch": lambda ask, a, b: jax.lax.switch(
+        jnp.argmax(a), [lambda u: u, lambda u: bend(ask, u), lambda u: mix(ask, u, b)[0]], a
+    ),
+    "scan in vmap": _in_vmap,
     "custom_jvp": _custom_jvp,
     "custom_vjp": _custom_vjp,
     "vmap": lambda ask, a, b: jnp.sum(
@@ -158,16 +232,17 @@ def _as_arrays(result: Any) -> Any:
 
 def check_order(plan: Any) -> None:
     """Units stand in an order in which they could run one by one, and nodes know whom they wait for."""
+    for body in (body for loop in plan.loops for body in loop.bodies):
+        check_order(body)
     known = {*plan.arguments, *plan.constants}
     waits_for: dict[int, set[int]] = {}  # slot -> nodes before it; a segment's results wait for all of its inputs
     for unit in plan.units:
-        inputs = [ref for ref in (unit.operands if isinstance(unit, Node) else unit.inputs) if isinstance(ref, int)]
-        assert known.issuperset(inputs)
-        before = set().union(*(waits_for.get(slot, set()) for slot in inputs))
-        if isinstance(unit, Node):
+        assert known.issuperset(unit.reads)
+        before = set().union(*(waits_for.get(slot, set()) for slot in unit.reads))
+        if not isinstance(unit, Segment):
             assert before >= set(unit.producers)
-            assert unit.wave == 1 + max((plan.nodes[k].wave for k in unit.producers), default=0)
+            assert unit.wave == 1 + max((plan.calls[k].wave for k in unit.producers), default=0)
             before = before | {unit.index}
         known.update(unit.outputs)
         waits_for.update(dict.fromkeys(unit.outputs, before))
-    assert [node.index for node in plan.nodes] == list(range(len(plan.nodes)))
+    assert [unit.index for unit in plan.calls] == list(range(len(plan.calls)))
