@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tesseract_flow.autodiff import hvp as hvp
     from tesseract_flow.autodiff import save_intermediates as save_intermediates
     from tesseract_flow.autodiff import sow as sow
+    from tesseract_flow.checks import check as check
     from tesseract_flow.client import Derive as Derive
     from tesseract_flow.client import DirectoryCache as DirectoryCache
     from tesseract_flow.client import MemoryCache as MemoryCache
@@ -45,6 +46,7 @@ _EXPORTS = {
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
     "apply_tesseract": "tesseract_flow.autodiff",
+    "check": "tesseract_flow.checks",
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
     "errors": "tesseract_flow.errors",
@@ -66,6 +68,7 @@ __all__ = [
     "Result",
     "__version__",
     "apply_tesseract",
+    "check",
     "concurrent",
     "count_requests",
     "errors",

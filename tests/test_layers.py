@@ -32,6 +32,7 @@ ORDER = [
     {"autodiff", "torch", "recipes"},
     {"execute"},
     {"compose", "optimize", "report", "testing"},
+    {"checks"},
     {"tesseract_flow"},
     {"blocks"},
     {"tasks"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
 import jax
@@ -94,6 +96,28 @@ def apply_tesseract(
         CallError: the request failed; see `tesseract_flow.errors`.
     """
     options = _options(vmap_method, materialize_jacobian, nan_policy)
+    if (survey := _survey.get()) is not None:
+        return survey(lambda handle, trees: _apply(handle, trees, options), tesseract, inputs)
+    return _apply(tesseract, inputs, options)
+
+
+_survey: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("survey", default=None)
+
+
+@contextlib.contextmanager
+def surveyed_by(survey: Callable[[Callable[[Any, Any], Any], Any, Any], Any]) -> Iterator[None]:
+    """Inside, on this thread, `apply_tesseract` gives what `survey(proceed, tesseract, inputs)` does.
+
+    `proceed(tesseract, inputs)` is what it would have done itself. For tracing only: nothing here is to be run.
+    """
+    token = _survey.set(survey)
+    try:
+        yield
+    finally:
+        _survey.reset(token)
+
+
+def _apply(tesseract: TesseractLike, inputs: Mapping[str, Any], options: Options) -> Any:
     if not isinstance(tesseract, str):
         register_core_tesseracts()  # one may be in a tree that passes through JAX later
     handle = client.opened(tesseract)  # imported with the first call, and HTTP with the first address

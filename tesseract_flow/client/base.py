@@ -54,6 +54,10 @@ class AbstractTesseract(abc.ABC):
     def schema(self) -> TesseractSchema:
         """The component's schema, read once."""
 
+    def read_schema(self) -> TesseractSchema:
+        """The schema as the component says it now, whatever was remembered: whether it can be asked, and what it is."""
+        return self.schema
+
     @abc.abstractmethod
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         """Send one request and return its decoded answer.

@@ -77,6 +77,9 @@ class ServedTesseract(AbstractTesseract):
     def schema(self) -> TesseractSchema:
         return self._http.schema
 
+    def read_schema(self) -> TesseractSchema:
+        return self._http.read_schema()
+
     @property
     def build(self) -> str:  # type: ignore[override]
         """A digest of the files in the component's folder, as they were when its process was started."""

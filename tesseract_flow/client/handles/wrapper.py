@@ -35,6 +35,9 @@ class AbstractWrapper(ByFields, AbstractTesseract):
     def schema(self) -> TesseractSchema:
         return self.tesseract.schema
 
+    def read_schema(self) -> TesseractSchema:
+        return self.tesseract.read_schema()
+
     @property
     def build(self) -> str | None:  # type: ignore[override]
         return self.tesseract.build

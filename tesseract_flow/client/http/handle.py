@@ -64,6 +64,9 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
                 session.schema = self._read_schema()
             return session.schema
 
+    def read_schema(self) -> TesseractSchema:
+        return self._read_schema()
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         return self.ask(endpoint, payload, run_id, self._primals_key(endpoint, payload))
 

@@ -1,0 +1,111 @@
+"""What a check found, as values: findings, and the report that holds them. No terminal, no files, no JAX.
+
+The one idea: a finding says what is wrong, where, and what to do about it, and every view (table, JSON, artifact, page)
+shows the same findings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+_RANK: Mapping[str, int] = {"error": 0, "warning": 1, "note": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that one should know before the first solve.
+
+    Attributes:
+        kind: a short name for its kind, such as `"unreachable"` or `"no-gradient"`; stable, for programs.
+        where: a component, an input or output of it, a leaf of the design, a constraint.
+        message: what is wrong: expected against found.
+        remedy: what to do about it.
+        severity: `"error"`: the run fails, or its result is wrong. `"warning"`: it may be, or may take much longer.
+            `"note"`: nothing is wrong, but one may have meant something else.
+    """
+
+    kind: str
+    where: str
+    message: str
+    remedy: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.where}: {self.message}" + (f"\n  -> {self.remedy}" if self.remedy else "")
+
+
+def in_order(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The worst first, each once; among equals the order in which they were found."""
+    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: _RANK[finding.severity]))
+
+
+@dataclasses.dataclass(frozen=True)
+class ComponentSummary:
+    """What one component is, and what one gradient asks of it.
+
+    Attributes:
+        name, version: as it says itself; empty where it could not be asked.
+        place: where it is: its handle as it prints itself.
+        endpoints: the protocol's operations that it offers, derived ones among them.
+        calls: calls per gradient, by endpoint, as the plan has them.
+        requests: what these calls cost in requests; more than calls where an endpoint is derived. None: not known.
+        seconds: of one call of each endpoint lately in this process; only those that are known.
+    """
+
+    name: str
+    version: str
+    place: str
+    endpoints: tuple[str, ...]
+    calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    requests: int | None = None
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        problem: its name.
+        findings: the worst first. Empty for a problem with which nothing is wrong.
+        components: those that the problem calls, or could.
+        seconds_per_gradient: how long one is expected to take: the critical path, by how long calls took lately. None
+            where a call has not been made before.
+        unknown: the calls whose duration is not known.
+    """
+
+    problem: str
+    findings: tuple[Finding, ...]
+    components: tuple[ComponentSummary, ...] = ()
+    seconds_per_gradient: float | None = None
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run can start: no finding is an error."""
+        return not self.errors
+
+    @property
+    def headline(self) -> str:
+        """The outcome as a sentence."""
+        if not self.findings:
+            return f"Nothing is wrong with {self.problem!r} as far as can be seen without a solve."
+        counts = {severity: sum(f.severity == severity for f in self.findings) for severity in _RANK}
+        parts = [f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items() if n]
+        return f"{self.problem!r}: {', '.join(parts)}."
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for `json.dumps`."""
+        return {"ok": self.ok, "headline": self.headline, **dataclasses.asdict(self)}
+
+    def __str__(self) -> str:
+        from tesseract_flow.checks.views import as_text
+
+        return as_text(self)

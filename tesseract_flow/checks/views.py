@@ -1,0 +1,86 @@
+"""A report for people: text, a table for the terminal, Markdown for an artifact, a section of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from tesseract_flow.checks.findings import ComponentSummary, Report
+from tesseract_flow.report.tables import duration, markdown_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+
+
+def as_text(report: Report) -> str:
+    """What `print(report)` shows."""
+    lines = [report.headline, *(str(finding) for finding in report.findings)]
+    return "\n".join([*lines, *_cost(report)])
+
+
+def as_tables(report: Report) -> list[RenderableType]:
+    """For `rich`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = [Text(report.headline, style="bold")]
+    if report.findings:
+        findings = Table(show_lines=True)
+        for column in ("", "where", "what", "what to do"):
+            findings.add_column(column, overflow="fold")
+        for finding in report.findings:
+            cells = (Text(text) for text in (finding.where, finding.message, finding.remedy))
+            findings.add_row(Text(finding.severity, style=_STYLES[finding.severity]), *cells)
+        parts.append(findings)
+    rows = component_rows(report.components)
+    if rows:
+        table = Table(title="components", title_justify="left")
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*(Text(value) for value in row.values()))
+        parts.append(table)
+    return [*parts, *(Text(line) for line in _cost(report))]
+
+
+def as_markdown(report: Report) -> str:
+    """For an artifact."""
+    parts = [f"**{escape(report.headline, quote=False)}**"]
+    if report.findings:
+        parts.append(markdown_table(finding_rows(report)))
+    if report.components:
+        parts.append(markdown_table(component_rows(report.components)))
+    return "\n\n".join([*parts, *_cost(report)])
+
+
+def finding_rows(report: Report) -> list[dict[str, str]]:
+    """One per finding."""
+    return [
+        {"severity": f.severity, "where": f.where, "what": f.message, "what to do": f.remedy} for f in report.findings
+    ]
+
+
+def component_rows(components: Sequence[ComponentSummary]) -> list[dict[str, str]]:
+    """One per component."""
+    return [
+        {
+            "component": one.name,
+            "version": one.version,
+            "endpoints": ", ".join(one.endpoints) or "not known",
+            "calls per gradient": ", ".join(f"{n} {endpoint}" for endpoint, n in one.calls.items()),
+            "requests": "" if one.requests is None else str(one.requests),
+            "seconds per call": ", ".join(f"{duration(s)} {endpoint}" for endpoint, s in one.seconds.items()),
+        }
+        for one in components
+    ]
+
+
+def _cost(report: Report) -> list[str]:
+    if report.seconds_per_gradient is not None:
+        return [f"A gradient is expected to take {duration(report.seconds_per_gradient)}, by the latest calls."]
+    if report.unknown:
+        return [f"How long a gradient takes is not known: {', '.join(report.unknown)} was not called here yet."]
+    return []
