@@ -1,5 +1,6 @@
 """Prefect flows: what one deploys and triggers."""
 
+from tesseract_flow.flows.check import check_design
 from tesseract_flow.flows.optimize import Optimizer, Stop, optimize_design
 
-__all__ = ["Optimizer", "Stop", "optimize_design"]
+__all__ = ["Optimizer", "Stop", "check_design", "optimize_design"]

@@ -15,9 +15,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
-from tesseract_flow.blocks import TesseractEndpoint
+from tesseract_flow.checks import Report
+from tesseract_flow.checks.views import finding_rows
 from tesseract_flow.client import count_requests
 from tesseract_flow.execute import concurrent, default_submitter
+from tesseract_flow.flows.check import require_soundness, resolved
 from tesseract_flow.optimize import (
     FileJournal,
     Problem,
@@ -79,6 +81,7 @@ def optimize_design(
     run_key: str | None = None,
     observe: ObserveLevel = "auto",
     folder: str = "runs",
+    check: bool = True,
 ) -> dict[str, Any]:
     """Optimise a design through Tesseracts.
 
@@ -93,6 +96,8 @@ def optimize_design(
         run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.
         observe: what becomes a task run: every call, every step, nothing, or as much as the pace allows (auto).
         folder: where the run's folder is made, with journal, results and report.
+        check: look for all that is wrong before the first solve (no component is asked to solve for it), and refuse to
+            start with an error.
 
     Returns:
         value, reason, steps, constraints, requests, and the folder with everything else.
@@ -100,7 +105,8 @@ def optimize_design(
     logger = get_run_logger()
     key = run_key or str(flow_run.id)
     out = Path(folder) / slug(key)
-    loaded = load_problem(problem, {name: _resolved(value) for name, value in settings.items()})
+    loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+    report = require_soundness(loaded) if check else None
     observation = observation_of(observe)
     submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
     logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
@@ -119,7 +125,7 @@ def optimize_design(
                 TerminalProgress(max_steps=stop.max_steps),
             ],
         )
-    _write(out, loaded, result, requests)
+    _write(out, loaded, result, requests, report)
     logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
     return {
         "value": result.value,
@@ -139,16 +145,9 @@ def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callabl
     return run_step
 
 
-def _write(out: Path, problem: Problem, result: Result, requests: Counter[str]) -> None:
+def _write(out: Path, problem: Problem, result: Result, requests: Counter[str], report: Report | None) -> None:
     figures = {}
     if problem.picture is not None:
         figures["Design"] = problem.picture(result.design, result.evaluation)
-    write_result(out, result, problem, extra={"requests_of_this_run": dict(requests)}, figures=figures)
-
-
-def _resolved(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith("block:"):
-        block = TesseractEndpoint.load(value.removeprefix("block:"))
-        assert isinstance(block, TesseractEndpoint)
-        return block.open()
-    return value
+    found = {} if report is None else {"check": finding_rows(report) or report.headline}
+    write_result(out, result, problem, extra={"requests_of_this_run": dict(requests), **found}, figures=figures)

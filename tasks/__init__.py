@@ -2,6 +2,7 @@
 
 from tesseract_flow.tasks.cache import PrefectCache
 from tesseract_flow.tasks.call import PrefectSubmitter, call_tesseract, retry_if_transient
+from tesseract_flow.tasks.check import publish_check
 from tesseract_flow.tasks.checkpoint import PrefectJournal, save_checkpoint
 from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
 from tesseract_flow.tasks.publish import ArtifactPublisher, publish_pictures, publish_result
@@ -16,6 +17,7 @@ __all__ = [
     "PrefectSubmitter",
     "call_tesseract",
     "observation_of",
+    "publish_check",
     "publish_pictures",
     "publish_result",
     "retry_if_transient",

@@ -165,3 +165,20 @@ def test_cache_prune_wants_to_know_how_much(cache, capsys, arguments, says):
         main(["cache", "prune", str(cache), *arguments])
     assert says in capsys.readouterr().err
     assert len(list(cache.rglob("*.answer"))) == 5
+
+
+def test_check_says_what_is_wrong_and_whether_a_run_can_start(problem, tmp_path, capsys):
+    assert main(["check", problem]) == 0
+    assert "Nothing is wrong with 'bowl'" in capsys.readouterr().out
+    file = tmp_path / "dead.py"
+    file.write_text(
+        "import jax.numpy as jnp\nimport tesseract_flow as tf\n"
+        "def dead():\n"
+        "    evaluate = lambda d: jnp.sum(tf.apply_tesseract('http://127.0.0.1:9', d)['y'])\n"
+        "    return tf.Problem({'x': jnp.ones(2), 'weight': 1.0}, evaluate)\n"
+    )
+    assert main(["check", f"{file}:dead"]) == 1
+    assert "cannot connect" in capsys.readouterr().out
+    assert main(["check", f"{file}:dead", "--json", "--patience", "5"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [finding["kind"] for finding in report["findings"]] == ["unreachable", "fixed-number"]

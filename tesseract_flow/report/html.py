@@ -39,7 +39,7 @@ def write_html(
     figures: Mapping[str, Figure] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the page to `path`, whole or not at all. Facts that are mappings get a table of their own."""
+    """Write the page to `path`, whole or not at all. Facts that are mappings, or lists of them, get a table each."""
     return write_aside(path, render_html(result, title, figures, facts))
 
 
@@ -58,8 +58,11 @@ def render_html(
         _section("Constraints", _table(tables.constraint_rows(result.constraints or {}, _multipliers(result)))),
         _section("Requests", _table(tables.request_rows(result.requests))),
         _section("Design in numbers", _table(design_rows(result.design))),
+        *(_rows(name, fact) for name, fact in (facts or {}).items() if isinstance(fact, list)),
         *(_group(name, fact) for name, fact in (facts or {}).items() if isinstance(fact, Mapping)),
-        _group("Settings", {name: fact for name, fact in (facts or {}).items() if not isinstance(fact, Mapping)}),
+        _group(
+            "Settings", {name: fact for name, fact in (facts or {}).items() if not isinstance(fact, list | Mapping)}
+        ),
         _history(result.history),
     ]
     return (
@@ -90,6 +93,11 @@ def _section(heading: str, content: str) -> str:
 
 def _multipliers(result: Any) -> Mapping[str, Any] | None:
     return getattr(result, "multipliers", None) or None
+
+
+def _rows(name: str, facts: Sequence[Mapping[str, Any]]) -> str:
+    """Facts of one kind, such as the findings of a check: a row each."""
+    return _section(name.replace("_", " ").capitalize(), _table(facts))
 
 
 def _group(name: str, facts: Mapping[str, Any]) -> str:

@@ -127,6 +127,7 @@ def test_artifacts_show_progress_picture_history_and_result(prefect_harness, pro
         )
     kinds = {artifact.key: artifact.type for artifact in found}
     assert kinds == {
+        "rosenbrock-s-valley-check": "markdown",
         "rosenbrock-s-valley-progress": "progress",
         "rosenbrock-s-valley-convergence": "image",
         "rosenbrock-s-valley-history": "table",

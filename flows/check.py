@@ -1,0 +1,62 @@
+"""The flow that looks at a problem before anybody pays for a solve.
+
+No `from __future__ import annotations` here: Prefect builds the form from live annotations.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from tesseract_flow.blocks import TesseractEndpoint
+from tesseract_flow.checks import Report, check
+from tesseract_flow.checks.views import as_markdown
+from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize import Problem, load_problem
+from tesseract_flow.tasks.check import publish_check
+from tesseract_flow.tasks.publish import slug
+
+
+@flow(name="check-design")
+def check_design(
+    problem: str,
+    settings: dict[str, Any] = {},  # noqa: B006 (a form shows the default; nobody changes it)
+) -> dict[str, Any]:
+    """Report all that is wrong with a problem, without a solve.
+
+    Args:
+        problem: what is to be optimised, as folder/problem.py:factory or package.module:factory.
+        settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
+
+    Returns:
+        ok, and findings with kind, where, message, remedy and severity. The run fails if one of them is an error.
+    """
+    loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+    return require_soundness(loaded).to_json()
+
+
+def require_soundness(problem: Problem) -> Report:
+    """Check a problem, leave the report as an artifact and in the log, and refuse to go on with an error in it."""
+    logger = get_run_logger()
+    report = check(problem)
+    for finding in report.findings:
+        say = {"error": logger.error, "warning": logger.warning, "note": logger.info}[finding.severity]
+        say("%s", finding)
+    try:
+        publish_check("check", slug(problem.name), as_markdown(report), report.headline)
+    except Exception as error:
+        logger.warning("The report of the check could not be published, the run goes on: %s", error)
+    if not report.ok:
+        lines = "\n".join(str(finding) for finding in report.errors)
+        raise ProblemError(f"{report.headline} Nothing was solved.\n{lines}")
+    logger.info("%s", report.headline)
+    return report
+
+
+def resolved(value: Any) -> Any:
+    """What a setting of a form stands for: "block:NAME" is the Tesseract of that endpoint block."""
+    if isinstance(value, str) and value.startswith("block:"):
+        block = TesseractEndpoint.load(value.removeprefix("block:"))
+        assert isinstance(block, TesseractEndpoint)
+        return block.open()
+    return value
