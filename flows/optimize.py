@@ -21,6 +21,7 @@ from tesseract_flow.client import count_requests
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.flows.check import require_soundness, resolved
 from tesseract_flow.optimize import (
+    FailureAction,
     FileJournal,
     Problem,
     Result,
@@ -72,12 +73,29 @@ class Stop(BaseModel):
     max_requests: int | None = Field(default=None, ge=1, description="Requests to Tesseracts")
 
 
+class Failures(BaseModel):
+    """What to do when an evaluation fails: NaN, a component's own error, a time-out, an answer that is not valid."""
+
+    action: FailureAction = Field(
+        default="shrink",
+        description="shrink: back along the step until it can be evaluated; skip: drop the update; stop: end with the "
+        "best so far; raise: fail",
+    )
+    retries: int = Field(default=0, ge=0, description="Evaluate the same design again first, for what may pass")
+    shrinks: int = Field(default=10, ge=0, description="How often a step is shortened before it is given up")
+    factor: float = Field(default=0.5, gt=0, lt=1, description="By which it is shortened each time")
+    memory: Literal["keep", "reset"] = Field(default="keep", description="Of the optimiser, after a dropped update")
+    in_a_row: int = Field(default=30, ge=1, description="Failed evaluations in a row after which the run ends")
+    patience: float = Field(default=300.0, ge=0, description="Seconds to wait for a component that is away")
+
+
 @flow(name="optimize-design")
 def optimize_design(
     problem: str,
     settings: dict[str, Any] = {},  # noqa: B006 (a form shows the default; nobody changes it)
     optimizer: Optimizer = Optimizer(),  # noqa: B008
     stop: Stop = Stop(),  # noqa: B008
+    on_failure: Failures = Failures(),  # noqa: B008
     run_key: str | None = None,
     observe: ObserveLevel = "auto",
     folder: str = "runs",
@@ -93,6 +111,7 @@ def optimize_design(
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
         optimizer: the Optax optimiser and its settings.
         stop: when to stop.
+        on_failure: what to do when an evaluation fails.
         run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.
         observe: what becomes a task run: every call, every step, nothing, or as much as the pace allows (auto).
         folder: where the run's folder is made, with journal, results and report.
@@ -117,6 +136,7 @@ def optimize_design(
             learning_rate=optimizer.learning_rate,
             driver_settings=optimizer.settings,
             stop=stop.model_dump(),
+            on_failure=on_failure.model_dump(),
             journal=PrefectJournal(FileJournal(out / "journal"), observation),
             transform=partial(concurrent, submitter=submitter),
             run_step=_step_runner(submitter, observe),

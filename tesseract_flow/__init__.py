@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tesseract_flow.execute import concurrent as concurrent
     from tesseract_flow.optimize import Constraint as Constraint
     from tesseract_flow.optimize import Evaluation as Evaluation
+    from tesseract_flow.optimize import FailurePolicy as FailurePolicy
     from tesseract_flow.optimize import Problem as Problem
     from tesseract_flow.optimize import Result as Result
     from tesseract_flow.optimize import optimize as optimize
@@ -42,6 +43,7 @@ _EXPORTS = {
     "Differences": "tesseract_flow.derivatives",
     "DirectoryCache": "tesseract_flow.client",
     "Evaluation": "tesseract_flow.optimize",
+    "FailurePolicy": "tesseract_flow.optimize",
     "MemoryCache": "tesseract_flow.client",
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
@@ -63,6 +65,7 @@ __all__ = [
     "Differences",
     "DirectoryCache",
     "Evaluation",
+    "FailurePolicy",
     "MemoryCache",
     "Problem",
     "Result",

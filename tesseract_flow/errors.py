@@ -28,11 +28,13 @@ TesseractFlowError
 ├── SecondDerivative (NotImplementedError)
 ├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
 ├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
+├── InvalidEvaluation (ArithmeticError)   an answer says of itself that it is not valid
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
     ├── BoundsError (ValueError)          lower > upper, or the wrong shape
     ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
+    ├── EvaluationFailed (RuntimeError)   a design could not be evaluated, and the policy is to go no further
     └── JournalError (RuntimeError)       a journal that cannot be used, is in use, or is damaged
         └── OtherRun                      ... or belongs to another run; has .changes
 ```
@@ -41,8 +43,11 @@ TesseractFlowError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Error = TypeVar("_Error", bound=Exception)
 
 
 class TesseractFlowError(Exception):
@@ -79,7 +84,7 @@ class CallError(TesseractFlowError):
         return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
-def _rebuild(cls: type[CallError], message: str, state: dict[str, object]) -> CallError:
+def _rebuild(cls: type[_Error], message: str, state: dict[str, object]) -> _Error:
     error = cls.__new__(cls)
     Exception.__init__(error, message)
     error.__dict__.update(state)
@@ -202,6 +207,10 @@ class NonFiniteError(TesseractFlowError, ArithmeticError):
     """NaN or inf appeared; the message names where."""
 
 
+class InvalidEvaluation(TesseractFlowError, ArithmeticError):
+    """An evaluation said of itself that its answer is not valid, such as a solver that did not converge."""
+
+
 class StorageError(TesseractFlowError, OSError):
     """A place for files (a folder, a bucket) cannot be used, or somebody else possesses it."""
 
@@ -220,6 +229,27 @@ class BoundsError(OptimizationError, ValueError):
 
 class DriverError(OptimizationError, ValueError):
     """An optimiser that we do not know, or settings that it does not take."""
+
+
+class EvaluationFailed(OptimizationError, RuntimeError):
+    """A design could not be evaluated, and there is nothing to go back to, or the policy is to go no further.
+
+    Begins with the component's own text; what was raised is its cause.
+
+    Attributes:
+        step: in which step it was; 0 is the start.
+        reason: the same in one sentence, for a result.
+        events: what had happened in that step, failures before this one included.
+    """
+
+    def __init__(self, message: str, *, step: int = 0, reason: str = "", events: Sequence[str] = ()):
+        super().__init__(message)
+        self.step = step
+        self.reason = reason or message.partition("\n")[0]
+        self.events = tuple(events)
+
+    def __reduce__(self):
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class JournalError(OptimizationError, RuntimeError):
@@ -242,3 +272,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'adam'?"` for a near miss, else an empty string; made to be appended to a message."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def in_brief(arrays: Mapping[str, Any], most: int = 6) -> str:
+    """Named arrays for a message: `x = 2, thickness = 50 values from 0.01 to 0.2`."""
+    shown = [f"{name} = {_value_in_brief(array)}" for name, array in list(arrays.items())[:most]]
+    return ", ".join(shown) + (f" and {len(arrays) - most} more" if len(arrays) > most else "")
+
+
+def _value_in_brief(array: Any) -> str:
+    flat = array.reshape(-1)
+    if array.dtype.kind not in "biuf":  # bfloat16, complex numbers and whatever else has no short form of its own
+        return f"{array.dtype}{list(array.shape)}"
+    if array.size == 1:
+        return f"{flat[0].item():.6g}"
+    if array.size <= 4:
+        return f"[{', '.join(f'{value:.6g}' for value in flat.tolist())}]"
+    return f"{array.size} values from {flat.min().item():.6g} to {flat.max().item():.6g}"

@@ -15,6 +15,15 @@ def add(commands: Commands) -> None:
     parser.add_argument("--driver", default="adam", help="an Optax optimiser by name (default adam)")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")
+    parser.add_argument(
+        "--on-failure",
+        choices=["shrink", "skip", "stop", "raise"],
+        default="shrink",
+        help="when an evaluation fails: shorten the step (default), drop it, stop with the best so far, or fail",
+    )
+    parser.add_argument(
+        "--failure-set", action="append", default=[], metavar="NAME=VALUE", help="such as retries=2, patience=3600"
+    )
     parser.add_argument("--max-steps", type=int, default=None)
     parser.add_argument("--journal", type=Path, help="folder of checkpoints; run again to go on where it stopped")
     parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
@@ -34,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         driver_settings=assignments(arguments.driver_set),
         stop=stop,
         journal=arguments.journal,
+        on_failure={"action": arguments.on_failure, **assignments(arguments.failure_set)},
         observers=[TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS)],
     )
     if arguments.out is not None:

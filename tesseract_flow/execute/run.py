@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tesseract_flow.errors import in_brief
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter
@@ -220,6 +221,9 @@ class _Run:
             element = "" if job.node.n_elements is None else f"element {k} of "
             which = f", call {job.node.index + 1} of {len(job.frame.plan.calls)}" if not job.frame.where else ""
             error.add_note(f"This was {element}{job.node.label}{which} in the plan.")
+            operands = job.operands if job.node.n_elements is None else job.node.call.element(job.operands, k)
+            primals, _ = job.node.call.split(operands)
+            error.add_note(f"Its inputs: {in_brief(dict(zip(job.node.call.input.paths, primals, strict=True)))}.")
             raise
         job.receive(k, outputs)
         if job.n_submitted < job.n_calls:

@@ -11,6 +11,7 @@ from typing import Any
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
+from tesseract_flow.optimize.failures import FailureAction, FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJournal, Resumption, read_contents
 from tesseract_flow.optimize.loading import load_problem
 from tesseract_flow.optimize.loop import optimize
@@ -42,6 +43,8 @@ __all__ = [
     "Contents",
     "Driver",
     "Evaluation",
+    "FailureAction",
+    "FailurePolicy",
     "FileJournal",
     "GradientBelow",
     "MaxEvaluations",

@@ -7,7 +7,7 @@ is the only place of the package where a solver may be behind a call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,9 +17,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from tesseract_flow.errors import NonFiniteError
+from tesseract_flow.errors import InvalidEvaluation, NonFiniteError
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
-from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 
 # What makes `jax.value_and_grad(f, has_aux=True)` into something that can be called.
@@ -64,10 +64,17 @@ class Evaluator:
             leaves = [leaf for leaf, array in zip(jax.tree.leaves(evaluation), self._is_array, strict=True) if array]
             return evaluation.objective / weights.objective_scale + augmentation, leaves
 
+        self._valid = problem.valid_names
         self._call = transform(jax.value_and_grad(lagrangian, has_aux=True))
 
     def __call__(self, varying: PyTree, weights: Weights) -> Sample:
-        """The sample at a point; from memory if the same bits were evaluated in this step."""
+        """The sample at a point; from memory if the same bits were evaluated in this step.
+
+        Raises:
+            NonFiniteError: NaN or inf in it.
+            InvalidEvaluation: it says of itself that it is not valid.
+            Exception: whatever the transformed function raised.
+        """
         key = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, weights))]
         for known, sample in self._memory:
             if known == key:
@@ -75,6 +82,9 @@ class Evaluator:
         self.n_evaluations += 1
         (value, leaves), gradient = self._call(varying, weights)
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
+        evaluation = self.evaluation(sample.leaves)
+        check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind
+        check_finite(sample, evaluation)
         self._memory.append((key, sample))
         return sample
 
@@ -90,7 +100,7 @@ class Evaluator:
         )
 
 
-def check_finite(sample: Sample, evaluation: Evaluation, what: str) -> None:
+def check_finite(sample: Sample, evaluation: Evaluation) -> None:
     """Refuse a point where NaN or inf appeared.
 
     Raises:
@@ -105,12 +115,22 @@ def check_finite(sample: Sample, evaluation: Evaluation, what: str) -> None:
     for path, leaf in jtu.tree_flatten_with_path(sample.gradient)[0]:
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             bad.append(f"the gradient with respect to '{path_name(path)}' is not finite ({_count(leaf)})")
+    if not bad and not np.isfinite(sample.lagrangian):
+        bad.append(f"the penalty for violated constraints makes the objective {float(sample.lagrangian)}")
     if bad:
-        raise NonFiniteError(
-            f"{what}: {'; '.join(bad)}.\n"
-            "Bounds that keep the design where evaluate is defined, or a smaller learning rate, usually help; a "
-            "journal holds the steps before this one."
-        )
+        raise NonFiniteError(f"{'; '.join(bad)}.")
+
+
+def check_valid(evaluation: Evaluation, names: Sequence[str]) -> None:
+    """Refuse a point of which the evaluation itself says that it is not valid.
+
+    Raises:
+        InvalidEvaluation: names the flags that are not true.
+    """
+    flags = dict(named_leaves(evaluation.aux)) if names else {}
+    down = [f"{name!r} is {np.asarray(flags[name]).tolist()}" for name in names if not np.asarray(flags[name]).all()]
+    if down:
+        raise InvalidEvaluation(f"evaluate says that its answer is not valid: {'; '.join(down)}.")
 
 
 def _count(array: Array) -> str:

@@ -96,6 +96,8 @@ def identity_of(
             "name": problem.origin.factory,
             "settings": _setting("", problem.origin.settings),
         }
+    if problem.valid_names:
+        description["valid"] = list(problem.valid_names)
     if driver.name == "optax object":
         description["driver"]["behaviour"] = _behaviour(driver, partition.varying)
     if problem.constraints:

@@ -16,12 +16,13 @@ from typing import Any
 import optax
 
 from tesseract_flow.client import count_requests
-from tesseract_flow.errors import NonFiniteError, ProblemError
+from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals
 from tesseract_flow.optimize.drivers import build_driver
-from tesseract_flow.optimize.evaluator import Evaluator, Transform
+from tesseract_flow.optimize.evaluator import Transform
+from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
 from tesseract_flow.optimize.journal import AbstractJournal, Resumption, as_journal
 from tesseract_flow.optimize.observers import AbstractObserver
@@ -58,7 +59,8 @@ def optimize(
     clock: Callable[[], float] = time.monotonic,
     constraint_method: AugmentedLagrangian | None = None,
     feasibility_tol: float = 1e-4,
-    on_nonfinite: str = "raise",
+    on_failure: FailurePolicy | FailureAction | Mapping[str, Any] = "shrink",
+    sleep: Callable[[float], object] = time.sleep,
     start_from: StartFrom | None = None,
     accept_changes: bool = False,
     recheck: bool = False,
@@ -84,7 +86,9 @@ def optimize(
         clock: seconds, for `WallTime` and the records.
         constraint_method: how multipliers and penalties move.
         feasibility_tol: a design with no violation above this (in units of each constraint's scale) is feasible.
-        on_nonfinite: `"raise"`, or `"stop"` to end with the best design so far.
+        on_failure: what to do when an evaluation fails (NaN, a component's own error, a time-out, ...): a
+            `FailurePolicy`, or its action by name. Default: go back along the step until an evaluation succeeds.
+        sleep: how to wait for a component that is away.
         start_from: another journal (folder, URL), whose best design is the start; or `(journal, "last")`.
         accept_changes: go on with what is in the journal although the problem is another one now. The design is then
             judged anew, in a step of its own; history, notes and report say what changed.
@@ -97,10 +101,11 @@ def optimize(
         ProblemError, BoundsError, DriverError: something does not fit; raised before the first evaluation.
         OtherRun: the journal belongs to another run; the message shows the difference, and the ways on.
         JournalError: the journal is in use, or cannot be written.
-        NonFiniteError: NaN or inf in the objective, a constraint or a gradient; names which.
+        EvaluationFailed: the start cannot be evaluated; or, with `on_failure="raise"`, another design.
+        CallError: what no other design would mend, such as a missing endpoint; or a component stays away for longer
+            than the policy's patience.
     """
-    if on_nonfinite not in ("raise", "stop"):
-        raise ProblemError(f"on_nonfinite must be 'raise' or 'stop', received {on_nonfinite!r}.")
+    policy = as_policy(on_failure)
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
@@ -110,12 +115,14 @@ def optimize(
         transform or default_transform(),
         constraint_method,
         feasibility_tol,
+        policy,
+        sleep,
     )
     rules = as_rules(stop, problem.partition.dtype)
     kept = as_journal(journal) if journal is not None else None
     with count_requests() as requests, _opened(kept, run, accept_changes) as resumed:
         history = [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
-        meter = _Meter(clock, count or (lambda: requests.n_total), run.evaluator, history[-1] if history else None)
+        meter = _Meter(clock, count or (lambda: requests.n_total), run, history[-1] if history else None)
         for observer in observers:
             observer.on_start(problem, tuple(history))
 
@@ -139,19 +146,24 @@ def optimize(
         else:
             state, record = run_step(0, lambda: start(run, meter.totals))
             finish(state, dataclasses.replace(record, events=(*record.events, origin)) if origin else record)
+        given_up: EvaluationFailed | None = None
         while (verdict := first_reason(rules, history)) is None:
             try:
                 state, record = run_step(
                     history[-1].step + 1, functools.partial(advance, run, state, history[-1], meter.totals)
                 )
-            except NonFiniteError as error:
-                if on_nonfinite == "raise":
+            except EvaluationFailed as error:
+                if policy.action == "raise":
                     raise
-                verdict = (None, str(error))
+                verdict, given_up = (None, error.reason), error
                 break
             finish(state, record)
         rule, reason = verdict
+        if given_up is not None:
+            notes += given_up.events
         result = _result(run, state, history, reason, rule is not None and rule.means_success, notes)
+        if given_up is not None:  # the step that it was in has no record
+            result = dataclasses.replace(result, **{name: meter.totals()[name] for name in ("evaluations", "requests")})
         for observer in observers:
             observer.on_finish(result)
         return result
@@ -174,10 +186,8 @@ def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> 
 class _Meter:
     """Totals of time, requests and evaluations over all runs of a journal."""
 
-    def __init__(
-        self, clock: Callable[[], float], count: Callable[[], int], evaluator: Evaluator, last: StepRecord | None
-    ):
-        self._clock, self._count, self._evaluator, self._last = clock, count, evaluator, last
+    def __init__(self, clock: Callable[[], float], count: Callable[[], int], run: Run, last: StepRecord | None):
+        self._clock, self._count, self._run, self._last = clock, count, run, last
         self._began, self._counted = clock(), count()
 
     def totals(self) -> dict[str, Any]:
@@ -185,7 +195,8 @@ class _Meter:
         return {
             "seconds": float(self._clock() - self._began) + (before.seconds if before else 0.0),
             "requests": int(self._count() - self._counted) + (before.requests if before else 0),
-            "evaluations": self._evaluator.n_evaluations + (before.evaluations if before else 0),
+            "evaluations": self._run.evaluator.n_evaluations + (before.evaluations if before else 0),
+            "failures": self._run.attempts.n_failed + (before.failures if before else 0),
         }
 
 

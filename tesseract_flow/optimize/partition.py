@@ -42,9 +42,14 @@ def _step_name(key: Any) -> str:
             return str(key)
 
 
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """All leaves of a tree with their names, in JAX's order."""
+    return [(path_name(path), leaf) for path, leaf in jtu.tree_flatten_with_path(tree)[0]]
+
+
 def leaf_names(tree: PyTree) -> list[str]:
     """Names of all leaves of a tree, in JAX's order."""
-    return [path_name(path) for path, _ in jtu.tree_flatten_with_path(tree)[0]]
+    return [name for name, _ in named_leaves(tree)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
-from tesseract_flow.optimize.partition import Partition, partition_design
+from tesseract_flow.optimize.partition import Partition, named_leaves, partition_design
 
 
 class Evaluation(eqx.Module):
@@ -57,6 +57,8 @@ class Problem:
         vary: a filter for `equinox.partition`.
         bounds: `(lower, upper)`; numbers, arrays, or prefixes of the design's varying part; `None` is unbounded.
         constraints: demands on the values in `Evaluation.constraints`, by name.
+        valid: names of flags in `Evaluation.aux`, such as `"converged"` or `"flow.converged"`: where one of them is
+            not true, the evaluation counts as failed, whatever its values are.
         scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part).
         name: what reports and journals call it.
         settings: what else the problem depends on and its trace does not show, such as the version of a file that a
@@ -76,6 +78,7 @@ class Problem:
     vary: Callable[[Any], bool] | PyTree = eqx.is_inexact_array
     bounds: tuple[PyTree, PyTree] | None = None
     constraints: Mapping[str, Constraint] | None = None
+    valid: str | Sequence[str] = ()
     scale: PyTree = None
     name: str = "problem"
     settings: Mapping[str, Any] | None = None
@@ -103,6 +106,10 @@ class Problem:
             ) from error
         # Touched here so that mistakes surface where the problem is written down; both are cached.
         _ = self.partition, self.box
+
+    @property
+    def valid_names(self) -> tuple[str, ...]:
+        return (self.valid,) if isinstance(self.valid, str) else tuple(self.valid)
 
     @functools.cached_property
     def partition(self) -> Partition:
@@ -150,6 +157,7 @@ def check_evaluation(problem: Problem) -> Evaluation:
                 f"Return Evaluation(objective, constraints={{{name!r}: ...}}), or correct the name."
             )
         constraint.check_against(name, template.constraints[name])
+    _check_flags(problem, dict(named_leaves(template.aux)))
     return template
 
 
@@ -167,6 +175,27 @@ def _call(problem: Problem, design: PyTree) -> Any:
             "expected a dictionary {name: value}."
         )
     return answer
+
+
+def _check_flags(problem: Problem, aux: Mapping[str, Any]) -> None:
+    for name in problem.valid_names:
+        if name not in aux:
+            raise ProblemError(
+                f"Problem {problem.name!r} looks for the flag {name!r}, but evaluate returns "
+                f"{'aux with ' + ', '.join(map(repr, aux)) if aux else 'no aux'}.{did_you_mean(name, aux)}\n"
+                f"Return Evaluation(objective, aux={{{name!r}: ...}}), or correct the name."
+            )
+        flag = aux[name]
+        if not isinstance(flag, jax.ShapeDtypeStruct):
+            raise ProblemError(
+                f"Problem {problem.name!r}: the flag {name!r} is the constant {flag!r}, the same at each design.\n"
+                "It has to be a value that evaluate computes: an array of booleans."
+            )
+        if flag.dtype != bool:
+            raise ProblemError(
+                f"Problem {problem.name!r}: the flag {name!r} has dtype {flag.dtype}, expected bool.\n"
+                "Compare it with something inside evaluate, for example residual < 1e-8."
+            )
 
 
 def _check_objective(name: str, objective: jax.ShapeDtypeStruct) -> None:

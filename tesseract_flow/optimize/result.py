@@ -32,6 +32,8 @@ class StepRecord:
         evaluations: calls of the transformed value-and-gradient so far.
         requests: requests to Tesseracts so far, as far as somebody counts them.
         seconds: time spent so far, over all runs of this journal.
+        failures: evaluations that failed so far.
+        failed_in_a_row: how many of these since the last good one.
         stalled: the driver could not improve on this design, even after a restart.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
@@ -51,6 +53,8 @@ class StepRecord:
     evaluations: int
     requests: int
     seconds: float
+    failures: int = 0
+    failed_in_a_row: int = 0
     stalled: bool = False
     events: tuple[str, ...] = ()
 

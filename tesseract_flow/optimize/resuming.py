@@ -136,9 +136,10 @@ def check_last_point(run: Run, address: str, resumed: Resumption, state: State) 
 
     Raises:
         OtherRun: something is not the same.
+        EvaluationFailed: it can no longer be evaluated.
     """
+    run.attempts.begin(resumed.checkpoint.step, decisive="the last finished step, once more")
     again = run.sample(state.u, state.weights)
-    run.evaluator.forget()
     eps = float(jnp.finfo(run.evaluator.dtype).eps)
     rtol, rounding = (1e-6, 1e-10) if eps < 1e-10 else (1e-3, 1e-5)
     was, now = (run.evaluator.evaluation(sample.leaves) for sample in (state.here, again))

@@ -12,6 +12,7 @@ from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers import Driver
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
+from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.search import Updater
 
@@ -27,6 +28,7 @@ class Run:
     constraints: ConstraintSet
     method: AugmentedLagrangian
     evaluator: Evaluator
+    attempts: Attempts  # the evaluator, and what is done when it fails
     feasibility_tol: float
     update: Updater
     assess: Callable[..., dict[str, Any]]  # compiled `_assess`
@@ -43,7 +45,15 @@ class Run:
     def design_at(self, u: PyTree) -> PyTree:
         return self.problem.partition.combine(self.varying_at(u))
 
-    def sample(self, u: PyTree, weights: Weights) -> Sample:
-        """The sample at `u`, with the gradient in scaled units."""
-        sample = self.evaluator(self.varying_at(u), weights)
+    def look(self, u: PyTree, weights: Weights) -> Sample | Failure:
+        """The sample at `u`, with the gradient in scaled units; or how its evaluation failed."""
+        sample = self.attempts(self.varying_at(u), weights)
+        if isinstance(sample, Failure):
+            return sample
         return Sample(sample.lagrangian, self.problem.partition.scale_gradient(sample.gradient), sample.leaves)
+
+    def sample(self, u: PyTree, weights: Weights) -> Sample:
+        """The sample at a point that there is no way back from; see `Attempts.begin`."""
+        sample = self.look(u, weights)
+        assert isinstance(sample, Sample), "a decisive evaluation that fails is raised"
+        return sample

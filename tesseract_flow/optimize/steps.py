@@ -7,6 +7,7 @@ in `loop`.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from jaxtyping import PyTree
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers import Driver, initial_state
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, check_finite
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
+from tesseract_flow.optimize.failures import Attempts, FailurePolicy
 from tesseract_flow.optimize.moves import moved, step_by_search, step_by_step
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
@@ -36,6 +38,8 @@ def prepare(
     transform: Transform,
     method: AugmentedLagrangian | None,
     feasibility_tol: float,
+    policy: FailurePolicy,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Run:
     template = check_evaluation(problem)
     partition, dtype = problem.partition, template.objective.dtype
@@ -58,6 +62,7 @@ def prepare(
         constraints=constraints,
         method=method or (AugmentedLagrangian.for_searches() if searching else AugmentedLagrangian.for_steps()),
         evaluator=evaluator,
+        attempts=Attempts(evaluator, policy, sleep),
         feasibility_tol=feasibility_tol,
         update=update,
         assess=jax.jit(lambda state: _assess(box, constraints, evaluator, state)),
@@ -66,13 +71,17 @@ def prepare(
 
 
 def start(run: Run, totals: Totals) -> tuple[State, StepRecord]:
-    """The state at the start: one evaluation, or two if a constraint is violated there."""
+    """The state at the start: one evaluation, or two if a constraint is violated there.
+
+    Raises:
+        EvaluationFailed: the start cannot be evaluated.
+    """
+    run.attempts.begin(0, decisive="the start")
     u = run.box.project(run.problem.partition.to_scaled(run.problem.start))
     duals, tally = run.constraints.start(run.method)
     one = jnp.ones((), run.evaluator.dtype)
     here = run.sample(u, Weights(one, run.constraints.silent()))
     evaluation = run.evaluator.evaluation(here.leaves)
-    check_finite(here, evaluation, "At the start")
     scale = one
     if run.has_constraints:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(here.gradient)]
@@ -110,11 +119,10 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     Args:
         varying: the current design's varying part, in its own units.
     """
-    run.evaluator.forget()
     step = last.step + 1
+    run.attempts.begin(step, decisive="the design of the journal, for the changed problem")
     u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(varying)))
     here = run.sample(u, state.weights)
-    check_finite(here, run.evaluator.evaluation(here.leaves), f"At step {last.step}, for the changed problem")
     best_u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(state.best.varying)))
     there = run.sample(best_u, state.weights)
     best = Best(run.varying_at(best_u), there.leaves, state.best.step)
@@ -128,10 +136,14 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
 
 
 def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:
-    """One step: the next state, and its record."""
-    run.evaluator.forget()
+    """One step: the next state, and its record.
+
+    Raises:
+        EvaluationFailed: no next point can be evaluated, or the policy is not to look for one.
+    """
     step = last.step + 1
-    move = (step_by_search if run.searching else step_by_step)(run, state, step)
+    run.attempts.begin(step, last.failed_in_a_row)
+    move = (step_by_search if run.searching else step_by_step)(run, state)
     new = move.state
     moves = [
         float(np.abs(np.asarray(b, np.float64) - np.asarray(a, np.float64)).max(initial=0.0))
@@ -195,5 +207,7 @@ def _record(
         move=move,
         changes=int(state.tally.n_changes),
         stalled=stalled,
+        failed_in_a_row=run.attempts.n_in_a_row,
+        events=run.attempts.events(),
         **totals(),
     )

@@ -212,7 +212,8 @@ def test_the_first_failure_stops_submission_and_waits_for_what_runs():
         run(X)
     assert has_finished.is_set()
     assert sorted(submitter.labels) == ["bad.apply", "slow.apply"]
-    assert caught.value.__notes__ == ["This was bad.apply, call 1 of 3 in the plan."]
+    assert caught.value.__notes__[0] == "This was bad.apply, call 1 of 3 in the plan."
+    assert caught.value.__notes__[1].startswith("Its inputs: ")
     assert_close(run(X), (jnp.sin(X), jnp.sin(jnp.sin(X))))
 
 

@@ -164,7 +164,16 @@ def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_
 
 def test_form_has_flat_fields_with_descriptions():
     schema = optimize_design.parameters.model_dump()
-    assert set(schema["properties"]) == {"problem", "settings", "optimizer", "stop", "run_key", "observe", "folder"}
+    assert set(schema["properties"]) == {
+        "problem",
+        "settings",
+        "optimizer",
+        "stop",
+        "on_failure",
+        "run_key",
+        "observe",
+        "folder",
+    }
     assert all(field.get("description") for field in schema["properties"].values())
     assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][0] == "adam"
     assert schema["required"] == ["problem"]

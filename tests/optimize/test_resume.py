@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tesseract_flow.errors import JournalError, NonFiniteError
+from tesseract_flow.errors import EvaluationFailed, JournalError, NonFiniteError
 from tesseract_flow.optimize import (
     Constraint,
     Evaluation,
@@ -200,11 +200,15 @@ def test_an_error_in_a_step_leaves_the_steps_before_it_and_frees_the_journal(tmp
     falling = Problem({"x": jnp.array([0.25])}, log)
     for _ in range(2):
         # Deterministic, so it fails again in the same step; and the folder is not left locked.
-        with pytest.raises(NonFiniteError, match="At step 3"):
-            optimize(falling, optax.sign_sgd(0.1), journal=tmp_path, transform=Counted())
+        with pytest.raises(EvaluationFailed, match="in step 3") as caught:
+            optimize(falling, optax.sign_sgd(0.1), journal=tmp_path, transform=Counted(), on_failure="raise")
+        assert isinstance(caught.value.__cause__, NonFiniteError)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt"))[-1] == "step-00000002.ckpt"
-    stopped = optimize(falling, optax.sign_sgd(0.1), journal=tmp_path, transform=Counted(), on_nonfinite="stop")
+    stopped = optimize(falling, optax.sign_sgd(0.1), journal=tmp_path, transform=Counted(), on_failure="stop")
     assert stopped.steps == 2
+    # The policy is not what a run is about: another one goes on where this one stopped.
+    further = optimize(falling, optax.sign_sgd(0.1), stop=MaxSteps(3), journal=tmp_path, transform=Counted())
+    assert further.steps == 3 and float(further.design["x"][0]) == pytest.approx(0.025)
 
 
 def test_a_journal_object_can_be_passed(tmp_path):
