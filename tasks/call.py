@@ -14,10 +14,10 @@ from prefect.context import FlowRunContext
 from prefect.utilities.annotations import opaque
 
 from tesseract_flow.client import RetryPolicy, is_transient
+from tesseract_flow.client.retry import DEFAULT_RETRY, somebody_else
 from tesseract_flow.errors import Overloaded
 from tesseract_flow.execute import AbstractFuture, AbstractSubmitter, Node
 
-DEFAULT_RETRY = RetryPolicy()
 # A server may ask for any patience; beyond this a failed task that says so serves its owner better.
 _LONGEST_WAIT = 300.0
 
@@ -60,7 +60,8 @@ def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_i
         run_id: names the server's output folder, so that its logs can be matched with this run.
     """
     try:
-        return Outputs(node.run(operands, run_id))
+        with somebody_else():  # this task repeats it
+            return Outputs(node.run(operands, run_id))
     except Overloaded as error:
         if error.retry_after is not None:
             time.sleep(min(error.retry_after, _LONGEST_WAIT))

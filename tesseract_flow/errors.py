@@ -18,7 +18,8 @@ TesseractFlowError
 │   │   └── ShapesUnknown (ValueError)    a transformation needs abstract_eval, and there is none
 │   ├── ComponentFailed (RuntimeError)    the component itself raised
 │   ├── InvalidAnswer (ValueError)        the answer is not what the protocol or the schema says
-│   ├── AccessDenied (PermissionError)    401 or 403
+│   ├── AccessDenied (PermissionError)    401 or 403, 407 of a proxy
+│   ├── NotServed (ConnectionError)       a tesseract_core.Tesseract that nobody has started
 │   ├── CallTimeout (TimeoutError)        no answer in time: the solve may still be running there
 │   └── TransientError                    worth another attempt
 │       ├── Unreachable (ConnectionError) no connection: nothing was started
@@ -154,6 +155,10 @@ class InvalidAnswer(CallError, ValueError):
 
 class AccessDenied(CallError, PermissionError):
     """The server wants other credentials (401 or 403)."""
+
+
+class NotServed(CallError, ConnectionError):
+    """A `tesseract_core.Tesseract` was asked that nobody has started yet; waiting does not change that."""
 
 
 class CallTimeout(CallError, TimeoutError):

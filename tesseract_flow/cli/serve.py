@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ThreadPoolExecutor(len(handles)) as pool:  # starting one takes seconds, so together
         for handle, name in zip(handles, pool.map(lambda handle: handle.name, handles), strict=True):
             assert isinstance(handle, ServedTesseract)
-            print(f"{name}: {handle.url}", flush=True)
+            print(f"{name}: {' '.join(handle.urls)}", flush=True)
     print("Serving until interrupted (Ctrl-C).", flush=True)
     while True:
         time.sleep(3600)

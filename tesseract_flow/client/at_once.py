@@ -7,6 +7,7 @@ places, so a Jacobian of thousands of columns never holds thousands of answers.
 
 from __future__ import annotations
 
+import contextvars
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +81,8 @@ class AtOnce:
         remaining = iter(range(n))
         for k in range(n):
             for later in itertools.islice(remaining, 2 * self.n_in_flight - len(window)):
-                window[later] = self._pool.submit(run, later)
+                # In a copy, as a context cannot be entered twice; it knows who repeats what fails.
+                window[later] = self._pool.submit(contextvars.copy_context().run, run, later)
             _wait_for(k, window)
             yield window.pop(k).result()
 

@@ -18,13 +18,14 @@ from tesseract_flow.client.handles.cached import CachedTesseract, CacheLike, cac
 from tesseract_flow.client.handles.core import CoreTesseract
 from tesseract_flow.client.handles.derived import DerivedTesseract
 from tesseract_flow.client.handles.limited import LimitedTesseract
+from tesseract_flow.client.handles.source import code_of
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import Unreachable, did_you_mean
 
 if TYPE_CHECKING:
     from tesseract_core import Tesseract
 
-_OPTIONS_OF_REPLICAS = ("first_pause", "longest_pause", "clock")
+_OPTIONS_OF_REPLICAS = ("first_pause", "longest_pause", "retry", "clock", "sleep")
 # `host:port/prefix` and `user:password@host`, which have slashes and colons as paths may have.
 _ADDRESS = re.compile(r"([^/]*@)?[\w.-]+:[0-9]+(/|$)|[^/]*@")
 
@@ -85,11 +86,14 @@ def open_tesseract(
 
 def opened(source: TesseractLike) -> AbstractTesseract:
     """`open_tesseract`, remembering what it opened for a text: the schema is then read once and not per call."""
-    return _open_text(source) if isinstance(source, str) else open_tesseract(source)
+    if not isinstance(source, str):
+        return open_tesseract(source)
+    path = _component_path(source)
+    return _open_text(source, "" if path is None else code_of(path))
 
 
 @functools.lru_cache(maxsize=64)
-def _open_text(source: str) -> AbstractTesseract:
+def _open_text(source: str, code: str) -> AbstractTesseract:
     return open_tesseract(source)
 
 
@@ -154,7 +158,8 @@ def _component_path(source: str | os.PathLike[str]) -> Path | None:
 
 
 def _build(cls: type, first: Any, options: dict[str, Any]) -> AbstractTesseract:
-    known = [*(field.name for field in dataclasses.fields(cls)), "derive", "cache", "max_in_flight"][1:]
+    fields = [field.name for field in dataclasses.fields(cls) if field.init][1:]
+    known = [*fields, "derive", "cache", "max_in_flight"]
     for option in options:
         if option not in known:
             raise TypeError(

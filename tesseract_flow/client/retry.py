@@ -1,23 +1,27 @@
-"""When a failed call is worth another attempt, and how long to wait for it.
+"""When a failed request is worth another attempt, how long to wait for it, and who sees to that.
 
-One policy value, used twice: a plain loop drives it where there is no Prefect, and `tesseract_flow.tasks` translates it
-into the task's own retry settings. The HTTP client below repeats only what cannot have started; everything else is
-decided here, so attempts never multiply.
+One policy value for every place: handles drive it themselves, and `tesseract_flow.tasks` translates it into a task's
+own retry settings. The one idea: attempts never multiply, because the outermost owner is the only one. What asks on
+behalf of somebody who repeats already (`somebody_else`, or another policy's `run` further out) asks once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from tesseract_flow.errors import Overloaded, TransientError
 
 _log = logging.getLogger("tesseract_flow")
 T = TypeVar("T")
+
+_has_owner: contextvars.ContextVar[bool] = contextvars.ContextVar("tesseract_flow_retries_have_an_owner", default=False)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -26,6 +30,20 @@ def is_transient(error: BaseException) -> bool:
     Endpoints are pure functions of their inputs, so running one twice is safe, though it may cost a second solve.
     """
     return isinstance(error, TransientError)
+
+
+@contextlib.contextmanager
+def somebody_else() -> Iterator[None]:
+    """Inside, requests are repeated by whoever asks, such as a task with retries of its own, and not by their handle.
+
+    It holds for this thread and this context; threads that are started inside take it along if they run in a copy of
+    the context.
+    """
+    token = _has_owner.set(True)
+    try:
+        yield
+    finally:
+        _has_owner.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +75,30 @@ class RetryPolicy:
         sleep: Callable[[float], object] = time.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> T:
-        """`fn()`, repeated by this policy; the last error propagates unchanged."""
-        for delay in self.delays():
+        """`fn()`, repeated by this policy; inside of another one's `run`, or of `somebody_else`, once.
+
+        The last error propagates, and says how often it was tried.
+        """
+        if _has_owner.get():
+            return fn()
+        with somebody_else():
+            for delay in self.delays():
+                try:
+                    return fn()
+                except TransientError as error:
+                    wait = delay * uniform(1.0, 1.0 + self.jitter)
+                    if isinstance(error, Overloaded) and error.retry_after is not None:
+                        wait = max(wait, error.retry_after)
+                    first_line = str(error).partition("\n")[0]
+                    _log.warning("%s: %s Trying again in %.1f s.", label, first_line, wait)
+                    sleep(wait)
             try:
                 return fn()
             except TransientError as error:
-                wait = delay * uniform(1.0, 1.0 + self.jitter)
-                if isinstance(error, Overloaded) and error.retry_after is not None:
-                    wait = max(wait, error.retry_after)
-                first_line = str(error).partition("\n")[0]
-                _log.warning("%s: %s Trying again in %.1f s.", label, first_line, wait)
-                sleep(wait)
-        return fn()
+                # In its text, which is all that is left of an error under `jit` and in a state of Prefect.
+                tried = f"It was tried {self.n_retries + 1} times." if self.n_retries > 0 else "It is not tried again."
+                error.args = (f"{error}\n{tried}", *error.args[1:])
+                raise
+
+
+DEFAULT_RETRY = RetryPolicy()

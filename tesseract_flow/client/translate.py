@@ -41,14 +41,27 @@ Error = TypeVar("Error", bound=CallError)
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What was asked of whom: the beginning of every message. `url` must carry no credentials."""
+    """What was asked of whom: the beginning of every message. `url` and `proxy` must carry no credentials."""
 
     endpoint: str
     name: str
     url: str = ""
+    proxy: str = ""
 
     def __str__(self) -> str:
-        return f"{self.endpoint!r} of Tesseract {self.name!r}{f' at {self.url}' if self.url else ''}"
+        at = f" at {self.url}" if self.url else ""
+        way = f", by way of the proxy {self.proxy}" if self.proxy else ""
+        return f"{self.endpoint!r} of Tesseract {self.name!r}{at}{way}"
+
+    @property
+    def advice_on_the_way(self) -> str:
+        """What else to look at, where a request does not go straight to its server."""
+        if not self.proxy:
+            return ""
+        return (
+            "\nOr it is the proxy. To ask without it: open_tesseract(url, proxy=False), or the host in NO_PROXY; to "
+            "ask another one: proxy='http://user:password@host:port'."
+        )
 
     def error(self, kind: type[Error], text: str, **details: Any) -> Error:
         """An exception of this `kind` that says what was asked, and then `text`."""
@@ -72,11 +85,18 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
             f"access denied (HTTP {status}).\n"
             "Give the handle the server's credentials: open_tesseract(url, token=...) or headers={...}.",
         )
+    if status == 407:
+        return question.error(
+            AccessDenied,
+            "the proxy wants credentials (HTTP 407).\n"
+            "Give them with its address: open_tesseract(url, proxy='http://user:password@host:port').",
+        )
     if status in (404, 405):
         return question.error(
             EndpointNotFound,
             f"the server has no such endpoint (HTTP {status}).\n"
-            "Check the URL (it must be the Tesseract's root), and its endpoints: tesseract-flow inspect URL.",
+            "Check the URL (it must be the Tesseract's root), and its endpoints: tesseract-flow inspect URL."
+            + question.advice_on_the_way,
         )
     if status in (429, 502, 503, 504):
         wait = retry_after(headers.get("retry-after"))
@@ -84,7 +104,7 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
         return question.error(
             Overloaded,
             f"the server, or a proxy before it, is not able to answer now (HTTP {status}).{said}\n"
-            "It is tried again by the retry policy; if it persists, look at the server's log and number of workers.",
+            "If it persists, look at the server's log and number of workers." + question.advice_on_the_way,
             retry_after=wait,
         )
     if status == 406:
@@ -104,7 +124,8 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
     return question.error(
         InvalidAnswer,
         f"expected HTTP 200, received {status}: {readable(content)}\n"
-        "A Tesseract does not answer like this: check the URL, and what stands between here and there.",
+        "A Tesseract does not answer like this: check the URL, and what stands between here and there."
+        + question.advice_on_the_way,
     )
 
 

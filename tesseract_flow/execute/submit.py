@@ -41,20 +41,23 @@ class AbstractSubmitter(abc.ABC):
 
 
 class ThreadSubmitter(AbstractSubmitter):
-    """Each call on a thread of a pool, repeated by `retry`.
+    """Each call on a thread of a pool.
 
     Args:
         n_threads: calls in flight at once, over all Tesseracts.
-        retry: for transient errors; the component's own errors are never repeated.
+        retry: for transient errors, in place of the handles' own policies; None leaves it to these. The component's
+            own errors are never repeated.
     """
 
     needs_producers = False
 
-    def __init__(self, n_threads: int = 64, retry: RetryPolicy = RetryPolicy()):  # noqa: B008 (frozen)
+    def __init__(self, n_threads: int = 64, retry: RetryPolicy | None = None):
         self.retry = retry
         self._pool = concurrent.futures.ThreadPoolExecutor(n_threads, thread_name_prefix="tesseract-call")
 
     def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
+        if self.retry is None:
+            return self._pool.submit(node.run, operands)
         return self._pool.submit(self.retry.run, functools.partial(node.run, operands), label=node.label)
 
 

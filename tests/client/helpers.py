@@ -115,14 +115,25 @@ class Line:
         self._socket = connection
         self._reader = connection.makefile("rb")
 
-    def read_request(self, piece: int = 2**30) -> bytes:
-        """One whole request, its body in pieces of so many bytes; empty when the client has gone."""
+    def read_head(self) -> bytes:
+        """The head of a request; empty when the client has gone."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             line = self._reader.readline()
             if not line:
                 return b""
             head += line
+        return head
+
+    def wait_for_end(self) -> None:
+        """Until the client hangs up; what it sends in the meantime is read and dropped."""
+        with contextlib.suppress(OSError):
+            while self._reader.read(2**16):
+                pass
+
+    def read_request(self, piece: int = 2**30) -> bytes:
+        """One whole request, its body in pieces of so many bytes; empty when the client has gone."""
+        head = self.read_head()
         n_bytes = 0
         for line in head.split(b"\r\n"):
             name, _, value = line.partition(b":")

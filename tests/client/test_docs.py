@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client import count_requests, open_tesseract, private_folder
+from tesseract_flow.client import count_requests, open_tesseract
 from tesseract_flow.client.deriving.routes import EXACT
+from tesseract_flow.client.handles import private_folder
 from tesseract_flow.client.http import exchange
 from tesseract_flow.wire import BinrefPool
 

@@ -18,7 +18,7 @@ from tesseract_flow.client import (
     open_tesseract,
 )
 from tesseract_flow.derivatives import Differences
-from tesseract_flow.errors import OptionError, Unreachable
+from tesseract_flow.errors import NotServed, OptionError, Unreachable
 from tests.client.helpers import PROBE, mocked
 
 
@@ -213,9 +213,9 @@ def test_a_tesseract_of_tesseract_core(in_process):
 def test_a_tesseract_that_is_not_served_yet():
     handle = open_tesseract(NotServedYet())  # type: ignore[arg-type]
     assert repr(handle) == "CoreTesseract(tesseract)"
-    with pytest.raises(Unreachable, match="with tesseract"):
+    with pytest.raises(NotServed, match="with tesseract"):
         handle.apply({})
-    with pytest.raises(Unreachable, match="with tesseract"):
+    with pytest.raises(NotServed, match="with tesseract"):
         _ = handle.schema
 
 

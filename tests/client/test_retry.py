@@ -18,6 +18,7 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidAnswer,
     InvalidInput,
+    NotServed,
     OverBudget,
     Overloaded,
     TesseractFlowError,
@@ -25,7 +26,16 @@ from tesseract_flow.errors import (
 )
 
 TRANSIENT = [Unreachable, ConnectionLost, Overloaded]
-FINAL = [CallTimeout, ComponentFailed, InvalidInput, EndpointNotFound, InvalidAnswer, AccessDenied, OverBudget]
+FINAL = [
+    CallTimeout,
+    ComponentFailed,
+    InvalidInput,
+    EndpointNotFound,
+    InvalidAnswer,
+    AccessDenied,
+    NotServed,
+    OverBudget,
+]
 
 
 class Flaky:

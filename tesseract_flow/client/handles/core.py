@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.meter import record_request
+from tesseract_flow.client.retry import DEFAULT_RETRY, RetryPolicy
 from tesseract_flow.client.translate import (
     Question,
     component_failed,
@@ -30,6 +31,7 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidAnswer,
     InvalidInput,
+    NotServed,
     SchemaError,
     TesseractFlowError,
     Unreachable,
@@ -56,14 +58,15 @@ class CoreTesseract(AbstractTesseract):
     as through HTTP.
     """
 
-    def __init__(self, tesseract: Tesseract, label: str | None = None):
+    def __init__(self, tesseract: Tesseract, label: str | None = None, retry: RetryPolicy = DEFAULT_RETRY):
         self.tesseract = tesseract
         self.label = label
+        self.retry = retry
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CoreTesseract):
             return NotImplemented
-        if self.label != other.label:
+        if (self.label, self.retry) != (other.label, other.retry):
             return False
         if self.tesseract is other.tesseract:
             return True
@@ -103,8 +106,12 @@ class CoreTesseract(AbstractTesseract):
         else:
             arguments = dict(payload) if run_id is None else {**payload, "run_id": run_id}
         question = Question(endpoint, self._short_name)
-        record_request(question.name, endpoint)
-        return plain_tree(ANY, _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments)))
+
+        def ask() -> Tree:
+            record_request(question.name, endpoint)
+            return plain_tree(ANY, _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments)))
+
+        return self.retry.run(ask, label=f"{question.name}.{endpoint}")
 
     @property
     def _short_name(self) -> str:
@@ -114,7 +121,9 @@ class CoreTesseract(AbstractTesseract):
 
     def _read_schema(self) -> TesseractSchema:
         question = Question("openapi.json", self.label or "tesseract")
-        document = _translated(question, lambda: self.tesseract.openapi_schema)
+        document = self.retry.run(
+            lambda: _translated(question, lambda: self.tesseract.openapi_schema), label=f"{question.name}.openapi.json"
+        )
         try:
             return TesseractSchema.from_openapi(document)
         except SchemaError as error:
@@ -196,7 +205,7 @@ def _translate(question: Question, error: Exception) -> CallError:
             return error_of_status(question, int(found["status"]), {}, found["text"].encode(errors="replace"))
         if "context manager" in text and "serve()" in text:
             return question.error(
-                Unreachable, "it is not served yet. Use it inside `with tesseract:`, or call tesseract.serve() first."
+                NotServed, "it is not served yet. Use it inside `with tesseract:`, or call tesseract.serve() first."
             )
         return component_failed(question, text)
     if isinstance(error, TypeError) and "JSON serializable" in text:  # orjson's, which has no class of its own
@@ -217,6 +226,13 @@ def _translate_transport(question: Question, error: Exception, text: str) -> Cal
 
     cause = error.args[0] if error.args else None
     reason = getattr(cause, "reason", None)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return question.error(
+            Unreachable,
+            "the proxy of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY) cannot be asked. Nothing was started.\n"
+            "tesseract-core asks through it whatever NO_PROXY does not name, this machine included: put the host into "
+            "NO_PROXY, such as NO_PROXY=127.0.0.1,localhost, or open its address with open_tesseract(url).",
+        )
     not_connected = isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError)
     bad_address = isinstance(
         error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.exceptions.MissingSchema

@@ -19,15 +19,18 @@ import time
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
+from tesseract_flow.client.handles.process import ServedProcess
 from tesseract_flow.client.http import HttpTesseract, primals_key
+from tesseract_flow.client.retry import DEFAULT_RETRY, RetryPolicy, somebody_else
 from tesseract_flow.client.translate import Question
 from tesseract_flow.errors import CallError, CallTimeout, ConnectionLost, OptionError, SchemaError, Unreachable
 from tesseract_flow.schema import TesseractSchema
 
 _log = logging.getLogger("tesseract_flow")
+T = TypeVar("T")
 
 # Once one replica has told its schema, the others have this long. Busy ones are asked again before their first call.
 _SCHEMA_PATIENCE = 5.0
@@ -45,7 +48,9 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
         label: what to call it; default the name in its schema.
         first_pause, longest_pause: seconds for which a replica that failed is left out, the first time and at most;
             twice as long after each failure in a row. If all have failed, all are tried.
-        clock: seam for tests.
+        retry: what happens after transient errors, where nobody else repeats the call. Each attempt goes to the replica
+            that is best then; policies of the replicas' own are not used.
+        clock, sleep: seams for tests.
 
     Raises:
         OptionError: no replicas, or the same one twice.
@@ -55,7 +60,9 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
     label: str | None = None
     first_pause: float = 1.0
     longest_pause: float = 60.0
+    retry: RetryPolicy = DEFAULT_RETRY
     clock: Callable[[], float] = dataclasses.field(default=time.monotonic, repr=False)
+    sleep: Callable[[float], object] = dataclasses.field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "replicas", tuple(self.replicas))
@@ -93,20 +100,29 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
         group = self._group
         with group.schema_lock:
             if group.schema is None:
-                self._read_schemas(group)
+                self._repeated("openapi.json", lambda: self._read_schemas(group))
             assert group.schema is not None
             return group.schema
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         _ = self.schema
-        group, key = self._group, primals_key(endpoint, payload)
+        key = primals_key(endpoint, payload)
+        return self._repeated(endpoint, lambda: self._ask(endpoint, payload, run_id, key))
+
+    def _repeated(self, endpoint: str, ask: Callable[[], T]) -> T:
+        whom = self.label or "replicas" if self._group.schema is None else self.name
+        return self.retry.run(ask, label=f"{whom}.{endpoint}", sleep=self.sleep)
+
+    def _ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
+        """`request`, once."""
+        group = self._group
         refusals: dict[int, Unreachable] = {}
         while (trip := group.set_out(endpoint, key, refusals)) is not None:
             replica = self.replicas[trip.index]
             try:
                 self._check(group, trip.index)
-                if isinstance(replica, HttpTesseract):
-                    answer = replica.ask(endpoint, payload, run_id, key, waits_for_restart=False)
+                if isinstance(replica, HttpTesseract | ServedProcess):
+                    answer = replica.ask(endpoint, payload, run_id, key)
                 else:
                     answer = replica.request(endpoint, payload, run_id=run_id)
             except Unreachable as error:
@@ -141,7 +157,8 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
 
         def read(k: int) -> None:
             try:
-                answers.put((k, self.replicas[k].schema))
+                with somebody_else():  # a thread does not know that there is an owner of its retries
+                    answers.put((k, self.replicas[k].schema))
             except Exception as error:
                 answers.put((k, error))
 
@@ -254,18 +271,30 @@ class _Group:
         self._seen: OrderedDict[Hashable, tuple[int, ...]] = OrderedDict()
         self._turn = 0
         self._lock = threading.Lock()
+        self._is_free = threading.Condition(self._lock)
+        self._waiting: Counter[tuple[int, Hashable]] = Counter()  # by the replica that they would like, and their key
 
     def set_out(self, endpoint: str, key: Hashable, tried: Collection[int]) -> _Trip | None:
-        """Choose a replica for one call; None if all were tried."""
+        """Choose a replica for one call, and wait for it if all are busy; None if all were tried."""
         with self._lock:
-            left = [k for k in range(len(self._standings)) if k not in tried]
-            if not left:
-                return None
-            now = self._clock()
-            ready = [k for k in left if self._standings[k].out_until <= now]
-            # Where all are out there is nothing to lose: the one whose pause ends first.
-            k = self._best(endpoint, key, ready) if ready else min(left, key=lambda k: self._standings[k].out_until)
-            standing = self._standings[k]
+            while True:
+                left = [k for k in range(len(self._standings)) if k not in tried]
+                if not left:
+                    return None
+                now = self._clock()
+                ready = [k for k in left if self._standings[k].out_until <= now]
+                # Where all are out there is nothing to lose: the one whose pause ends first.
+                k = self._best(endpoint, key, ready) if ready else min(left, key=lambda k: self._standings[k].out_until)
+                standing = self._standings[k]
+                # Here and not in the queue of one of them, as nobody knows which is done first.
+                if standing.n_calls < self._replicas[k].n_lanes:
+                    break
+                self._waiting[k, key] += 1
+                try:
+                    self._is_free.wait()
+                finally:
+                    self._waiting[k, key] -= 1
+                    self._waiting += Counter()  # without those that are zero
             self._turn += 1
             standing.last_turn = self._turn
             standing.calls[key] += 1
@@ -284,7 +313,7 @@ class _Group:
         if endpoint == "apply":  # gains nothing by waiting
             return best if standings[best].n_calls < self._replicas[best].n_lanes else least_busy
         # Many pullbacks at one point would otherwise leave the other replicas idle.
-        is_crowded = standings[best].calls[key] >= _QUEUE_OF_ONE_INPUT
+        is_crowded = standings[best].calls[key] + self._waiting[best, key] >= _QUEUE_OF_ONE_INPUT
         return least_busy if is_crowded and standings[least_busy].n_calls == 0 else best
 
     def come_back(
@@ -292,6 +321,7 @@ class _Group:
     ) -> None:
         """The call is over."""
         with self._lock:
+            self._is_free.notify_all()  # each knows which of them it waits for
             standing = self._standings[trip.index]
             standing.calls[trip.key] -= 1
             if not standing.calls[trip.key]:

@@ -7,20 +7,24 @@ here: what travels over it (`session`), and which of several connections a call 
 from __future__ import annotations
 
 import contextlib
+import logging
+import select
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpcore
 
+from tesseract_flow.client.http.patience import Patience
 from tesseract_flow.errors import OptionError
 
 if TYPE_CHECKING:
     import httpx
 
+_log = logging.getLogger("tesseract_flow")
 _PIECE = 2**18  # bytes to read at once; larger ones leave the processor's cache before they are joined
 
 
@@ -29,39 +33,69 @@ class KeptConnection:
 
     Without a pool around it: which connection a call takes is decided by lanes, and a pool's book-keeping would cost
     every call what encoding a thousand numbers does.
+
+    HTTP/1.1 pairs an answer with a question by their order alone. So whatever comes out of turn costs the connection:
+    see `is_ahead` and `has_rest`.
     """
 
-    def __init__(self, origin: httpcore.Origin, tls: ssl.SSLContext | None, expiry: float):
-        self._origin = origin
-        self._tls = tls
-        self._expiry = expiry
-        self._connection = self._new()
+    def __init__(self, connect: Callable[[httpcore.NetworkBackend], httpcore.ConnectionInterface]):
+        self._connect = connect
+        self._new()
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        # The server may have closed it in the meantime.
+        self._road.patience = request.extensions.get("patience") or Patience()
         if self._connection.is_closed() or self._connection.has_expired():
+            self._tell_of_strays()
             self.close()
-            self._connection = self._new()
+            patience = self._road.patience
+            self._new()
+            self._road.patience = patience
+        self.n_requests += 1
         return self._connection.handle_request(request)
+
+    def is_ahead(self) -> bool:
+        """Whether the server has sent something already, or has hung up, before it has the whole question."""
+        return any(stream.is_readable() for stream in self._road.streams if self.n_requests > 1 or not stream.is_tls)
+
+    def has_rest(self) -> bool:
+        """Whether more has come than the answer that was just read."""
+        connection: Any = self._connection
+        while (inner := getattr(connection, "_connection", None)) is not None:
+            connection = inner
+        # httpcore has no public word for it. It would read the rest as the answer to the next question.
+        return bool(connection._h11_state.trailing_data[0])
 
     def close(self) -> None:
         self._connection.close()
 
-    def _new(self) -> httpcore.HTTPConnection:
-        return httpcore.HTTPConnection(
-            self._origin,
-            self._tls,
-            keepalive_expiry=self._expiry,
-            socket_options=_socket_options(),
-            network_backend=_Backend(),
-        )
+    def _new(self) -> None:
+        self._road = _Backend()
+        self._connection = self._connect(self._road)
+        self.n_requests = 0  # on this connection
+
+    def _tell_of_strays(self) -> None:
+        if any(stream.has_strays() for stream in self._road.streams):
+            _log.warning(
+                "A server has sent bytes that nobody had asked for (%s). The connection is dropped. If a proxy in "
+                "between repeats or mixes up answers, the last one that came this way may be wrong as well.",
+                self._connection.info(),
+            )
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Sockets as httpcore makes them, and streams for large messages."""
+    """Sockets as httpcore makes them, and streams for large messages that keep to the limits of the exchange."""
 
-    def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
-        return _Stream(httpcore.SyncBackend().connect_tcp(*args, **kwargs))
+    def __init__(self) -> None:
+        self.patience = Patience()
+        self.streams: list[_Stream] = []  # the one in use
+
+    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **kwargs: Any) -> httpcore.NetworkStream:
+        options = {**kwargs, "socket_options": _socket_options()}  # which httpcore forgets for a proxy
+        try:
+            seconds = self.patience.wait(timeout).seconds()
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        return _Stream(httpcore.SyncBackend().connect_tcp(host, port, timeout=seconds, **options), self)
 
 
 class _Stream(httpcore.NetworkStream):
@@ -71,41 +105,82 @@ class _Stream(httpcore.NetworkStream):
     for 8 MB there and back.
     """
 
-    def __init__(self, stream: httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, road: _Backend):
         self._stream = stream
+        self._road = road
         self._socket: socket.socket = stream.get_extra_info("socket")
+        self.is_tls = isinstance(self._socket, ssl.SSLSocket)  # whose own records come unasked, at first above all
         self._is_long = False  # what comes next
+        road.streams[:] = [self]
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        try:
-            self._socket.settimeout(timeout)
-            data = self._socket.recv(_PIECE if self._is_long else max_bytes)
-        except TimeoutError as error:
-            raise httpcore.ReadTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.ReadError(str(error)) from error
+        wait = self._road.patience.wait(timeout)
+        while True:
+            try:
+                self._socket.settimeout(wait.seconds())
+            except TimeoutError as error:
+                raise httpcore.ReadTimeout(str(error)) from error
+            try:
+                data = self._socket.recv(_PIECE if self._is_long else max_bytes)
+                break
+            except TimeoutError:
+                continue
+            except OSError as error:
+                raise httpcore.ReadError(str(error)) from error
         self._is_long = len(data) >= max_bytes
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         rest = memoryview(buffer)
-        try:
-            while rest:
-                self._socket.settimeout(timeout)
-                rest = rest[self._socket.send(rest) :]
-        except TimeoutError as error:
-            raise httpcore.WriteTimeout(str(error)) from error
-        except OSError as error:
-            raise httpcore.WriteError(str(error)) from error
+        while rest:
+            wait = self._road.patience.wait(timeout)  # for each piece, as sockets do
+            while True:
+                try:
+                    self._socket.settimeout(wait.seconds())
+                except TimeoutError as error:
+                    raise httpcore.WriteTimeout(str(error)) from error
+                try:
+                    rest = rest[self._socket.send(rest) :]
+                    break
+                except TimeoutError:
+                    continue
+                except OSError as error:
+                    raise httpcore.WriteError(str(error)) from error
 
-    def start_tls(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(*args, **kwargs))
+    def start_tls(self, *args: Any, timeout: float | None = None, **kwargs: Any) -> httpcore.NetworkStream:
+        try:
+            seconds = self._road.patience.wait(timeout).seconds()
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error)) from error
+        return _Stream(self._stream.start_tls(*args, timeout=seconds, **kwargs), self._road)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
     def close(self) -> None:
         self._stream.close()
+
+    def is_readable(self) -> bool:
+        """Whether there is something to read, or the end of it."""
+        try:
+            # Not select, which knows no descriptors beyond 1023.
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0))
+        except AttributeError:  # not on this platform
+            return bool(self._stream.get_extra_info("is_readable"))
+        except (OSError, ValueError):  # closed
+            return False
+
+    def has_strays(self) -> bool:
+        """Whether bytes have come, and not just the end of them."""
+        if self.is_tls:
+            return False
+        try:
+            self._socket.setblocking(False)
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except (OSError, ValueError):
+            return False
 
 
 class TransportConnection:
@@ -134,6 +209,14 @@ class TransportConnection:
             content=_Body(response),
             extensions=response.extensions,
         )
+
+    n_requests = 1  # whatever is behind the transport: nothing is known of its connections
+
+    def is_ahead(self) -> bool:
+        return False
+
+    def has_rest(self) -> bool:
+        return False
 
     def close(self) -> None:
         """Others may use the transport."""

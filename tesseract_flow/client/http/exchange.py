@@ -53,6 +53,8 @@ _MOMENT = 0.005
 
 # What tesseract-core calls the files with its answers' arrays.
 _FILE_NAME = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.bin")
+# And how an answer names their folder.
+_FOLDER = re.compile(rb'"buffer"\s*:\s*"run_([^/"\\]*)/')
 # The endpoints for which it makes a folder.
 _WITH_FOLDER = frozenset({"apply", "jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # Errors after which nothing more is to come from the server.
@@ -231,7 +233,17 @@ class FileExchange(Exchange):
     def tree(self, answer: bytes | bytearray) -> Tree:
         self._answer = answer
         self._writer.release()  # it has worked with them, so it has read them
+        self._refuse_files_of_others(answer)
         return loads(answer, binref_root=self._folders.output_dir, max_bytes=self.max_bytes)
+
+    def _refuse_files_of_others(self, answer: bytes | bytearray) -> None:
+        """The one place where an answer says to which call it belongs."""
+        for run in _FOLDER.findall(answer):
+            if run.decode("utf-8", "replace") != self.run_id:
+                raise WireError(
+                    f"its arrays are in the folder of another call: expected run_{self.run_id}, received "
+                    f"run_{run.decode('utf-8', 'replace')[:100]}. It is not the answer to this question."
+                )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,13 +7,15 @@ and the schema belong to a `Session`, which equal handles of one process share.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
+import logging
 import os
 import time
 import uuid
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
 import httpcore
@@ -22,9 +24,11 @@ import orjson
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.http.digest import digest_of
 from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_bytes
-from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
+from tesseract_flow.client.http.failures import TRANSPORT_ERRORS, error_of_transport
 from tesseract_flow.client.http.lanes import Lane
 from tesseract_flow.client.http.options import HttpOptions
+from tesseract_flow.client.http.pairing import hang_up, headers_of, is_clean_end, refuse_strangers
+from tesseract_flow.client.http.patience import FIRST_WORD, Patience
 from tesseract_flow.client.http.session import Session, session_of
 from tesseract_flow.client.http.sharing import is_read_from
 from tesseract_flow.client.meter import record_request
@@ -34,8 +38,11 @@ from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import Message
 
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
-# A refused connection may be a server that is just being restarted; a longer outage is the retry policy's affair.
-_RECONNECT_DELAY = 0.2
+# What a server answers without a solve.
+QUESTIONS = frozenset({"openapi.json", "abstract_eval", "health"})
+
+_log = logging.getLogger("tesseract_flow")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,40 +75,32 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return self._read_schema()
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
-        return self.ask(endpoint, payload, run_id, self._primals_key(endpoint, payload))
+        key = self._primals_key(endpoint, payload)
+        return self._repeated(endpoint, lambda: self.ask(endpoint, payload, run_id, key))
 
-    def ask(
-        self,
-        endpoint: Endpoint,
-        payload: Mapping[str, Any],
-        run_id: str | None,
-        key: Hashable,
-        *,
-        waits_for_restart: bool = True,
-    ) -> Tree:
-        """`request`, for callers that know more.
+    def ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
+        """`request`, once, for callers that know more.
 
         Args:
             key: stands for the primals: the call goes where they were seen before.
-            waits_for_restart: whether to try once more, a moment later, when the connection is refused.
         """
-        question = Question(endpoint, self._short_name, self.url)
+        question = self._question(endpoint)
         with self._exchange(endpoint, payload, run_id) as exchange:
             body = exchange.body(payload)
             record_request(question.name, endpoint)
-            answer = self._send(
-                "POST",
-                question,
-                body,
-                {"run_id": exchange.run_id},
-                key,
-                accept=exchange.accept,
-                waits_for_restart=waits_for_restart,
-            )
+            answer, lane = self._send("POST", question, body, {"run_id": exchange.run_id}, key, accept=exchange.accept)
             try:
                 return exchange.tree(answer)
             except WireError as error:
+                self._session.lanes.distrust(lane)
                 raise question.error(InvalidAnswer, f"the answer is not understood.\n{error}") from error
+
+    def _question(self, endpoint: str) -> Question:
+        proxy = self._session.proxy
+        return Question(endpoint, self._short_name, self.url, "" if proxy is None else str(proxy))
+
+    def _repeated(self, endpoint: str, ask: Callable[[], T]) -> T:
+        return self.retry.run(ask, label=f"{self._short_name}.{endpoint}", sleep=self.sleep)
 
     def _exchange(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None) -> Exchange:
         folders = self._session.folders
@@ -114,9 +113,9 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return FileExchange(folders, endpoint, run_id, self.compression, self.max_bytes, n_bytes)
 
     def _is_read_from(self, folder: Path) -> bool:
-        question = Question("apply", self._short_name, self.url)
+        question = self._question("apply")
         try:
-            return is_read_from(folder, self.schema, lambda body: self._send("POST", question, Message(body), {}))
+            return is_read_from(folder, self.schema, lambda body: self._send("POST", question, Message(body), {})[0])
         except SchemaError:
             return False
 
@@ -146,7 +145,8 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return primals_key(endpoint, payload) if self.n_lanes > 1 and has_residuals else None
 
     def _read_schema(self) -> TesseractSchema:
-        content = self._send("GET", Question("openapi.json", self._short_name, self.url), Message(), {})
+        question = self._question("openapi.json")
+        content, _ = self._repeated("openapi.json", lambda: self._send("GET", question, Message(), {}))
         try:
             # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
             return TesseractSchema.from_openapi(orjson.loads(content))
@@ -165,29 +165,26 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         key: Hashable = None,
         *,
         accept: str | None = None,
-        waits_for_restart: bool = True,
-    ) -> bytes:
-        """The body of a good answer."""
-        lanes = self._session.lanes
+    ) -> tuple[bytes, Lane]:
+        """The body of a good answer, and the way that it came."""
+        session = self._session
         # A pullback waits for the worker that has its residuals. An apply gains nothing by it.
-        lane = lanes.take(question.endpoint, key, is_patient=question.endpoint != "apply")
+        lane = session.lanes.take(question.endpoint, key, is_patient=question.endpoint != "apply")
         is_good = False
         start = time.monotonic()
         try:
-            try:
-                answer = self._send_once(lane, method, question, body, params, accept)
-            except NOT_STARTED as error:
-                if isinstance(error, httpcore.WriteError) or waits_for_restart:
-                    self.sleep(_RECONNECT_DELAY)
-                    answer = self._send_once(lane, method, question, body, params, accept)
-                else:
-                    raise
+            answer = self._send_once(lane, method, question, body, params, accept)
             is_good = True
-            return answer
+            return answer, lane
         except TRANSPORT_ERRORS as error:
-            raise error_of_transport(question, error, time.monotonic() - start) from error
+            is_whole = lane.sent_at is not None
+            raise error_of_transport(
+                question, error, time.monotonic() - start, is_whole, self._limit(question)
+            ) from error
         finally:
-            lanes.give_back(lane, has_seen=is_good)
+            if is_good:
+                session.took(question.endpoint, time.monotonic() - start)
+            session.lanes.give_back(lane, has_seen=is_good)
 
     def _send_once(
         self,
@@ -198,31 +195,45 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         params: Mapping[str, str],
         accept: str | None,
     ) -> bytes:
-        session = self._session
         target = f"/{question.endpoint}?{urlencode(params)}" if params else f"/{question.endpoint}"
         lane.is_lost = True  # until the whole answer is here
-        with session.response(lane, method, target, body, accept=accept) as response:
+        patience = self._patience(question)
+        with self._session.response(lane, method, target, body, accept=accept, patience=patience) as response:
             lane.arrived_by(response.extensions.get("network_stream"))
-            # Compressed bodies are not even read: we did not ask for them, and they could unpack to any size.
-            headers = _headers_of(response)
-            packing = headers.get("content-encoding", "").strip().lower() or "identity"
-            answer = self._read(response, headers, question) if packing == "identity" else b"(a compressed text)"
-            lane.is_lost = packing != "identity"
-            if response.status >= 500:
-                lane.is_lost = True
-                _hang_up(response)
+            headers = headers_of(response)
+            answer = self._read(response, headers, question)
+            lane.is_lost = not is_clean_end(response, headers, lane)
+            if lane.is_lost:
+                hang_up(response)
+            refuse_strangers(question, response.status, headers, lane)
             if response.status != 200:
                 raise error_of_status(question, response.status, headers, answer)
-            if packing != "identity":
-                raise question.error(
-                    InvalidAnswer,
-                    f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
-                    "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
-                )
             return answer
+
+    def _patience(self, question: Question) -> Patience:
+        """The limits of one exchange."""
+        if question.endpoint in QUESTIONS:
+            return Patience(self.question_timeout)
+        # What has always taken long is no news.
+        usual = self._session.longest.get(question.endpoint, 0.0)
+        says = functools.partial(_say_waiting, question, self.read_timeout)
+        return Patience(says=says, first_word=max(FIRST_WORD, 2 * usual))
+
+    def _limit(self, question: Question) -> str:
+        return "question_timeout" if question.endpoint in QUESTIONS else "read_timeout"
 
     def _read(self, response: httpcore.Response, headers: Mapping[str, str], question: Question) -> bytes:
         """The body, refused before it fills the memory, whether or not the server tells its size beforehand."""
+        packing = headers.get("content-encoding", "").strip().lower() or "identity"
+        if packing != "identity":
+            # Not even read: we did not ask for it, and it could unpack to any size.
+            if response.status != 200:
+                raise error_of_status(question, response.status, headers, b"(a compressed text)")
+            raise question.error(
+                InvalidAnswer,
+                f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
+                "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
+            )
         declared = headers.get("content-length", "")
         n_bytes = int(declared) if declared.isascii() and declared.isdigit() and len(declared) < 20 else 0
         if n_bytes <= self.max_bytes:
@@ -241,24 +252,13 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         )
 
 
-def _headers_of(response: httpcore.Response) -> dict[str, str]:
-    """By their names in lower case; those of one name joined, as RFC 9110 has it (section 5.3)."""
-    headers: dict[str, str] = {}
-    for raw_name, raw_value in response.headers:
-        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return headers
-
-
-def _hang_up(response: httpcore.Response) -> None:
-    """Close the connection that brought `response`.
-
-    After an exception in the application uvicorn closes it in any case, a moment after the answer, and would take the
-    next request down with it.
-    """
-    stream = response.extensions.get("network_stream")
-    if stream is not None:  # there is none behind a test's transport
-        stream.close()
+def _say_waiting(question: Question, read_timeout: float | None, seconds: float) -> None:
+    limit = (
+        "There is no limit to that; set one with open_tesseract(url, read_timeout=SECONDS)."
+        if read_timeout is None
+        else f"It is waited for until {read_timeout:g} s pass without a byte (read_timeout)."
+    )
+    _log.warning("%s: no whole answer for %.0f s. %s", question, seconds, limit)
 
 
 def primals_key(endpoint: Endpoint, payload: Mapping[str, Any]) -> Hashable:

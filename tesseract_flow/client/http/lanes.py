@@ -42,7 +42,13 @@ _GREETING = "health"
 class Connection(Protocol):
     """What carries the requests of one lane."""
 
+    n_requests: int  # so far, since it was opened
+
     def handle_request(self, request: Any, /) -> Any: ...
+
+    def is_ahead(self) -> bool: ...
+
+    def has_rest(self) -> bool: ...
 
     def close(self) -> object: ...
 
@@ -55,6 +61,7 @@ class Lane:
         is_proven: it is known that its worker has no other proven lane.
         is_open: it may be given to further calls.
         is_lost: its connection cannot be used again; true while an answer is under way.
+        is_ahead: the server had said something, or hung up, before it had the whole question.
         stream: the socket that brought the last answer.
         is_renewed: another socket than the one before it.
     """
@@ -62,6 +69,7 @@ class Lane:
     __slots__ = (
         "connection",
         "endpoint",
+        "is_ahead",
         "is_free",
         "is_lost",
         "is_open",
@@ -81,6 +89,7 @@ class Lane:
         self.is_open = True
         self.is_free = False
         self.is_lost = False
+        self.is_ahead = False
         self.is_renewed = False
         self.stream: Any = None
         self.endpoint = ""
@@ -203,6 +212,13 @@ class Lanes:
         if has_seen and self._is_answered is not None:
             _keep(self)
 
+    def distrust(self, lane: Lane) -> None:
+        """What came this way was no answer to what was asked, so nothing that comes after it can be believed."""
+        with self._lock:
+            out = [lane] if lane.is_free else []  # a call that has it gives it back, and it is closed then
+            self._take_out([lane])
+        _close(out)
+
     def greet(self) -> list[threading.Thread]:
         """Use the lanes that have rested for long, so that the server does not close them; on threads of their own,
         as a worker that is busy with another client's call keeps a greeting waiting."""
@@ -278,7 +294,7 @@ class Lanes:
     def _give(self, lane: Lane, waiter: _Waiter) -> None:
         lane.is_free = False
         lane.endpoint, lane.key = waiter.endpoint, waiter.key
-        lane.taken_at, lane.sent_at = self._clock(), None
+        lane.taken_at, lane.sent_at, lane.is_ahead = self._clock(), None, False
         waiter.lane = lane
 
     def _hand_on(self, lane: Lane) -> None:

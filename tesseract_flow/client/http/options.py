@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tesseract_flow.client.address import Headers, checked_headers, checked_token, split_url
+from tesseract_flow.client.retry import DEFAULT_RETRY, RetryPolicy
 from tesseract_flow.errors import OptionError, WireError
 from tesseract_flow.wire import Compression, Encoding, accept_header
 
@@ -31,10 +32,17 @@ class HttpOptions:
             each array by `binref` or `base64`, whichever is faster, once it is seen that both sides share the folders.
         compression: `lz4` or none. It pays on slow networks, for arrays that repeat themselves: see docs/wire.md.
         connect_timeout: seconds.
-        read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes. TCP
-            keep-alive probes notice a dead machine in either case.
+        read_timeout: seconds without a byte of an answer; `None` waits for as long as the solve takes, and says so in
+            the log after a minute, two, four, ... TCP keep-alive probes notice a dead machine in either case.
+        question_timeout: seconds for a question that needs no solve (the schema, `abstract_eval`, `health`) as a
+            whole. A server that is busy for longer counts as one that does not answer; `None` waits for it.
+        retry: what happens after transient errors, where nobody else repeats the call, as a Prefect task does;
+            `RetryPolicy(n_retries=0)` leaves them to the caller.
         n_lanes: the most connections kept open, and calls in flight at once. Each is a worker of the server: as many
             are opened as there are workers to answer on them.
+        proxy: the address of a proxy to ask through, such as `http://user:password@proxy:3128`. None: as the
+            environment says (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), but never for this machine. False:
+            none.
         verify: check the server's certificate; a path names the authorities to trust.
         cert: client certificate, as a path or a pair of paths (certificate, key).
         input_dir, output_dir: for `binref` and `auto`: the folders that the server knows as its input and output path.
@@ -54,7 +62,10 @@ class HttpOptions:
     compression: Compression | None = None
     connect_timeout: float = 10.0
     read_timeout: float | None = None
+    question_timeout: float | None = 120.0
+    retry: RetryPolicy = DEFAULT_RETRY
     n_lanes: int = 8
+    proxy: str | bool | None = dataclasses.field(default=None, repr=False)
     verify: bool | str = True
     cert: str | tuple[str, str] | None = None
     input_dir: Path | None = None
@@ -91,7 +102,7 @@ class HttpOptions:
             accept_header("binref" if self.encoding == "auto" else self.encoding, self.compression)
         except WireError as error:
             return str(error)
-        for name in ("connect_timeout", "read_timeout"):
+        for name in ("connect_timeout", "read_timeout", "question_timeout"):
             seconds = getattr(self, name)
             if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
                 return f"{name} is {seconds}; expected a positive number of seconds."

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import ssl
 import threading
 import weakref
 from collections.abc import Hashable, Iterator
@@ -24,6 +25,8 @@ from tesseract_flow.client.http.exchange import Folders
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
 from tesseract_flow.client.http.lanes import Lane, Lanes
 from tesseract_flow.client.http.options import HttpOptions
+from tesseract_flow.client.http.patience import Patience
+from tesseract_flow.client.http.proxies import Proxy, proxy_for
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import Message, accept_header
 
@@ -52,6 +55,8 @@ class Session:
         headers = {
             "Accept": accept,
             "User-Agent": "tesseract-flow",
+            # An answer that was kept for another question would have the right form.
+            "Cache-Control": "no-store",
             # A compressed body would cost time on both sides, and could unpack to any size.
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
@@ -69,14 +74,18 @@ class Session:
         self._timeout = _timeouts(options.connect_timeout, options.read_timeout)
         # A call waits for a free lane for as long as the calls before it take. Here, and not in a pool of httpcore,
         # where no call can choose its connection, and which under load sometimes closes a good one.
+        self.proxy = None if options.transport else proxy_for(options.url, options.proxy)
         if options.transport is None:
             tls = tls_of(options.url, options.verify, options.cert)
-            connect = functools.partial(KeptConnection, self._origin, tls, _KEEPALIVE_EXPIRY)
-            is_answered = functools.partial(_is_answered, weakref.WeakMethod(self.response))
+            connect = functools.partial(
+                KeptConnection, functools.partial(_connection_to, self._origin, tls, self.proxy)
+            )
+            is_answered = functools.partial(_is_answered, weakref.WeakMethod(self.response), options.question_timeout)
             self.lanes = Lanes(options.n_lanes, connect, is_answered, expiry=_KEEPALIVE_EXPIRY)
         else:
             self.lanes = Lanes(options.n_lanes, functools.partial(TransportConnection, options.transport))
         self.schema: TesseractSchema | None = None
+        self.longest: dict[str, float] = {}  # seconds that a call of an endpoint took
         self.lock = threading.Lock()
         self.pid = os.getpid()
         self.folders: Folders | None = None
@@ -84,6 +93,10 @@ class Session:
             self.folders = Folders(options.input_dir, options.output_dir, is_choosing=options.encoding == "auto")
             weakref.finalize(self, self.folders.close)
         weakref.finalize(self, _close, self.lanes, options.transport)
+
+    def took(self, endpoint: str, seconds: float) -> None:
+        """A call of an endpoint was answered after so many seconds."""
+        self.longest[endpoint] = max(seconds, self.longest.get(endpoint, 0.0))
 
     @contextlib.contextmanager
     def response(
@@ -94,6 +107,7 @@ class Session:
         content: Message = _NOTHING,
         *,
         accept: str | None = None,
+        patience: Patience | None = None,
         seconds: float | None = None,
     ) -> Iterator[httpcore.Response]:
         """The response to a request, under way.
@@ -101,6 +115,7 @@ class Session:
         Args:
             target: path and query, after the server's address.
             accept: instead of the usual encoding of the answer.
+            patience: limits of the exchange as a whole, beside those of its parts.
             seconds: a limit for each part of the exchange, instead of the usual ones.
         """
         headers = [*self._headers] if accept is None else [*self._other_headers, (b"Accept", accept.encode())]
@@ -111,14 +126,23 @@ class Session:
             port=self._origin.port,
             target=self._path + target.encode("ascii"),
         )
-        timeout = self._timeout if seconds is None else _timeouts(seconds, seconds)
         body = _Sending(content, lane, self.lanes)
-        request = httpcore.Request(method, url, headers=headers, content=body, extensions={"timeout": timeout})
+        timeout = self._timeout if seconds is None else _timeouts(seconds, seconds)
+        extensions = {"timeout": timeout, "patience": patience}
+        request = httpcore.Request(method, url, headers=headers, content=body, extensions=extensions)
         response = lane.connection.handle_request(request)
         try:
             yield response
         finally:
             response.close()
+
+
+def _connection_to(
+    origin: httpcore.Origin, tls: ssl.SSLContext | None, proxy: Proxy | None, backend: httpcore.NetworkBackend
+) -> httpcore.ConnectionInterface:
+    if proxy is not None:
+        return proxy.connection(origin, tls, _KEEPALIVE_EXPIRY, backend)
+    return httpcore.HTTPConnection(origin, tls, keepalive_expiry=_KEEPALIVE_EXPIRY, network_backend=backend)
 
 
 def _timeouts(connect: float, read: float | None) -> dict[str, float | None]:
@@ -145,26 +169,31 @@ class _Sending:
         self._lanes = lanes
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._body
+        for piece in self._body:
+            # What comes before the last piece has gone can be no answer to it.
+            self._lane.is_ahead |= self._lane.connection.is_ahead()
+            yield piece
         acknowledge_at_once(self._lane.stream)
         self._lanes.sent(self._lane)
 
 
-def _is_answered(response_of: weakref.WeakMethod[Any], lane: Lane, seconds: float | None) -> bool:
+def _is_answered(
+    response_of: weakref.WeakMethod[Any], longest: float | None, lane: Lane, seconds: float | None
+) -> bool:
     """Whether anybody answers on a new lane. A no means that all workers are busy, or that whoever sends next finds
     out what is wrong; it is never taken for the death of a server."""
     ask = response_of()
     if ask is None:  # the session is being closed
         return False
     try:
-        with ask(lane, "GET", "/health", seconds=seconds) as response:
+        with ask(lane, "GET", "/health", patience=Patience(longest), seconds=seconds) as response:
             n_bytes = 0
             for chunk in response.iter_stream():  # to its end: else the connection is closed
                 n_bytes += len(chunk)
                 if n_bytes > _LONGEST_GREETING:
                     return False
             lane.arrived_by(response.extensions.get("network_stream"))
-            return response.status < 500
+            return response.status < 500 and not lane.connection.has_rest()
     except TRANSPORT_ERRORS:
         return False
 

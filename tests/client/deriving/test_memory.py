@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tesseract_flow.client import memory
+from tesseract_flow.client.deriving import memory
 from tesseract_flow.client.deriving.memory import described, described_inputs, memory_of, structure_of
 from tesseract_flow.testing import FunctionTesseract
 

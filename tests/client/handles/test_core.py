@@ -19,7 +19,7 @@ import requests
 import urllib3
 from tesseract_core import Tesseract
 
-from tesseract_flow.client import CoreTesseract, ServedTesseract, count_requests
+from tesseract_flow.client import CoreTesseract, RetryPolicy, ServedTesseract, count_requests
 from tesseract_flow.errors import (
     AccessDenied,
     CallError,
@@ -29,6 +29,7 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidAnswer,
     InvalidInput,
+    NotServed,
     Overloaded,
     SchemaError,
     Unreachable,
@@ -64,7 +65,7 @@ def raising(error: BaseException) -> CoreTesseract:
     def apply(**arguments):
         raise error
 
-    return CoreTesseract(Stub(apply), label="fem")  # type: ignore[arg-type]
+    return CoreTesseract(Stub(apply), label="fem", retry=RetryPolicy(n_retries=0))  # type: ignore[arg-type]
 
 
 # Handles are values, and the schema belongs to the object.
@@ -268,7 +269,7 @@ RAISED: list[tuple[Exception, type[CallError]]] = [
     (RuntimeError("Error 429 from Tesseract: later"), Overloaded),
     (RuntimeError("Error 503 from Tesseract: later\nplease"), Overloaded),
     (RuntimeError("Error 422 from Tesseract: no pydantic"), InvalidInput),
-    (RuntimeError("you must either use it as a context manager or call .serve() before use."), Unreachable),
+    (RuntimeError("you must either use it as a context manager or call .serve() before use."), NotServed),
     (TypeError("Type is not JSON serializable: object"), InvalidInput),
     (ValueError("expected value at line 1 column 1"), InvalidAnswer),
     (KeyError("data"), InvalidAnswer),
@@ -445,5 +446,5 @@ def test_the_components_own_text_over_http(from_source):
 @pytest.mark.server
 def test_from_source_before_it_is_served():
     handle = CoreTesseract(Tesseract.from_source(PROBE, python_executable=sys.executable))
-    with pytest.raises(Unreachable, match="with tesseract"):
+    with pytest.raises(NotServed, match="with tesseract"):
         handle.apply({"x": X})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tesseract_flow.client import HttpTesseract, ReplicatedTesseract, RetryPolicy, count_requests, open_tesseract
-from tesseract_flow.client import replicas as replicas_module
+from tesseract_flow.client.handles import replicas as replicas_module
 from tesseract_flow.errors import (
     CallTimeout,
     ComponentFailed,
@@ -75,11 +75,14 @@ class Solver:
 class Farm:
     """Solvers a, b, c, ... and one handle to them, with a clock that stands still."""
 
-    def __init__(self, n: int, **options: Any):
+    def __init__(self, n: int, n_retries: int = 0, **options: Any):
         self.solvers = [Solver("abcdefgh"[k]) for k in range(n)]
         self.now = 0.0
         self.handles = [solver.handle(**options) for solver in self.solvers]
-        self.handle = ReplicatedTesseract(tuple(self.handles), clock=self.clock)
+        self.sleeps: list[float] = []
+        self.handle = ReplicatedTesseract(
+            tuple(self.handles), clock=self.clock, sleep=self.sleeps.append, retry=RetryPolicy(n_retries=n_retries)
+        )
 
     def clock(self) -> float:
         return self.now
@@ -239,6 +242,35 @@ def test_a_lost_connection_is_told_and_the_next_attempt_goes_elsewhere():
     assert len(a.calls) == 2
 
 
+def test_the_next_attempt_of_its_own_policy_goes_elsewhere():
+    farm = Farm(2, n_retries=2)
+    _ = farm.handle.schema
+    a, b = farm.solvers
+    a.error = httpx.ReadError("reset")
+    assert farm.host(1.0) == "b"
+    assert (a.calls, b.calls, len(farm.sleeps)) == (["apply"], ["apply"], 1)
+    b.error, farm.now = httpx.ReadError("reset"), 100.0
+    with pytest.raises(ConnectionLost, match="It was tried 3 times"):
+        farm.host(2.0)
+    assert len(a.calls) + len(b.calls) == 2 + 3  # one request each, whatever the policies of the replicas
+
+
+def test_calls_wait_for_the_first_that_is_free_and_not_behind_one_of_them(pool):
+    farm = Farm(2, n_lanes=1)
+    a, b = farm.solvers
+    _ = farm.handle.schema
+    a.is_open.clear()
+    b.is_open.clear()
+    first = [pool.submit(farm.host, k) for k in range(2)]
+    wait_until(lambda: [solver.n_now for solver in farm.solvers] == [1, 1])
+    others = [pool.submit(farm.host, 10 + k) for k in range(3)]
+    wait_until(lambda: farm.handle._group._waiting.total() == 3)
+    b.is_open.set()
+    assert [call.result(5) for call in others] == ["b"] * 3
+    a.is_open.set()
+    assert sorted(call.result(5) for call in first) == ["a", "b"]
+
+
 def test_several_calls_that_break_off_are_one_failure(pool):
     farm = Farm(2)
     a, _ = farm.solvers
@@ -314,7 +346,7 @@ def test_nobody_left():
         assert lines[0] == "'apply' of Tesseract 'fem': none of its 2 replicas can be reached. Nothing was started."
         assert lines[1].startswith("  http://a: cannot connect (refused)")
         assert lines[2].startswith("  http://b: cannot connect (refused)")
-    assert [len(solver.calls) for solver in farm.solvers] == [2, 2]
+    assert [len(solver.calls) for solver in farm.solvers] == [2, 2] and farm.sleeps == []
     farm.solvers[1].error = None
     assert farm.host() == "b"
 

@@ -21,13 +21,13 @@ import pytest
 
 from tesseract_flow.client import HttpTesseract, ServedTesseract, count_requests, open_tesseract
 from tesseract_flow.client.handles.private_folder import PrivateFolder
+from tesseract_flow.client.retry import somebody_else
 from tesseract_flow.errors import (
     ComponentFailed,
     ConnectionLost,
     EndpointNotFound,
     InvalidInput,
     OptionError,
-    Unreachable,
 )
 from tests.client.helpers import PROBE, arrays
 
@@ -74,7 +74,7 @@ def test_a_label_starts_nothing():
 
 
 def test_there_is_nothing_to_serve(tmp_path):
-    with pytest.raises(Unreachable, match=r"no component at .*tesseract_api\.py"):
+    with pytest.raises(ComponentFailed, match=r"no component at .*tesseract_api\.py"):
         ServedTesseract(tmp_path / "tesseract_api.py").apply({})
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_left_in_the_working_directory(served, tmp_path, monkeypatch)
 @pytest.mark.server
 def test_a_process_that_dies_is_started_again(served, caplog):
     before = served.apply({"x": X})["pid"]
-    with pytest.raises(ConnectionLost, match="may still be running"):
+    with pytest.raises(ConnectionLost, match="may still be running"), somebody_else():
         served.apply({"x": X, "mode": "exit"})
     # Until it can be waited for, and leave that to the handle. It is a child of this process, as it has one worker.
     os.waitid(os.P_PID, before, os.WEXITED | os.WNOWAIT)
@@ -204,7 +204,7 @@ def test_stop_and_start(served):
 @pytest.mark.server
 def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
     x = np.linspace(-1.0, 1.0, 300_000)
-    inputs, outputs = served._http.input_dir, served._http.output_dir
+    inputs, outputs = served._processes[0].http.input_dir, served._processes[0].http.output_dir
     with caplog.at_level(logging.WARNING, logger="tesseract_flow"), count_requests() as counts:
         with ThreadPoolExecutor(4) as pool:
             for answer in pool.map(lambda k: served.apply({"x": k * x}), range(8)):
@@ -219,12 +219,12 @@ def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
     assert not arrays(outputs)
     wait_until(lambda: list(outputs.iterdir()) == [])
     pid = served.apply({"x": X})["pid"]
-    with pytest.raises(ConnectionLost):  # while it holds the array
+    with pytest.raises(ConnectionLost), somebody_else():  # while it holds the array
         served.apply({"x": x, "mode": "exit"})
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     np.testing.assert_array_equal(served.apply({"x": x})["y"], x**2)
     assert not inputs.exists() and not outputs.exists()  # the new process has others
-    inputs, outputs = served._http.input_dir, served._http.output_dir
+    inputs, outputs = served._processes[0].http.input_dir, served._processes[0].http.output_dir
     served.stop()
     assert not inputs.exists() and not outputs.exists()
 
@@ -234,11 +234,11 @@ def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
 def test_without_memory_to_share(tmp_path, monkeypatch, why):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if why == "no room":
-        monkeypatch.setattr("tesseract_flow.client.handles.served.has_room", lambda folder: False)
+        monkeypatch.setattr("tesseract_flow.client.handles.process.has_room", lambda folder: False)
     handle = ServedTesseract(PROBE, label=why, shares_memory=why != "not wanted")
     x = np.linspace(-1.0, 1.0, 300_000)
     np.testing.assert_array_equal(handle.apply({"x": x})["y"], x**2)
-    assert handle._http.encoding == "base64"
+    assert handle._processes[0].http.encoding == "base64"
     handle.stop()
     assert list(tmp_path.iterdir()) == []
 
@@ -249,7 +249,7 @@ def test_a_component_that_cannot_be_imported(tmp_path, monkeypatch):
     for folder in folders:
         folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folders[0]))
-    monkeypatch.setattr("tesseract_flow.client.handles.served.MEMORY", folders[1])
+    monkeypatch.setattr("tesseract_flow.client.handles.process.MEMORY", folders[1])
     path = tmp_path / "broken" / "tesseract_api.py"
     path.parent.mkdir()
     path.write_text("raise ImportError('no module named solver')\n")
@@ -266,7 +266,8 @@ def test_the_process_ends_with_its_parent_even_if_that_is_killed():
         sys.path.insert(0, {str(ROOT)!r})
         from tesseract_flow.client import open_tesseract
         handle = open_tesseract({str(PROBE)!r})
-        print(handle.apply({{"x": [1.0]}})["pid"], handle._http.input_dir, handle._http.output_dir, flush=True)
+        http = handle._processes[0].http
+            print(handle.apply({{"x": [1.0]}})["pid"], http.input_dir, http.output_dir, flush=True)
         sys.stdin.read()
         """
     )

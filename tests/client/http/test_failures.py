@@ -10,8 +10,17 @@ import httpx
 import pytest
 
 from tesseract_flow import errors
-from tesseract_flow.client.http.failures import NOT_STARTED, TRANSPORT_ERRORS, error_of_transport
-from tesseract_flow.errors import CallError, CallTimeout, ConnectionLost, OverBudget, TransientError, Unreachable
+from tesseract_flow.client import RetryPolicy
+from tesseract_flow.client.http.failures import TRANSPORT_ERRORS, error_of_transport
+from tesseract_flow.errors import (
+    CallError,
+    CallTimeout,
+    ConnectionLost,
+    NotServed,
+    OverBudget,
+    TransientError,
+    Unreachable,
+)
 from tests.client.helpers import QUESTION, check_message, mocked
 from tests.client.test_translate import OF_STATUS
 
@@ -72,13 +81,13 @@ def test_every_call_error_is_reached():
     # Refinements of these, such as ShapesUnknown, belong to the layers above.
     refined = {cls for cls in all_of_ours if any(issubclass(cls, ours) for ours in reached)}
     # A budget is ours to keep: its error comes before anything is sent.
-    assert all_of_ours - refined == {CallError, TransientError, OverBudget}
+    assert all_of_ours - refined == {CallError, TransientError, OverBudget, NotServed}
     assert reached <= all_of_ours
 
 
 @pytest.mark.parametrize("raised", OF_TRANSPORT, ids=name_of)
 def test_transport_error(raised):
-    error = error_of_transport(QUESTION, raised("something of the network's"), 1.25)
+    error = error_of_transport(QUESTION, raised("something of the network's"), 1.25, is_whole=True)
     assert type(error) is OF_TRANSPORT[raised]
     check_message(error)
 
@@ -87,7 +96,7 @@ def test_transport_error(raised):
 def test_transport_error_through_a_handle(raised, expected):
     cause = raised("something of the network's")
     with pytest.raises(expected) as caught:
-        mocked(cause).handle(label="fem").apply({"x": 1.0})
+        mocked(cause).handle(label="fem", retry=RetryPolicy(n_retries=0)).apply({"x": 1.0})
     assert isinstance(caught.value.__cause__, TRANSPORT_ERRORS)
     assert caught.value.__cause__.__cause__ is cause
     check_message(caught.value)
@@ -95,18 +104,33 @@ def test_transport_error_through_a_handle(raised, expected):
 
 @pytest.mark.parametrize("raised", OF_TRANSPORT, ids=name_of)
 def test_a_message_says_whether_a_solve_may_be_running(raised):
-    text = str(error_of_transport(QUESTION, raised("boom"), 1.25))
+    text = str(error_of_transport(QUESTION, raised("boom"), 1.25, is_whole=True))
     if OF_TRANSPORT[raised] is Unreachable or raised is httpcore.WriteTimeout:
         assert "Nothing was s" in text and "may still be running" not in text
     elif OF_TRANSPORT[raised] in (ConnectionLost, CallTimeout):
         assert "may still be running" in text and "Nothing was" not in text
 
 
-def test_what_is_sent_again_has_started_nothing():
-    for raised in NOT_STARTED:
-        assert "Nothing was started" in str(error_of_transport(QUESTION, raised("boom"), 1.25))
+@pytest.mark.parametrize("raised", [httpcore.ReadError, httpcore.RemoteProtocolError, httpcore.NetworkError])
+def test_a_request_that_was_not_sent_whole_has_started_nothing(raised):
+    error = error_of_transport(QUESTION, raised("reset"), 1.25, is_whole=False)
+    assert type(error) is Unreachable and "Nothing was started" in str(error)
+    check_message(error)
+
+
+@pytest.mark.parametrize(("seconds", "is_named"), [(4.9, False), (10.7, True)])
+def test_a_worker_that_its_supervisor_may_have_killed(seconds, is_named):
+    text = str(error_of_transport(QUESTION, httpcore.ReadError("reset"), seconds, is_whole=True))
+    assert ("--num-workers" in text) is is_named
+
+
+def test_a_question_that_needs_no_solve_leaves_none_running():
+    text = str(error_of_transport(QUESTION, httpcore.ReadTimeout(""), 120.0, True, limit="question_timeout"))
+    assert "still be running" not in text and "question_timeout=" in text
 
 
 def test_an_untrusted_certificate_has_its_own_remedy():
-    error = error_of_transport(QUESTION, httpcore.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), 0.1)
+    error = error_of_transport(
+        QUESTION, httpcore.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), 0.1, False
+    )
     assert isinstance(error, Unreachable) and "verify=" in str(error)

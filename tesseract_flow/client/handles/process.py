@@ -1,0 +1,301 @@
+"""One process that serves a component: how it is started, found again by equal handles, and ended.
+
+The process starts with the first question to the handle, is shared by equal handles, and ends with this process, even
+if that is killed: tesseract-core's runtime watches a pipe to its parent. Several of them make a `ServedTesseract`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import http.client
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
+from tesseract_flow.client.handles.private_folder import MEMORY, PrivateFolder, has_room, quickest
+from tesseract_flow.client.handles.source import build_of, code_of
+from tesseract_flow.client.http import HttpTesseract
+from tesseract_flow.client.retry import RetryPolicy
+from tesseract_flow.errors import ComponentFailed
+from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.wire import CAN_LOCK
+
+if TYPE_CHECKING:
+    from tesseract_core.sdk.local_client import TesseractProcess
+
+_log = logging.getLogger("tesseract_flow")
+_STAND_INS = Path(__file__).with_name("stand_ins")
+_POLL = 0.05  # seconds between two looks whether a process answers
+_ANSWER = 5.0  # seconds that one look takes at most
+_PORTS = 3  # attempts to find one that nobody takes in the meantime
+_ONCE = RetryPolicy(n_retries=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedProcess(ByFields, AbstractTesseract):
+    """One process with one worker. It asks once: what it fails with is for its owner to repeat.
+
+    Attributes:
+        path, label, python, startup_timeout, shares_memory: as in `ServedTesseract`.
+        code: of the component, a digest. Another one is not started in its place.
+        number: which of several equal processes.
+    """
+
+    path: Path
+    code: str
+    label: str | None = None
+    python: str = sys.executable
+    startup_timeout: float = 120.0
+    shares_memory: bool = True
+    number: int = 0
+
+    def __repr__(self) -> str:
+        return f"ServedProcess({self.path.parent.name} #{self.number + 1})"
+
+    @property
+    def name(self) -> str:
+        return self.label if self.label is not None else self.http.name
+
+    @property
+    def n_lanes(self) -> int:  # type: ignore[override]
+        return 1
+
+    @property
+    def schema(self) -> TesseractSchema:
+        return self.http.schema
+
+    @property
+    def build(self) -> str:  # type: ignore[override]
+        return self._server.build
+
+    @property
+    def http(self) -> HttpTesseract:
+        """Where it is served; starts it if need be."""
+        return self._server.http
+
+    def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
+        return self.http.request(endpoint, payload, run_id=run_id)
+
+    def ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
+        return self.http.ask(endpoint, payload, run_id, key)
+
+    def stop(self) -> None:
+        place = self._place
+        with place.lock:
+            server, place.server = place.server, None
+        if server is not None:
+            server.stop()
+
+    def logs(self) -> str:
+        server = self._place.server
+        return "" if server is None else server.logs()
+
+    @property
+    def _place(self) -> _Place:
+        pid, place = self.__dict__.get("_own_place", (None, None))
+        if pid != os.getpid() or place is None:  # a forked child must not stop its parent's servers
+            place = _place_of(self)
+            object.__setattr__(self, "_own_place", (os.getpid(), place))
+        return place
+
+    @property
+    def _server(self) -> _Server:
+        place = self._place
+        with place.lock:
+            server = place.server
+            if server is not None and (code := server.process.process.poll()) is not None:
+                tail = "\n".join(server.logs().splitlines()[-20:])
+                _log.warning("%r has exited (code %s); it is started again. It said last:\n%s", self, code, tail)
+                place.server = None
+                server.stop()
+            if place.server is None:
+                place.server = _start(self)
+            return place.server
+
+
+@dataclasses.dataclass
+class _Server:
+    process: TesseractProcess
+    http: HttpTesseract
+    remove_folders: Callable[[], object]
+    build: str
+
+    def stop(self) -> None:
+        self.process.remove(force=True)
+        self.remove_folders()
+
+    def logs(self) -> str:
+        try:
+            return self.process.logs().decode("utf-8", errors="replace")
+        except FileNotFoundError:  # stopped by another thread, or by someone who tidies up the temporary folder
+            return ""
+
+
+class _Place:
+    """Where the server of equal handles is kept. Each has a lock: starting takes seconds, and several start at once."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.server: _Server | None = None
+        self.pid = os.getpid()
+
+    def close(self) -> None:
+        server, self.server = self.server, None
+        if server is not None and self.pid == os.getpid():
+            server.stop()
+
+    def __del__(self) -> None:
+        # Nobody can ask any more. On a thread, as a process takes its time to end, and this may run anywhere.
+        if self.server is not None and self.pid == os.getpid():
+            with contextlib.suppress(RuntimeError):  # at the end of the interpreter, when it ends by itself
+                threading.Thread(target=self.server.stop, daemon=True).start()
+
+
+_places: dict[Hashable, _Place] = {}
+# Of code that has changed since: they last as long as the handles that were opened before.
+_former: weakref.WeakValueDictionary[Hashable, _Place] = weakref.WeakValueDictionary()
+_places_lock = threading.Lock()
+
+
+def _place_of(handle: ServedProcess) -> _Place:
+    # By process too: a forked child has no hold on the server of its parent, and must not stop it.
+    role = (os.getpid(), dataclasses.replace(handle, code=""))
+    key = (*role, handle.code)
+    with _places_lock:
+        place = _places.get(key) or _former.get(key)
+        if place is None:
+            for other in [other for other in _places if other[:2] == role]:  # type: ignore[index]
+                _former[other] = _places.pop(other)
+            place = _places[key] = _Place()
+        return place
+
+
+@atexit.register
+def _stop_all() -> None:
+    for place in [*_places.values(), *_former.values()]:
+        place.close()
+
+
+def _start(handle: ServedProcess) -> _Server:
+    from tesseract_core.sdk import local_client
+
+    if not handle.path.is_file():
+        raise _failure(handle, f"There is no component at {handle.path}; one is defined by a tesseract_api.py file.")
+    if code_of(handle.path) != handle.code:
+        raise _failure(
+            handle,
+            "Its code has changed since this handle was opened, and whoever holds the handle counts on the old one.\n"
+            "Open it again with open_tesseract(path): that serves the files as they are now.",
+        )
+    build = build_of(handle.path.parent)
+    disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
+    shares_memory = handle.shares_memory and CAN_LOCK and has_room(MEMORY)
+
+    def remove_folders() -> None:
+        for folder in folders:
+            folder.remove()
+
+    try:
+        folders.append(PrivateFolder(MEMORY if shares_memory else disk))
+        # Not always beside the other, as here each file is new. The runtime also puts a log of each call there.
+        folders.append(PrivateFolder(quickest(MEMORY, disk) if shares_memory else disk))
+        input_dir, output_dir = (folder.path for folder in folders)
+        options = {
+            "num_workers": 1,
+            "python_executable": handle.python,
+            "input_path": input_dir,
+            "output_path": output_dir,
+            "output_format": "json+base64",
+            # Debug mode is what makes the server tell a component's own error text.
+            "runtime_config": {"debug": True},
+            "environment": _without_debugger(handle),
+            # Its own check asks through the proxy of the environment, if there is one.
+            "skip_health_check": True,
+        }
+        process = _answering(lambda: local_client.serve(handle.path, **options), handle.startup_timeout)
+    except Exception as error:
+        remove_folders()
+        raise _failure(
+            handle,
+            f"{error}\nTry it by hand: TESSERACT_API_PATH={handle.path} tesseract-runtime serve",
+        ) from error
+    except BaseException:
+        remove_folders()
+        raise
+    http = HttpTesseract(process.url, n_lanes=1, label=handle.label, proxy=False, retry=_ONCE)
+    if shares_memory:
+        http = dataclasses.replace(http, encoding="auto", input_dir=input_dir, output_dir=output_dir)
+    server = _Server(process, http, remove_folders, build)
+    try:
+        if handle.label is None and http.schema.name in GENERIC_NAMES:
+            server.http = dataclasses.replace(http, label=handle.path.parent.name)
+        # Another interpreter may have an older tesseract-core.
+        server.http.owns_folders(is_known=handle.python == sys.executable)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _failure(handle: ServedProcess, text: str) -> ComponentFailed:
+    return ComponentFailed(
+        f"The component {handle.path} could not be served:\n{text}", tesseract=repr(handle), endpoint="serve"
+    )
+
+
+def _answering(serve: Callable[[], TesseractProcess], seconds: float) -> TesseractProcess:
+    """A process that answers."""
+    for attempt in range(1, _PORTS + 1):
+        process = serve()
+        try:
+            _wait_for(process, seconds)
+            return process
+        except BaseException as error:
+            text = process.logs().decode("utf-8", errors="replace")
+            process.remove(force=True)
+            if attempt < _PORTS and "address already in use" in text.lower():
+                continue
+            if not isinstance(error, RuntimeError | TimeoutError):
+                raise
+            raise RuntimeError(f"{error} It said last:\n{text[-8000:]}") from error
+    raise AssertionError
+
+
+def _wait_for(process: TesseractProcess, seconds: float) -> None:
+    """Until it answers, which is asked for without any proxy: it is on this machine."""
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while True:
+        left = deadline - time.monotonic()
+        connection = http.client.HTTPConnection(process.host_ip, process.port, timeout=max(0.1, min(_ANSWER, left)))
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(connection):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return
+        if (code := process.process.poll()) is not None:
+            raise RuntimeError(f"Its process exited with code {code} before it answered.")
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"It did not answer within {seconds:g} s. If it needs longer to start: startup_timeout=SECONDS."
+            )
+        pause.wait(_POLL)
+
+
+def _without_debugger(handle: ServedProcess) -> dict[str, str]:
+    """The environment in which `import debugpy` finds our stand-in, which says why."""
+    from tesseract_core.sdk import local_client
+
+    declared, _ = local_client.declared_env_and_metadata(handle.path)  # which ours would replace
+    is_own = os.path.abspath(handle.python) == os.path.abspath(sys.executable)
+    before = declared.get("PYTHONPATH", os.environ.get("PYTHONPATH", "") if is_own else "")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_STAND_INS), before)))}
