@@ -1,22 +1,27 @@
 """Problems by name: `package.module:factory` or `folder/problem.py:factory` → a `Problem`.
 
-This is how a form, a command line or a deployment names a problem without holding it.
+This is how a form, a command line or a deployment names a problem without holding it. A file is read as it is now, with
+the modules beside it that it imports (`folders`). A module is imported, by Python's own rules: once in a process.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from tesseract_flow.errors import ProblemError, TesseractFlowError, did_you_mean
-from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.folders import load_file
+from tesseract_flow.optimize.problem import Origin, Problem
+
+_log = logging.getLogger("tesseract_flow")
 
 _FORM = "Name a problem as folder/problem.py:factory or package.module:factory."
 
@@ -26,7 +31,7 @@ def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Proble
 
     Args:
         path: `folder/problem.py:factory` (relative to the working directory) or `package.module:factory`.
-        settings: keyword arguments of the factory.
+        settings: keyword arguments of the factory; with its name they are part of the identity of a run.
 
     Raises:
         ProblemError: there is no such file, module, function or setting; the message names the nearest ones.
@@ -42,7 +47,23 @@ def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Proble
     problem = factory(**settings)
     if not isinstance(problem, Problem):
         raise ProblemError(f"{path} returned {type(problem).__name__}, not a tesseract_flow.Problem.")
-    return problem
+    # Not the whole path: a folder that was moved has the same problem in it.
+    stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+    return dataclasses.replace(problem, origin=Origin(f"{stem}:{name}", _arguments(factory, settings)))
+
+
+def _arguments(factory: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments, defaults included: saying a default is not a change, and changing it is one."""
+    signature = inspect.signature(factory)
+    bound = signature.bind(**settings)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(parameter.name)
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments.pop(parameter.name)
+    return arguments
 
 
 def _module_from_file(file: Path) -> ModuleType:
@@ -51,34 +72,7 @@ def _module_from_file(file: Path) -> ModuleType:
         near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
         there = f" In {folder} there is: {', '.join(near)}.{did_you_mean(file.name, near)}" if near else ""
         raise ProblemError(f"There is no file {file} (working directory: {Path.cwd()}).{there}\n{_FORM}")
-    root, name = _package_of(file.resolve())
-    # As with a script, a problem may import what lies beside it.
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    if "." in name:
-        return _executed(lambda: importlib.import_module(name), str(file))
-    # Not its bare name: two folders may each have a problem.py.
-    name = f"tesseract_flow_problem_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
-    loader = spec.loader
-
-    def run() -> ModuleType:
-        loader.exec_module(module)
-        return module
-
-    return _executed(run, str(file))
-
-
-def _package_of(file: Path) -> tuple[Path, str]:
-    """The folder to import from, and the dotted name: `__init__.py` files say where a package begins."""
-    root, parts = file.parent, [file.stem]
-    while (root / "__init__.py").is_file():
-        parts.append(root.name)
-        root = root.parent
-    return root, ".".join(reversed(parts))
+    return _executed(lambda: load_file(file.resolve()), str(file))
 
 
 def _module_by_name(name: str) -> ModuleType:
@@ -88,7 +82,27 @@ def _module_by_name(name: str) -> ModuleType:
         found = None
     if found is None:
         raise ProblemError(f"There is no module {name!r} on the Python path. {_FORM}")
-    return _executed(lambda: importlib.import_module(name), name)
+    module = _executed(lambda: importlib.import_module(name), name)
+    _say_if_stale(module)
+    return module
+
+
+# Module -> digest of its source when this process first loaded a problem from it.
+_sources: dict[str, str] = {}
+
+
+def _say_if_stale(module: ModuleType) -> None:
+    """A module that is named as such is imported once, as Python does; an edit since then is not seen."""
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return
+    now = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    if _sources.setdefault(module.__name__, now) != now:
+        _log.warning(
+            "%s was edited after this process imported it, and stays as it was. Start again, or name the problem as "
+            "%s:factory, which is read anew each time.",
+            *(module.__name__, file),
+        )
 
 
 def _executed(run: Callable[[], ModuleType], what: str) -> ModuleType:
