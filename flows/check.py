@@ -14,7 +14,7 @@ from tesseract_flow.checks.views import as_markdown
 from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.tasks.check import publish_check
-from tesseract_flow.tasks.publish import slug
+from tesseract_flow.tasks.publish import artifact_key
 
 
 @flow(name="check-design")
@@ -43,7 +43,7 @@ def require_soundness(problem: Problem) -> Report:
         say = {"error": logger.error, "warning": logger.warning, "note": logger.info}[finding.severity]
         say("%s", finding)
     try:
-        publish_check("check", slug(problem.name), as_markdown(report), report.headline)
+        publish_check("check", artifact_key(problem.name), as_markdown(report), report.headline)
     except Exception as error:
         logger.warning("The report of the check could not be published, the run goes on: %s", error)
     if not report.ok:

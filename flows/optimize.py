@@ -25,10 +25,12 @@ from tesseract_flow.optimize import (
     FileJournal,
     Problem,
     Result,
+    WhichDesign,
     load_problem,
     optimize,
 )
 from tesseract_flow.report import TerminalProgress, write_result
+from tesseract_flow.storage import is_url, local_folder, place_in
 from tesseract_flow.tasks import (
     ArtifactPublisher,
     ObservedSubmitter,
@@ -38,7 +40,7 @@ from tesseract_flow.tasks import (
     observation_of,
     run_step_as_task,
 )
-from tesseract_flow.tasks.publish import slug
+from tesseract_flow.tasks.run_folder import in_run_folder
 
 T = TypeVar("T")
 
@@ -100,6 +102,9 @@ def optimize_design(
     observe: ObserveLevel = "auto",
     folder: str = "runs",
     check: bool = True,
+    start_from: str | None = None,
+    start_design: WhichDesign = "best",
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
     """Optimise a design through Tesseracts.
 
@@ -114,7 +119,12 @@ def optimize_design(
         on_failure: what to do when an evaluation fails.
         run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.
         observe: what becomes a task run: every call, every step, nothing, or as much as the pace allows (auto).
-        folder: where the run's folder is made, with journal, results and report.
+        folder: where the run's folder is made, with journal, results and report: a folder, or a URL such as
+            s3://bucket/runs.
+        start_from: folder or URL of another run, whose design this one starts from; for a new run key.
+        start_design: which design of that run, its best or its last one.
+        accept_changes: go on with the run of this key although its problem is another one now. History and report say
+            what changed.
         check: look for all that is wrong before the first solve (no component is asked to solve for it), and refuse to
             start with an error.
 
@@ -123,28 +133,33 @@ def optimize_design(
     """
     logger = get_run_logger()
     key = run_key or str(flow_run.id)
-    out = Path(folder) / slug(key)
     loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
     report = require_soundness(loaded) if check else None
     observation = observation_of(observe)
     submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
-    logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
-    with count_requests() as requests:
-        result = optimize(
+
+    def attempt(out: str) -> Result:
+        logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
+        return optimize(
             loaded,
             optimizer.name,
             learning_rate=optimizer.learning_rate,
             driver_settings=optimizer.settings,
             stop=stop.model_dump(),
             on_failure=on_failure.model_dump(),
-            journal=PrefectJournal(FileJournal(out / "journal"), observation),
+            journal=PrefectJournal(FileJournal(place_in(out, "journal")), observation),
             transform=partial(concurrent, submitter=submitter),
             run_step=_step_runner(submitter, observe),
             observers=[
                 ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
                 TerminalProgress(max_steps=stop.max_steps),
             ],
+            start_from=None if start_from is None else (start_from, start_design),
+            accept_changes=accept_changes,
         )
+
+    with count_requests() as requests:
+        out, result = in_run_folder(folder, key, attempt)
     _write(out, loaded, result, requests, report)
     logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
     return {
@@ -153,7 +168,7 @@ def optimize_design(
         "steps": result.steps,
         "constraints": {name: value.tolist() for name, value in result.constraints.items()},
         "requests": result.requests,
-        "folder": str(out.resolve()),
+        "folder": out if is_url(out) else str(Path(out).resolve()),
     }
 
 
@@ -165,9 +180,10 @@ def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callabl
     return run_step
 
 
-def _write(out: Path, problem: Problem, result: Result, requests: Counter[str], report: Report | None) -> None:
+def _write(out: str, problem: Problem, result: Result, requests: Counter[str], report: Report | None) -> None:
     figures = {}
     if problem.picture is not None:
         figures["Design"] = problem.picture(result.design, result.evaluation)
     found = {} if report is None else {"check": finding_rows(report) or report.headline}
-    write_result(out, result, problem, extra={"requests_of_this_run": dict(requests), **found}, figures=figures)
+    with local_folder(out) as folder:
+        write_result(folder, result, problem, extra={"requests_of_this_run": dict(requests), **found}, figures=figures)

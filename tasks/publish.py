@@ -25,6 +25,7 @@ from prefect.utilities.annotations import opaque
 from tesseract_flow.optimize import AbstractObserver, Evaluation, Problem, Result, StepRecord
 from tesseract_flow.report import convergence_figure, data_uri, history_rows, markdown_table
 from tesseract_flow.report.tables import constraint_rows, number, summary_rows
+from tesseract_flow.storage import folder_name, slug
 
 _TABLE_ROWS = 100  # the UI shows tables as one page
 
@@ -37,7 +38,7 @@ def publish_pictures(step: int, key: str, history: Sequence[StepRecord], figures
     )
     for name, figure in figures.items():
         create_image_artifact(
-            data_uri(figure), key=f"{key}-{slug(name)}", description=f"{name.capitalize()} at step {step}"
+            data_uri(figure), key=f"{key}-{artifact_key(name)}", description=f"{name.capitalize()} at step {step}"
         )
     rows = [
         {name: number(x) if isinstance(x, float) else x for name, x in row.items()}  # the exact ones are in history.csv
@@ -89,7 +90,7 @@ class ArtifactPublisher(AbstractObserver):
 
     def on_start(self, problem: Problem, history: Sequence[StepRecord]) -> None:
         self._problem = problem
-        self._key = slug(problem.name)
+        self._key = artifact_key(problem.name)
         self._history = list(history)
         self._progress_at = self._pictures_at = self._clock()
         self._guarded(self._create_progress)
@@ -145,6 +146,11 @@ class ArtifactPublisher(AbstractObserver):
             self._has_failed = True
 
 
-def slug(name: str) -> str:
-    """`name` as Prefect wants keys: lowercase letters, numbers and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "problem"
+def artifact_key(name: str) -> str:
+    """`name` as Prefect wants keys: lowercase letters, numbers and dashes.
+
+    Where that leaves out more than a space or an apostrophe, names that differ in it stay different: a key is a thread
+    of versions, and two problems should not share one.
+    """
+    plain = slug(name)
+    return plain if plain and re.fullmatch(r"[\w '’.,()-]+", name, re.ASCII) else folder_name(name)

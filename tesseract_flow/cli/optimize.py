@@ -25,7 +25,17 @@ def add(commands: Commands) -> None:
         "--failure-set", action="append", default=[], metavar="NAME=VALUE", help="such as retries=2, patience=3600"
     )
     parser.add_argument("--max-steps", type=int, default=None)
-    parser.add_argument("--journal", type=Path, help="folder of checkpoints; run again to go on where it stopped")
+    parser.add_argument(
+        "--journal", metavar="FOLDER", help="folder or URL of checkpoints; run again to go on where it stopped"
+    )
+    parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
+    parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on in --journal although the problem is another one now"
+    )
+    parser.add_argument(
+        "--recheck", action="store_true", help="evaluate the last point of --journal again before going on, and compare"
+    )
     parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
     parser.set_defaults(run=run)
 
@@ -44,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         stop=stop,
         journal=arguments.journal,
         on_failure={"action": arguments.on_failure, **assignments(arguments.failure_set)},
+        start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
+        accept_changes=arguments.accept_changes,
+        recheck=arguments.recheck,
         observers=[TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS)],
     )
     if arguments.out is not None:

@@ -18,6 +18,7 @@ from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.observers import AbstractObserver, Observer
 from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
 from tesseract_flow.optimize.result import Result, StepRecord
+from tesseract_flow.optimize.resuming import StartFrom, WhichDesign
 from tesseract_flow.optimize.stopping import (
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
@@ -56,9 +57,11 @@ __all__ = [
     "Resumption",
     "Stagnation",
     "Stalled",
+    "StartFrom",
     "StepRecord",
     "TargetValue",
     "WallTime",
+    "WhichDesign",
     "build_driver",
     "check_evaluation",
     "driver_names",

@@ -36,7 +36,7 @@ from tesseract_flow.optimize.checkpoint import (
 )
 from tesseract_flow.optimize.identity import compare, digest_of
 from tesseract_flow.optimize.ledger import Entry, Ledger, read_ledger
-from tesseract_flow.storage import AbstractPossession, AbstractStore, open_store, without_secrets
+from tesseract_flow.storage import AbstractPossession, AbstractStore, open_store, place_in, without_secrets
 
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d{4,}))?\.ckpt")
 HISTORY = "history.jsonl"
@@ -345,6 +345,9 @@ class Contents:
 def read_contents(journal: AbstractStore | FileJournal | str | os.PathLike[str]) -> Contents:
     """What a journal holds. Takes no lock and changes nothing, so it may be read while it is being written.
 
+    Args:
+        journal: its folder or URL, or that of a flow's run, which has it in `journal`.
+
     Raises:
         JournalError: there is no journal, or nothing in it can be read.
     """
@@ -352,7 +355,7 @@ def read_contents(journal: AbstractStore | FileJournal | str | os.PathLike[str])
         journal = journal.store
     address = journal.address if isinstance(journal, AbstractStore) else _shown(journal)
     with _translated(address, "read"):
-        store = journal if isinstance(journal, AbstractStore) else open_store(journal)
+        store = journal if isinstance(journal, AbstractStore) else _store_at(journal)
         for _ in range(20):
             found = _look(store)
             # Between the listing and the reading, the run may have finished some steps and removed those listed.
@@ -371,6 +374,14 @@ def read_contents(journal: AbstractStore | FileJournal | str | os.PathLike[str])
         accepted=tuple((entry.step, line) for entry in ledger.entries for line in entry.changes),
         notes=(*found.notes, *found.damaged, *(f"{name} {why}" for name, why in found.foreign.items())),
     )
+
+
+def _store_at(address: str | os.PathLike[str]) -> AbstractStore:
+    store = open_store(address)
+    if "journal" in store.names():
+        inner = open_store(place_in(address, "journal"))
+        return inner if inner.names() else store
+    return store
 
 
 @dataclasses.dataclass

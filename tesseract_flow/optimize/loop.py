@@ -123,8 +123,6 @@ def optimize(
     with count_requests() as requests, _opened(kept, run, accept_changes) as resumed:
         history = [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
         meter = _Meter(clock, count or (lambda: requests.n_total), run, history[-1] if history else None)
-        for observer in observers:
-            observer.on_start(problem, tuple(history))
 
         def finish(state: State, record: StepRecord) -> None:
             if kept is not None:
@@ -136,16 +134,21 @@ def optimize(
                 observer.on_step(record, design, evaluation)
 
         notes = run.notes
+        state, record = None, None
         if resumed:
             assert kept is not None
             state = unpack(resumed.checkpoint.arrays, template_state(run))
             state, record, said = go_on(run, kept, resumed, state, meter.totals, recheck)
             notes += (*resumed.notes, *said)
-            if record is not None:
-                finish(state, record)
-        else:
+            if record is None:
+                meter.restart()
+        for observer in observers:
+            observer.on_start(problem, tuple(history))
+        if state is None:
             state, record = run_step(0, lambda: start(run, meter.totals))
-            finish(state, dataclasses.replace(record, events=(*record.events, origin)) if origin else record)
+            record = dataclasses.replace(record, events=(*record.events, origin)) if origin else record
+        if record is not None:
+            finish(state, record)
         given_up: EvaluationFailed | None = None
         while (verdict := first_reason(rules, history)) is None:
             try:
@@ -188,14 +191,18 @@ class _Meter:
 
     def __init__(self, clock: Callable[[], float], count: Callable[[], int], run: Run, last: StepRecord | None):
         self._clock, self._count, self._run, self._last = clock, count, run, last
-        self._began, self._counted = clock(), count()
+        self.restart()
+
+    def restart(self) -> None:
+        """What was done so far is not part of the run: a point that was evaluated again, to compare."""
+        self._began, self._counted, self._evaluated = self._clock(), self._count(), self._run.evaluator.n_evaluations
 
     def totals(self) -> dict[str, Any]:
         before = self._last
         return {
             "seconds": float(self._clock() - self._began) + (before.seconds if before else 0.0),
             "requests": int(self._count() - self._counted) + (before.requests if before else 0),
-            "evaluations": self._run.evaluator.n_evaluations + (before.evaluations if before else 0),
+            "evaluations": self._run.evaluator.n_evaluations - self._evaluated + (before.evaluations if before else 0),
             "failures": self._run.attempts.n_failed + (before.failures if before else 0),
         }
 

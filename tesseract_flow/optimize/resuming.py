@@ -139,6 +139,7 @@ def check_last_point(run: Run, address: str, resumed: Resumption, state: State) 
         EvaluationFailed: it can no longer be evaluated.
     """
     run.attempts.begin(resumed.checkpoint.step, decisive="the last finished step, once more")
+    run.attempts.begin(resumed.checkpoint.step, decisive="the journal's last finished point")
     again = run.sample(state.u, state.weights)
     eps = float(jnp.finfo(run.evaluator.dtype).eps)
     rtol, rounding = (1e-6, 1e-10) if eps < 1e-10 else (1e-3, 1e-5)

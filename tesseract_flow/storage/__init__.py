@@ -8,6 +8,7 @@ the files mean is the business of others. NumPy is not needed here, and fsspec o
 from tesseract_flow.storage.base import AbstractPossession, AbstractStore
 from tesseract_flow.storage.folder import FolderStore
 from tesseract_flow.storage.lease import Lease
+from tesseract_flow.storage.names import folder_name, slug
 from tesseract_flow.storage.opening import is_url, local_folder, open_store, place_in
 from tesseract_flow.storage.secrets import MASK, is_secret, without_secrets
 from tesseract_flow.storage.url import UrlStore
@@ -19,10 +20,12 @@ __all__ = [
     "FolderStore",
     "Lease",
     "UrlStore",
+    "folder_name",
     "is_secret",
     "is_url",
     "local_folder",
     "open_store",
     "place_in",
+    "slug",
     "without_secrets",
 ]

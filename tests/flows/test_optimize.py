@@ -1,6 +1,7 @@
 """The flow, on Prefect's test server, through components in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tesseract_flow import errors
 from tesseract_flow.flows import Optimizer, Stop, optimize_design
 
 PROBLEM = """
+import os
 import numpy as np
 import jax.numpy as jnp
 import tesseract_flow as tf
@@ -23,7 +25,9 @@ misfit = FunctionTesseract(
 square = FunctionTesseract(lambda i: {"f": jnp.sum(i["r"] ** 2)}, {"r": np.ones(2)}, name="square")
 
 
-def rosenbrock(start=(-1.2, 1.0), fail_at=None):
+def rosenbrock(start=(-1.2, 1.0)):
+    fail_at = int(os.environ.get("FAIL_AT", "0"))
+
     def evaluate(design):
         r = tf.apply_tesseract(misfit, {"x": design["x"]})["r"]
         return tf.apply_tesseract(square, {"r": r})["f"]
@@ -32,7 +36,7 @@ def rosenbrock(start=(-1.2, 1.0), fail_at=None):
 
     def before(endpoint, inputs):
         applied.append(endpoint)
-        if fail_at is not None and len(applied) == fail_at:
+        if len(applied) == fail_at:
             raise KeyboardInterrupt
 
     misfit.before = before
@@ -80,10 +84,12 @@ def test_run_again_with_the_same_key_costs_nothing(prefect_harness, problem, tmp
     assert again == first  # the total of requests included: none was added
 
 
-def test_interrupted_run_continues_to_the_same_bits(prefect_harness, problem, tmp_path):
+def test_interrupted_run_continues_to_the_same_bits(prefect_harness, problem, tmp_path, monkeypatch):
     whole = run(problem, tmp_path, run_key="whole", observe="run").result()
+    monkeypatch.setenv("FAIL_AT", "21")
     with pytest.raises(KeyboardInterrupt):
-        run(problem, tmp_path, run_key="cut", observe="run", settings={"fail_at": 21})
+        run(problem, tmp_path, run_key="cut", observe="run")
+    monkeypatch.delenv("FAIL_AT")
     resumed = run(problem, tmp_path, run_key="cut", observe="run").result()
     assert resumed["value"] == whole["value"]
     assert resumed["steps"] == whole["steps"]
@@ -145,7 +151,7 @@ def test_bad_input_is_refused_with_a_remedy_and_loses_nothing(prefect_harness, p
         ({"problem": f"{folder}vally.py:rosenbrock"}, errors.ProblemError, "valley.py"),
         ({"problem": "no_such_package.problem:factory"}, errors.ProblemError, "no module"),
         ({"settings": {"strat": [1.0, 1.0]}}, errors.ProblemError, "Did you mean 'start'"),
-        ({"settings": {"start": [2.0, 2.0]}}, errors.JournalError, r"varying\.x: .* -> "),
+        ({"settings": {"start": [2.0, 2.0]}}, errors.OtherRun, r"(?s)varying\.x: .* -> .*factory\.settings\.start"),
         ({"optimizer": Optimizer(settings={"b3": 0.1})}, errors.DriverError, "adam takes"),
     ]
     for change, error, says in cases:
@@ -153,6 +159,58 @@ def test_bad_input_is_refused_with_a_remedy_and_loses_nothing(prefect_harness, p
             run(**{"problem": problem, "tmp_path": tmp_path, "run_key": "kept", "observe": "run", **change}).result()
     again = run(problem, tmp_path, run_key="kept", observe="run", stop=Stop(max_steps=3)).result()
     assert again == first
+
+
+def test_the_same_key_with_another_setting_is_refused_and_there_are_ways_on(prefect_harness, tmp_path):
+    file = tmp_path / "amp.py"
+    file.write_text(AMPLITUDE)
+    problem = f"{file}:problem"
+
+    def at(amplitude, **options):
+        options = {"run_key": "one key", "observe": "run", **options}
+        return run(problem, tmp_path, settings={"amplitude": amplitude}, **options)
+
+    first = at(0.2).result()
+    assert np.load(f"{first['folder']}/design.npz")["x"] == pytest.approx(0.2)
+    with pytest.raises(errors.OtherRun, match=r"factory\.settings\.amplitude: 0\.2 -> 0\.9"):
+        at(0.9).result()
+    started = at(0.9, run_key="another", start_from=first["folder"]).result()
+    assert np.load(f"{started['folder']}/design.npz")["x"] == pytest.approx(0.9)
+    accepted = at(0.9, accept_changes=True).result()
+    assert np.load(f"{accepted['folder']}/design.npz")["x"] == pytest.approx(0.9)
+    assert "amplitude: 0.2 -&gt; 0.9" in (Path(accepted["folder"]) / "report.html").read_text()
+    assert at(0.9).result() == accepted
+
+
+AMPLITUDE = """
+import jax.numpy as jnp
+import tesseract_flow as tf
+
+
+def problem(amplitude=0.5):
+    return tf.Problem({"x": jnp.asarray(0.0)}, lambda design: (design["x"] - amplitude) ** 2)
+"""
+
+
+def test_keys_have_folders_of_their_own_and_old_ones_are_still_found(prefect_harness, tmp_path):
+    file = tmp_path / "amp.py"
+    file.write_text(AMPLITUDE)
+
+    def at(key, amplitude):
+        options = {"settings": {"amplitude": amplitude}, "observe": "run", "run_key": key}
+        return run(f"{file}:problem", tmp_path, **options).result()["folder"]
+
+    folders = [at("aoa=2", 0.2), at("aoa=-2", 0.9)]
+    assert len(set(folders)) == 2
+    # As an older version would have left it.
+    old = tmp_path / "runs" / "aoa-2"
+    shutil.move(folders[0], old)
+    (old / "run-key.txt").unlink()
+    assert at("aoa=-2", 0.9) == folders[1]
+    shutil.rmtree(folders[1])
+    assert at("aoa=-2", 0.9) == folders[1]  # the old one holds another run
+    assert at("aoa=2", 0.2) == str(old)
+    assert (old / "run-key.txt").read_text() == "aoa=2"
 
 
 def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_path):
@@ -164,16 +222,8 @@ def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_
 
 def test_form_has_flat_fields_with_descriptions():
     schema = optimize_design.parameters.model_dump()
-    assert set(schema["properties"]) == {
-        "problem",
-        "settings",
-        "optimizer",
-        "stop",
-        "on_failure",
-        "run_key",
-        "observe",
-        "folder",
-    }
+    names = {"problem", "settings", "optimizer", "stop", "run_key", "observe", "folder", "on_failure", "check"}
+    assert set(schema["properties"]) == names | {"start_from", "start_design", "accept_changes"}
     assert all(field.get("description") for field in schema["properties"].values())
     assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][0] == "adam"
     assert schema["required"] == ["problem"]
