@@ -80,7 +80,8 @@ class ServedTesseract(ByFields, AbstractTesseract):
         return self.retry.run(lambda: handle.schema, label=f"{self._short_name}.openapi.json")
 
     def read_schema(self) -> TesseractSchema:
-        return self._http.read_schema()
+        _ = self.schema  # which starts all processes at once
+        return self._processes[0].http.read_schema()
 
     @property
     def build(self) -> str:  # type: ignore[override]
