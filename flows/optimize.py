@@ -23,14 +23,13 @@ from tesseract_flow.flows.check import require_soundness, resolved
 from tesseract_flow.optimize import (
     FailureAction,
     FileJournal,
-    Problem,
     Result,
     WhichDesign,
     load_problem,
     optimize,
 )
-from tesseract_flow.report import TerminalProgress, write_result
-from tesseract_flow.storage import is_url, local_folder, place_in
+from tesseract_flow.report import Reporting, TerminalProgress
+from tesseract_flow.storage import is_url, place_in
 from tesseract_flow.tasks import (
     ArtifactPublisher,
     ObservedSubmitter,
@@ -140,27 +139,30 @@ def optimize_design(
 
     def attempt(out: str) -> Result:
         logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
-        return optimize(
-            loaded,
-            optimizer.name,
-            learning_rate=optimizer.learning_rate,
-            driver_settings=optimizer.settings,
-            stop=stop.model_dump(),
-            on_failure=on_failure.model_dump(),
-            journal=PrefectJournal(FileJournal(place_in(out, "journal")), observation),
-            transform=partial(concurrent, submitter=submitter),
-            run_step=_step_runner(submitter, observe),
-            observers=[
-                ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
-                TerminalProgress(max_steps=stop.max_steps),
-            ],
-            start_from=None if start_from is None else (start_from, start_design),
-            accept_changes=accept_changes,
-        )
+        journal = FileJournal(place_in(out, "journal"))
+        reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
+        with reporting:
+            return optimize(
+                loaded,
+                optimizer.name,
+                learning_rate=optimizer.learning_rate,
+                driver_settings=optimizer.settings,
+                stop=stop.model_dump(),
+                on_failure=on_failure.model_dump(),
+                journal=PrefectJournal(journal, observation),
+                transform=partial(concurrent, submitter=submitter),
+                run_step=_step_runner(submitter, observe),
+                observers=[
+                    ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
+                    TerminalProgress(max_steps=stop.max_steps),
+                    reporting,
+                ],
+                start_from=None if start_from is None else (start_from, start_design),
+                accept_changes=accept_changes,
+            )
 
     with count_requests() as requests:
         out, result = in_run_folder(folder, key, attempt)
-    _write(out, loaded, result, requests, report)
     logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
     return {
         "value": result.value,
@@ -180,10 +182,6 @@ def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callabl
     return run_step
 
 
-def _write(out: str, problem: Problem, result: Result, requests: Counter[str], report: Report | None) -> None:
-    figures = {}
-    if problem.picture is not None:
-        figures["Design"] = problem.picture(result.design, result.evaluation)
+def _extra(requests: Counter[str], report: Report | None) -> dict[str, Any]:
     found = {} if report is None else {"check": finding_rows(report) or report.headline}
-    with local_folder(out) as folder:
-        write_result(folder, result, problem, extra={"requests_of_this_run": dict(requests), **found}, figures=figures)
+    return {"requests_of_this_run": dict(requests), **found}

@@ -41,5 +41,8 @@ class PrefectJournal(AbstractJournal):
         else:
             self.journal.save(checkpoint, record)
 
+    def attach(self, name: str, data: bytes) -> None:
+        self.journal.attach(name, data)
+
     def close(self) -> None:
         self.journal.close()

@@ -24,7 +24,7 @@ from prefect.utilities.annotations import opaque
 
 from tesseract_flow.optimize import AbstractObserver, Evaluation, Problem, Result, StepRecord
 from tesseract_flow.report import convergence_figure, data_uri, history_rows, markdown_table
-from tesseract_flow.report.tables import constraint_rows, number, summary_rows
+from tesseract_flow.report.tables import constraint_rows, event_rows, number, summary_rows
 from tesseract_flow.storage import folder_name, slug
 
 _TABLE_ROWS = 100  # the UI shows tables as one page
@@ -55,6 +55,8 @@ def publish_result(key: str, title: str, result: Result, requests: dict[str, int
         parts += ["## Constraints", markdown_table(constraint_rows(result.constraints))]
     if requests:
         parts += ["## Requests in this run", markdown_table([{"call": k, "requests": n} for k, n in requests.items()])]
+    if events := event_rows(result.history, _TABLE_ROWS):
+        parts += ["## Events", markdown_table(events)]
     if result.notes:
         parts += ["## Notes", *(f"* {note}" for note in result.notes)]
     create_markdown_artifact("\n\n".join(parts), key=f"{key}-result", description=result.reason)

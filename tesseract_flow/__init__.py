@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import Problem as Problem
     from tesseract_flow.optimize import Result as Result
     from tesseract_flow.optimize import optimize as optimize
+    from tesseract_flow.optimize import read_journal as read_journal
+    from tesseract_flow.report import report as report
 
     __version__: str
 
@@ -55,6 +57,8 @@ _EXPORTS = {
     "hvp": "tesseract_flow.autodiff",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
+    "read_journal": "tesseract_flow.optimize",
+    "report": "tesseract_flow.report",
     "save_intermediates": "tesseract_flow.autodiff",
     "sow": "tesseract_flow.autodiff",
 }
@@ -78,6 +82,8 @@ __all__ = [
     "hvp",
     "open_tesseract",
     "optimize",
+    "read_journal",
+    "report",
     "save_intermediates",
     "sow",
 ]
@@ -91,8 +97,9 @@ def __getattr__(name: str) -> Any:
             # Registers handles with JAX, which has to know them before it meets one among the arguments of a function.
             _imported("tesseract_flow.autodiff")
         module = _imported(_EXPORTS[name])
-        # `optimize` is a function and the package it lives in. Importing the package makes it an attribute of this
-        # one, whoever does it first, so the answer is always the package, which can be called like the function.
+        # `optimize` and `report` are functions and the packages they live in. Importing the package makes it an
+        # attribute of this one, whoever does it first, so the answer is always the package, which can be called like
+        # the function.
         value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

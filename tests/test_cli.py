@@ -182,3 +182,37 @@ def test_check_says_what_is_wrong_and_whether_a_run_can_start(problem, tmp_path,
     assert main(["check", f"{file}:dead", "--json", "--patience", "5"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert [finding["kind"] for finding in report["findings"]] == ["unreachable", "fixed-number"]
+
+
+FALLING = """
+import jax.numpy as jnp
+import tesseract_flow as tf
+from tesseract_flow.testing import FunctionTesseract
+
+def before(endpoint, inputs):
+    if endpoint == "apply" and inputs["x"] >= 2:
+        raise tf.errors.ComponentFailed("mesh has negative volumes")
+
+wall = FunctionTesseract(lambda i: {"y": -5 * i["x"]}, {"x": jnp.zeros(())}, name="wall", before=before)
+
+def problem():
+    return tf.Problem({"x": jnp.zeros(())}, lambda design: tf.apply_tesseract(wall, {"x": design["x"]})["y"])
+"""
+
+
+def test_a_run_that_fails_leaves_its_results_and_report_makes_them_again(tmp_path, capsys):
+    (tmp_path / "falling.py").write_text(FALLING)
+    out, journal = tmp_path / "out", tmp_path / "journal"
+    command = ["optimize", f"{tmp_path}/falling.py:problem", "--driver", "sgd", "--learning-rate", "0.15"]
+    for options in ([], ["--journal", str(journal)]):
+        assert main([*command, "--on-failure", "raise", "--out", str(out), *options]) == 1
+        result = json.loads((out / "result.json").read_text())
+        assert result["reason"] == "ended by an error: mesh has negative volumes" and result["steps"] == 2
+        assert "EvaluationFailed: mesh has negative volumes" in capsys.readouterr().err
+    assert main(["report", str(journal), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "result.json").read_text() == (out / "result.json").read_text()
+    assert main([*command, "--failure-set", "shrinks=3", "--out", str(out), "--journal", str(journal)]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert result["steps"] > 2 and result["value"] < -9.8 and "failed in a row" in result["reason"]
+    assert main(["report", str(tmp_path / "nowhere")]) == 1
+    assert "There is no journal" in capsys.readouterr().err

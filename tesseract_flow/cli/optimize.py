@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import uuid
 from pathlib import Path
 
 from tesseract_flow.cli.arguments import Commands, assignments
@@ -42,27 +44,31 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from tesseract_flow.optimize import DEFAULT_MAX_STEPS, load_problem, optimize
-    from tesseract_flow.report import TerminalProgress, write_result
+    from tesseract_flow.report import Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
     stop = None if arguments.max_steps is None else {"max_steps": arguments.max_steps, "gradient_tolerance": 1e-6}
-    result = optimize(
-        problem,
-        arguments.driver,
-        learning_rate=arguments.learning_rate,
-        driver_settings=assignments(arguments.driver_set),
-        stop=stop,
-        journal=arguments.journal,
-        on_failure={"action": arguments.on_failure, **assignments(arguments.failure_set)},
-        start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
-        accept_changes=arguments.accept_changes,
-        recheck=arguments.recheck,
-        observers=[TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS)],
-    )
-    if arguments.out is not None:
-        figures = {}
-        if problem.picture is not None:
-            figures["Design"] = problem.picture(result.design, result.evaluation)
-        write_result(arguments.out, result, problem, figures=figures)
-        print(f"Written to {arguments.out}: result.json, design.npz, history.csv, report.html")
+    journal, out = arguments.journal, arguments.out
+    if journal is None and out is not None:  # the report is made of a journal
+        journal = f"memory://tesseract-flow/{uuid.uuid4()}"
+    reporting = None if out is None else Reporting(journal, out)
+    with contextlib.nullcontext() if reporting is None else reporting:
+        optimize(
+            problem,
+            arguments.driver,
+            learning_rate=arguments.learning_rate,
+            driver_settings=assignments(arguments.driver_set),
+            stop=stop,
+            journal=journal,
+            on_failure={"action": arguments.on_failure, **assignments(arguments.failure_set)},
+            start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
+            accept_changes=arguments.accept_changes,
+            recheck=arguments.recheck,
+            observers=[
+                TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
+                *([] if reporting is None else [reporting]),
+            ],
+        )
+    if reporting is not None:
+        print(f"Written to {out}: {', '.join(reporting.written)}")
     return 0

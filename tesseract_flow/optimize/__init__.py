@@ -8,6 +8,7 @@ import sys
 import types
 from typing import Any
 
+from tesseract_flow.optimize.afterwards import Account, read_account, read_journal
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
@@ -38,6 +39,7 @@ __all__ = [
     "AbstractJournal",
     "AbstractObserver",
     "AbstractStoppingRule",
+    "Account",
     "AugmentedLagrangian",
     "Checkpoint",
     "Constraint",
@@ -68,7 +70,9 @@ __all__ = [
     "driver_settings",
     "load_problem",
     "optimize",
+    "read_account",
     "read_contents",
+    "read_journal",
     "stop_rules_from",
 ]
 

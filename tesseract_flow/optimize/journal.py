@@ -5,6 +5,7 @@ A folder, or a place at a URL, holds
 * `step-00000042.ckpt`, the last few checkpoints, each whole in itself: state, history, and whose it is (`checkpoint`);
 * `identity.json` (and a copy of it), what the run is about (`identity`), and every change that was accepted since;
 * `history.jsonl`, a line per step, for people and their tools: the checkpoints have it too, so it can be made again;
+* `about.json`, `about.bin` and `outcome.json`, for readers only (`afterwards`);
 * `lock`, or at a URL a lease: one run at a time.
 
 A checkpoint is written aside, synced, and renamed, so at every instant the journal describes some finished step
@@ -96,6 +97,10 @@ class AbstractJournal(abc.ABC):
         """Keep a finished step: its state, and its line of history. Durable on return."""
 
     @abc.abstractmethod
+    def attach(self, name: str, data: bytes) -> None:
+        """Put a file beside the steps, over an older one of that name: what readers want to know, and no run needs."""
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Give up possession. Harmless when not open."""
 
@@ -178,6 +183,13 @@ class FileJournal(AbstractJournal):
                 self.store.remove(self._names.pop(0))
             if not self.store.can_append and len(self._history.records) - self._written >= _HISTORY_EVERY:
                 self._write_history()
+
+    def attach(self, name: str, data: bytes) -> None:
+        if self._possession is None:
+            raise JournalError(f"Journal {self.address} is not open, so {name} cannot be written.")
+        with _translated(self.address, "written"):
+            self._possession.check()
+            self.store.write(name, data)
 
     def close(self) -> None:
         possession, self._possession = self._possession, None
@@ -382,6 +394,16 @@ def _store_at(address: str | os.PathLike[str]) -> AbstractStore:
         inner = open_store(place_in(address, "journal"))
         return inner if inner.names() else store
     return store
+
+
+def read_attached(journal: AbstractStore | FileJournal | str | os.PathLike[str], name: str) -> bytes | None:
+    """A file beside the steps of a journal; `None` if there is none that can be read."""
+    if isinstance(journal, FileJournal):
+        journal = journal.store
+    try:
+        return (journal if isinstance(journal, AbstractStore) else _store_at(journal)).read(name)
+    except OSError:
+        return None
 
 
 @dataclasses.dataclass

@@ -18,6 +18,7 @@ import optax
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
+from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals
 from tesseract_flow.optimize.drivers import build_driver
@@ -120,8 +121,9 @@ def optimize(
     )
     rules = as_rules(stop, problem.partition.dtype)
     kept = as_journal(journal) if journal is not None else None
-    with count_requests() as requests, _opened(kept, run, accept_changes) as resumed:
-        history = [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
+    history: list[StepRecord] = []
+    with count_requests() as requests, _opened(kept, run, accept_changes) as resumed, _Told(kept, run, history) as told:
+        history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
         meter = _Meter(clock, count or (lambda: requests.n_total), run, history[-1] if history else None)
 
         def finish(state: State, record: StepRecord) -> None:
@@ -142,6 +144,7 @@ def optimize(
             notes += (*resumed.notes, *said)
             if record is None:
                 meter.restart()
+        told.begin()
         for observer in observers:
             observer.on_start(problem, tuple(history))
         if state is None:
@@ -167,9 +170,11 @@ def optimize(
         result = _result(run, state, history, reason, rule is not None and rule.means_success, notes)
         if given_up is not None:  # the step that it was in has no record
             result = dataclasses.replace(result, **{name: meter.totals()[name] for name in ("evaluations", "requests")})
-        for observer in observers:
-            observer.on_finish(result)
-        return result
+        if kept is not None:
+            conclude(kept, result)
+    for observer in observers:
+        observer.on_finish(result)
+    return result
 
 
 @contextlib.contextmanager
@@ -184,6 +189,27 @@ def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> 
     finally:
         # Also after KeyboardInterrupt: finished steps are on disk already, only possession is given up.
         journal.close()
+
+
+class _Told:
+    """Tells readers of the journal what the run is about, and, if it ends early, why."""
+
+    def __init__(self, journal: AbstractJournal | None, run: Run, history: Sequence[StepRecord]):
+        self._journal, self._run, self._history = journal, run, history
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Not before it is settled that the journal is this run's."""
+        if self._journal is not None:
+            describe(self._journal, self._run)
+            self._has_begun = True
+
+    def __enter__(self) -> _Told:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and self._journal is not None and self._has_begun:
+            interrupt(self._journal, self._history[-1].step if self._history else -1, error)
 
 
 class _Meter:

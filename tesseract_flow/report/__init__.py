@@ -2,6 +2,8 @@
 
 Nothing here knows Prefect, HTTP or the optimiser's insides: it reads records and results by the names listed in
 `tables` and turns them into strings, figures and files. Prefect's artifacts are made elsewhere, of the same parts.
+`report(journal)` is the way in, for any run at any time; `tesseract_flow.report` is this package and, called, that
+function.
 
 Names are imported when first used, so that the terminal's progress line does not wait for matplotlib.
 """
@@ -9,9 +11,12 @@ Names are imported when first used, so that the terminal's progress line does no
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 _HOME = {
+    "Reporting": "account",
     "TerminalProgress": "terminal",
     "convergence_figure": "plots",
     "data_uri": "plots",
@@ -23,6 +28,7 @@ _HOME = {
     "history_rows": "tables",
     "markdown_table": "tables",
     "named_leaves": "design",
+    "report": "account",
     "request_rows": "tables",
     "constraint_rows": "tables",
     "summary_rows": "tables",
@@ -40,3 +46,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+class _CallablePackage(types.ModuleType):
+    """As `tesseract_flow.optimize` is one: the package is an attribute of its parent, whoever imports it first."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module(f"{__name__}.account").report(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

@@ -71,6 +71,7 @@ def write_result(
 
 def _summary(result: Any) -> dict[str, Any]:
     further = ("violation", "feasible", "multipliers", "evaluations", "notes")
+    events = tables.event_rows(result.history)
     return {
         "value": result.value,
         "reason": result.reason,
@@ -80,6 +81,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "requests": result.requests,
         "seconds": tables.total_seconds(result),
         **{name: getattr(result, name) for name in further if hasattr(result, name)},
+        **({"events": events} if events else {}),
     }
 
 
@@ -89,9 +91,13 @@ def history_csv(history: Sequence[Any]) -> str:
     fields = [field.name for field in dataclasses.fields(first)] if dataclasses.is_dataclass(first) else []
     names = list(dict.fromkeys([*tables.COLUMNS, *fields]))
     text = io.StringIO()
-    rows = ([getattr(record, name, None) for name in names] for record in history)
+    rows = ([_cell(getattr(record, name, None)) for name in names] for record in history)
     csv.writer(text, lineterminator="\n").writerows([names, *rows])
     return text.getvalue()
+
+
+def _cell(x: Any) -> Any:
+    return "; ".join(map(str, x)) if isinstance(x, tuple | list) else x
 
 
 def to_json(value: Any) -> str:

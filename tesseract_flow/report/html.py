@@ -55,6 +55,7 @@ def render_html(
         _header(result, title),
         *(_figure(name, figure) for name, figure in (figures or {}).items()),
         _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in getattr(result, "notes", ()))),
+        _section("Events", _table(tables.event_rows(result.history, _MAX_ROWS), scrolls=True)),
         _section("Constraints", _table(tables.constraint_rows(result.constraints or {}, _multipliers(result)))),
         _section("Requests", _table(tables.request_rows(result.requests))),
         _section("Design in numbers", _table(design_rows(result.design))),

@@ -59,6 +59,14 @@ def history_rows(history: Sequence[Any], limit: int | None = None) -> list[dict[
     return [{name: _plain(getattr(history[i], name, None)) for name in COLUMNS} for i in chosen]
 
 
+def event_rows(history: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
+    """What happened on the way to each step, one row per event; the last `limit` of them."""
+    rows = [
+        {"step": record.step, "event": event} for record in history for event in (getattr(record, "events", ()) or ())
+    ]
+    return rows if limit is None else rows[-limit:]
+
+
 def _spread(history: Sequence[Any], limit: int) -> list[int]:
     last = len(history) - 1
     best_step = getattr(history[last], "best_step", None)
