@@ -9,7 +9,6 @@ import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 MASK = "***"
 
@@ -21,7 +20,7 @@ _SECRET = frozenset(
     }
 )
 _SECRET_KEYS = frozenset({(kind, "key") for kind in ("api", "access", "private", "account", "shared")})
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"<>]+")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://\S+")
 _HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9._~+/=-]{6,}")
 
 
@@ -54,18 +53,13 @@ def without_secrets(value: Any, name: str = "") -> Any:
 
 
 def _clean_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return f"{url.partition('://')[0]}://{MASK}"
-    # The last @ ends the user's part: a password may hold one.
-    userinfo, at, host = parts.netloc.rpartition("@")
-    if not at and "@" in parts.path:
-        return f"{parts.scheme}://{MASK}"  # a password with a slash in it: nobody can tell where it ends
-    query = parts.query
-    if query and any(is_secret(key) for key, _ in parse_qsl(query, keep_blank_values=True)):
+    scheme, _, rest = url.partition("://")
+    # Up to the last @, whatever stands before it: a password may hold any sign, written as it should be or not.
+    _, at, rest = rest.rpartition("@")
+    rest, mark, query = rest.partition("?")
+    if query and is_secret(query):
         query = "&".join(
-            f"{key}={MASK}" if is_secret(key) else f"{key}={item}"
-            for key, item in parse_qsl(query, keep_blank_values=True)
+            f"{name}={MASK}" if is_secret(name) else f"{name}{equals}{value}"
+            for name, equals, value in (part.partition("=") for part in query.split("&"))
         )
-    return urlunsplit((parts.scheme, f"{MASK}@{host}" if userinfo else host, parts.path, query, parts.fragment))
+    return f"{scheme}://{MASK}@{rest}{mark}{query}" if at else f"{scheme}://{rest}{mark}{query}"
