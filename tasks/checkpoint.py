@@ -1,6 +1,6 @@
 """The journal as Prefect tasks: each checkpoint is a run in the UI, written by the library's own journal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import task
@@ -31,8 +31,8 @@ class PrefectJournal(AbstractJournal):
     def open(self, identity: Mapping[str, Any], *, accept_changes: bool = False) -> Resumption | None:
         return self.journal.open(identity, accept_changes=accept_changes)
 
-    def confirm(self) -> None:
-        self.journal.confirm()
+    def confirm(self, changes: Sequence[str] = ()) -> None:
+        self.journal.confirm(changes)
 
     def save(self, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
         if self.observation.shows_step(checkpoint.step):

@@ -86,10 +86,13 @@ class AbstractJournal(abc.ABC):
         """
 
     @abc.abstractmethod
-    def confirm(self) -> None:
+    def confirm(self, changes: Sequence[str] = ()) -> None:
         """Write down that the run goes on under the identity that it was opened with.
 
         Called when the doubts are settled, before the first step.
+
+        Args:
+            changes: what turned out to be another one, and was accepted.
         """
 
     @abc.abstractmethod
@@ -159,12 +162,17 @@ class FileJournal(AbstractJournal):
                 self.close()
                 raise
 
-    def confirm(self) -> None:
-        if self._entry is not None:
+    def confirm(self, changes: Sequence[str] = ()) -> None:
+        entry = self._entry
+        if changes:
+            step = len(self._history.records) - 1
+            entry = dataclasses.replace(self._ledger.last, step=step) if entry is None else entry
+            entry = dataclasses.replace(entry, because="accepted", changes=(*entry.changes, *changes))
+        if entry is not None:
             with _translated(self.address, "written"):
-                self._ledger = self._ledger.with_entry(self._entry)
+                self._ledger = self._ledger.with_entry(entry)
                 self._ledger.write(self.store)
-            self._entry = None
+        self._entry = None
 
     def save(self, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
         if self._possession is None:

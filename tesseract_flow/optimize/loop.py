@@ -140,7 +140,9 @@ def optimize(
         if resumed:
             assert kept is not None
             state = unpack(resumed.checkpoint.arrays, template_state(run))
-            state, record, said = go_on(run, kept, resumed, state, meter.totals, recheck)
+            state, record, said = go_on(
+                run, kept, resumed, state, meter.totals, recheck=recheck, accept_changes=accept_changes
+            )
             notes += (*resumed.notes, *said)
             if record is None:
                 meter.restart()

@@ -1,9 +1,9 @@
 """Going on: from a journal's last finished step, or from another journal's design.
 
 Here is what has to be settled before the first new step. What the identities leave in doubt is decided by evaluating
-the last finished point once more (`check_last_point`). Changes that were accepted make a step of their own, in which
-the design stays and is judged anew (`steps.reassess`). A run that starts from another one's design is a fresh run with
-another start (`started_from`).
+the last finished point once more (`changes_at_last_point`). Changes that were accepted make a step of their own, in
+which the design stays and is judged anew (`steps.reassess`). A run that starts from another one's design is a fresh run
+with another start (`started_from`).
 """
 
 from __future__ import annotations
@@ -84,34 +84,39 @@ def started_from(problem: Problem, start_from: StartFrom) -> tuple[Problem, str]
 
 
 def go_on(
-    run: Run, journal: AbstractJournal, resumed: Resumption, state: State, totals: Totals, recheck: bool
+    run: Run,
+    journal: AbstractJournal,
+    resumed: Resumption,
+    state: State,
+    totals: Totals,
+    *,
+    recheck: bool,
+    accept_changes: bool,
 ) -> tuple[State, StepRecord | None, tuple[str, ...]]:
     """The state to go on from, a record if that took a step of its own, and notes.
 
     Raises:
-        OtherRun: the last finished point is not what it was.
+        OtherRun: the last finished point is not what it was, and changes are not accepted.
     """
     last = StepRecord.from_json(resumed.history[-1])
-    if resumed.changes:
-        journal.confirm()
-        varying = _last_design(run, resumed, state)
-        state, record = reassess(run, state, varying, last, totals)
-        events = tuple(f"changed and accepted: {line}" for line in resumed.changes)
-        return state, dataclasses.replace(record, events=(*record.events, *events)), _accepted(resumed, last)
-    notes: tuple[str, ...] = ()
+    found: list[str] = []
+    if not resumed.changes and (resumed.doubts or recheck):
+        found = changes_at_last_point(run, resumed, state)
+        if found and not accept_changes:
+            why = f"evaluated again because of {'; '.join(resumed.doubts)}" if resumed.doubts else "evaluated again"
+            raise OtherRun(refusal(journal.address, [*found, f"({why}; tolerance {_RTOL:g}, relative)"]), found)
+    changes = (*resumed.changes, *found)
+    journal.confirm(found)
+    if changes:
+        state, record = reassess(run, state, _last_design(run, resumed, state), last, totals)
+        events = tuple(f"changed and accepted: {line}" for line in changes)
+        note = f"after step {last.step} the run went on in spite of these changes, which were accepted: "
+        return state, dataclasses.replace(record, events=(*record.events, *events)), (note + "; ".join(changes),)
     if resumed.doubts or recheck:
-        check_last_point(run, journal.address, resumed, state)
         because = "; ".join(resumed.doubts) or "asked for"
-        notes = (f"step {last.step} was evaluated again and is the same, before the run went on ({because})",)
-    journal.confirm()
-    return state, None, notes
-
-
-def _accepted(resumed: Resumption, last: StepRecord) -> tuple[str, ...]:
-    return (
-        f"after step {last.step} the run went on in spite of these changes, which were accepted: "
-        + "; ".join(resumed.changes),
-    )
+        note = f"step {last.step} was evaluated again and is the same, before the run went on ({because})"
+        return state, None, (note,)
+    return state, None, ()
 
 
 def _last_design(run: Run, resumed: Resumption, state: State) -> Any:
@@ -127,22 +132,23 @@ def _last_design(run: Run, resumed: Resumption, state: State) -> Any:
     )
 
 
-def check_last_point(run: Run, address: str, resumed: Resumption, state: State) -> None:
-    """Evaluate the last finished point once more, and compare objective, constraints and gradient.
+# Relative, in double and in single precision: far above what another version of a compiler does to the last digits, far
+# below what a change of a problem is about. Near zero it is widened by what rounding leaves of the largest value that
+# the run has seen, which is the second figure.
+_RTOL, _ROUNDING = 1e-6, 1e-10
+_RTOL_SINGLE, _ROUNDING_SINGLE = 1e-3, 1e-5
 
-    The tolerance is relative, 1e-6 in double precision (1e-3 in single): far above what another version of a compiler
-    does to the last digits, far below what a change of the problem is about. Near zero it is widened by what rounding
-    leaves of the largest value in the history.
+
+def changes_at_last_point(run: Run, resumed: Resumption, state: State) -> list[str]:
+    """What is not the same when the last finished point is evaluated once more: objective, constraints, gradient.
 
     Raises:
-        OtherRun: something is not the same.
         EvaluationFailed: it can no longer be evaluated.
     """
     run.attempts.begin(resumed.checkpoint.step, decisive="the last finished step, once more")
-    run.attempts.begin(resumed.checkpoint.step, decisive="the journal's last finished point")
     again = run.sample(state.u, state.weights)
     eps = float(jnp.finfo(run.evaluator.dtype).eps)
-    rtol, rounding = (1e-6, 1e-10) if eps < 1e-10 else (1e-3, 1e-5)
+    rtol, rounding = (_RTOL, _ROUNDING) if eps < 1e-10 else (_RTOL_SINGLE, _ROUNDING_SINGLE)
     was, now = (run.evaluator.evaluation(sample.leaves) for sample in (state.here, again))
     history = [StepRecord.from_json(fields) for fields in resumed.history]
     scale = float(state.objective_scale)
@@ -164,9 +170,7 @@ def check_last_point(run: Run, address: str, resumed: Resumption, state: State) 
         # Written so that NaN is a difference.
         if a.shape != b.shape or not (np.abs(a - b) <= tolerance).all():
             lines.append(f"{name} at step {resumed.checkpoint.step}: {_shown(a)} -> {_shown(b)}")
-    if lines:
-        about = f"evaluated again because of {'; '.join(resumed.doubts)}" if resumed.doubts else "evaluated again"
-        raise OtherRun(refusal(address, [*lines, f"({about}; tolerance {rtol:g})"]), lines)
+    return lines
 
 
 def _largest(values: Sequence[float] | np.ndarray) -> float:
