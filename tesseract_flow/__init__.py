@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tesseract_flow.autodiff import save_intermediates as save_intermediates
     from tesseract_flow.autodiff import sow as sow
     from tesseract_flow.checks import check as check
+    from tesseract_flow.checks import check_gradients as check_gradients
     from tesseract_flow.client import Derive as Derive
     from tesseract_flow.client import DirectoryCache as DirectoryCache
     from tesseract_flow.client import MemoryCache as MemoryCache
@@ -51,6 +52,7 @@ _EXPORTS = {
     "Result": "tesseract_flow.optimize",
     "apply_tesseract": "tesseract_flow.autodiff",
     "check": "tesseract_flow.checks",
+    "check_gradients": "tesseract_flow.checks",
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
     "errors": "tesseract_flow.errors",
@@ -76,6 +78,7 @@ __all__ = [
     "__version__",
     "apply_tesseract",
     "check",
+    "check_gradients",
     "concurrent",
     "count_requests",
     "errors",

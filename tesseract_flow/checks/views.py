@@ -7,12 +7,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from tesseract_flow.checks.findings import ComponentSummary, Report
+from tesseract_flow.checks.verdicts import GradientReport
 from tesseract_flow.report.tables import duration, markdown_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_STATUS_STYLES = {"wrong": "bold red", "unsure": "yellow", "right": "green"}
 
 
 def as_text(report: Report) -> str:
@@ -84,3 +86,30 @@ def _cost(report: Report) -> list[str]:
     if report.unknown:
         return [f"How long a gradient takes is not known: {', '.join(report.unknown)} was not called here yet."]
     return []
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def gradient_tables(report: GradientReport) -> list[RenderableType]:
+    """For `rich`."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=True)
+    for column in ("", "where", "what", "what to do"):
+        table.add_column(column, overflow="fold")
+    for verdict in report.verdicts:
+        cells = (Text(text) for text in (verdict.where, verdict.message, verdict.remedy))
+        table.add_row(Text(verdict.status, style=_STATUS_STYLES[verdict.status]), *cells)
+    return [Text(report.headline, style="bold"), table]
+
+
+def gradient_markdown(report: GradientReport) -> str:
+    """For an artifact."""
+    return f"**{escape(report.headline, quote=False)}**\n\n{markdown_table(verdict_rows(report))}"
+
+
+def verdict_rows(report: GradientReport) -> list[dict[str, str]]:
+    """One per verdict."""
+    return [{"status": v.status, "where": v.where, "what": v.message, "what to do": v.remedy} for v in report.verdicts]

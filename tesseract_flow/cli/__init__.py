@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tesseract_flow.cli import cache, check, inspect, optimize, report, serve
+from tesseract_flow.cli import cache, check, check_gradients, inspect, optimize, report, serve
 from tesseract_flow.errors import TesseractFlowError
 
-_COMMANDS = (inspect, serve, check, optimize, report, cache)  # in the order of --help
+_COMMANDS = (inspect, serve, check, check_gradients, optimize, report, cache)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,386 @@
+"""One component's derivative endpoints at a point that it really sees, against its own values.
+
+Asked at the point itself and at two others nearby, in an order in which an answer that was kept would show. First along
+one random direction over all inputs; only where that fails is it found out between which output and input, and where
+in them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tesseract_flow.checks.blame import Blame
+from tesseract_flow.checks.budget import Budget, Spent
+from tesseract_flow.checks.lines import (
+    Comparison,
+    Line,
+    direction,
+    inner,
+    moved,
+    product,
+    size_of,
+    stacked,
+    stacked_weights,
+)
+from tesseract_flow.checks.verdicts import Verdict, replacement
+from tesseract_flow.client import AbstractTesseract, AtOnce, DerivedTesseract, RetryPolicy
+from tesseract_flow.client.deriving.memory import described_inputs
+from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, PUSHFORWARD
+from tesseract_flow.derivatives import get_at, set_at
+from tesseract_flow.errors import CallError
+
+_DECIMALS = (4, 2)  # other points that a cache that rounds to so many, or to fewer, takes for the same
+_FAR = 1e-2  # relative distance of one that it does not
+_EXACT = 1e-8  # relative: beyond, pushforward and pullback contradict each other
+_PURE = 1e-3  # relative: beyond, one question has two answers
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """A component at a point, and the paths between which the pipeline takes derivatives there."""
+
+    handle: AbstractTesseract
+    inputs: Any
+    x_paths: tuple[str, ...]
+    y_paths: tuple[str, ...]
+
+
+class Probe:
+    """Asks one component, within a budget.
+
+    Attributes:
+        endpoints: derivatives that it has itself, and that are believed.
+        x: the inputs that carry derivatives, by path, at the point that it sees.
+    """
+
+    def __init__(self, site: Site, budget: Budget, rng: np.random.Generator):
+        handle = site.handle
+        believed = handle.schema.endpoints
+        if isinstance(handle, DerivedTesseract):
+            believed = handle.settings.believed(handle.tesseract.schema.endpoints)
+            handle = handle.tesseract
+        self.site, self.handle, self.budget, self.rng = site, handle, budget, rng
+        self.endpoints = [e for e in (PULLBACK, PUSHFORWARD, JACOBIAN) if e in believed]
+        self.x = {path: np.asarray(get_at(site.inputs, path)) for path in site.x_paths}
+        self.is_coarse = any(x.dtype in (np.float32, np.float16, np.complex64) for x in self.x.values())
+
+    # --- questions ---
+
+    def _ask(self, label: str, questions: Sequence[Callable[[], Any]]) -> list[Any]:
+        self.budget.spend(len(questions))
+        retry = RetryPolicy()
+        with AtOnce(self.handle.n_lanes) as flight:
+            return list(flight.map(lambda ask: retry.run(ask, label=f"{self.handle.name}.{label}"), questions))
+
+    def inputs_at(self, x: Mapping[str, np.ndarray]) -> Any:
+        return set_at(self.site.inputs, x)
+
+    def values(self, points: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray] | None]:
+        """Outputs at some points; None where it does not answer with finite numbers."""
+
+        def ask(x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+            try:
+                answer = self.handle.apply(self.inputs_at(x))
+            except CallError as error:
+                if isinstance(error, ConnectionError):
+                    raise
+                return None  # outside of where the component is at home
+            y = {path: np.asarray(get_at(answer, path)) for path in self.site.y_paths}
+            return y if all(np.isfinite(value).all() for value in y.values()) else None
+
+        return self._ask("apply", [lambda x=x: ask(x) for x in points])
+
+    def pullbacks(self, x: Mapping[str, Any], cotangents: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
+        """J^T c at one point, for several c."""
+
+        def ask(c: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            answer = self.handle.vector_jacobian_product(self.inputs_at(x), list(self.x), list(c), c)
+            return {path: np.asarray(answer[path]) for path in self.x}
+
+        return self._ask("pullback", [lambda c=c: ask(c) for c in cotangents])
+
+    def pushforwards(self, x: Mapping[str, Any], tangents: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
+        """J t at one point, for several t."""
+
+        def ask(t: Mapping[str, Any]) -> dict[str, np.ndarray]:
+            answer = self.handle.jacobian_vector_product(self.inputs_at(x), list(t), list(self.site.y_paths), t)
+            return {path: np.asarray(answer[path]) for path in self.site.y_paths}
+
+        return self._ask("pushforward", [lambda t=t: ask(t) for t in tangents])
+
+    def jacobian(self, x: Mapping[str, Any]) -> dict[str, dict[str, np.ndarray]]:
+        def ask() -> dict[str, dict[str, np.ndarray]]:
+            answer = self.handle.jacobian(self.inputs_at(x), list(self.x), list(self.site.y_paths))
+            return {y: {p: np.asarray(answer[y][p]) for p in self.x} for y in self.site.y_paths}
+
+        return self._ask("jacobian", [ask])[0]
+
+    def line(self, x: Mapping[str, np.ndarray], t: Mapping[str, np.ndarray], y: Mapping[str, np.ndarray]) -> Line:
+        """All outputs along a direction, as one vector."""
+
+        def values(steps: Sequence[float]) -> list[np.ndarray | None]:
+            answers = self.values([{**x, **moved(x, t, step)} for step in steps])
+            return [None if answer is None else stacked(answer, self.site.y_paths) for answer in answers]
+
+        return Line(values, stacked(y, self.site.y_paths), is_coarse=self.is_coarse)
+
+
+@dataclasses.dataclass(eq=False)
+class Look:
+    """What was seen at one point."""
+
+    x: dict[str, np.ndarray]
+    y: dict[str, np.ndarray]
+    t: dict[str, np.ndarray]
+    c: dict[str, np.ndarray]
+    line: Line
+    pulled: dict[str, np.ndarray] | None = None
+    pushed: dict[str, np.ndarray] | None = None
+    blocks: dict[str, dict[str, np.ndarray]] | None = None
+    compared: dict[str, Comparison] = dataclasses.field(default_factory=dict)
+
+
+def check_component(site: Site, budget: Budget, seed: int = 0) -> list[Verdict]:
+    """The verdicts on one component. Ends early, with what is known, when the budget is spent."""
+    probe = Probe(site, budget, np.random.default_rng(seed))
+    name = site.handle.name
+    if not probe.x or not site.y_paths:
+        return []
+    verdicts: list[Verdict] = []
+    looks: list[Look] = []
+    try:
+        verdicts += _of_shapes(probe)
+        far = {p: probe.x[p] + _FAR * t for p, t in direction(probe.x, probe.rng).items()}
+        for x in (probe.x, *({p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS), far):
+            look = _look(probe, x, looks[0] if looks else None)
+            if look is not None:
+                looks.append(look)
+        if not looks:
+            return [*verdicts, Verdict("unsure", name, "apply", message="it does not answer with finite numbers here.")]
+        verdicts += _of_precision(probe, looks)
+        verdicts += _of_purity(probe, looks)
+        verdicts += _of_endpoints(probe, looks, verdicts)
+    except Spent as spent:
+        verdicts.append(Verdict("unsure", name, "", message=f"{spent} What was seen so far counts."))
+        verdicts += _of_endpoints(probe, looks, verdicts, is_brief=True)
+    except CallError as error:
+        endpoint = error.endpoint if error.endpoint != "?" else ""
+        verdicts.append(Verdict("wrong", name, endpoint, "error", message=str(error)))
+    return verdicts
+
+
+def alike(x: np.ndarray, decimals: int) -> np.ndarray:
+    """Another number in place of each, that rounds to the same ones: to so many decimals and to fewer."""
+    if np.iscomplexobj(x):
+        return x
+    low, high = np.full(x.shape, -np.inf), np.full(x.shape, np.inf)
+    for n in range(decimals + 1):
+        low = np.maximum(low, np.round(x, n) - 0.49 * 10.0**-n)
+        high = np.minimum(high, np.round(x, n) + 0.49 * 10.0**-n)
+    longest = _FAR * sizes(x)
+    far = np.where(high - x > x - low, np.minimum(high, x + longest), np.maximum(low, x - longest))
+    return np.asarray(far, x.dtype)
+
+
+def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None) -> Look | None:
+    """All endpoints at a point near the one that the component sees, in the directions of the first look."""
+    rng = probe.rng
+    x = {path: np.asarray(x[path], probe.x[path].dtype) for path in probe.x}
+    (y,) = probe.values([x])
+    if y is None:
+        return None
+    t = first.t if first is not None else {p: np.asarray(v, probe.x[p].dtype) for p, v in direction(x, rng).items()}
+    c = first.c if first is not None else _cotangents(y, rng)
+    look, w = Look(x, y, t, c, probe.line(x, t, y)), stacked_weights(c, y)
+    if PULLBACK in probe.endpoints:
+        (look.pulled,) = probe.pullbacks(x, [c])
+        look.compared[PULLBACK] = look.line.compare(inner(look.pulled, t), size_of(look.pulled, t), w)
+    if PUSHFORWARD in probe.endpoints:
+        (look.pushed,) = probe.pushforwards(x, [t])
+        look.compared[PUSHFORWARD] = look.line.compare(inner(c, look.pushed), size_of(c, look.pushed), w)
+    if JACOBIAN in probe.endpoints:
+        look.blocks = probe.jacobian(x)
+        ahead = product(look.blocks, t)
+        look.compared[JACOBIAN] = look.line.compare(inner(c, ahead), size_of(c, ahead), w)
+    return look
+
+
+def _cotangents(y: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random, and such that each output counts as much as any other, whatever its size."""
+    cotangents = {}
+    for path, value in y.items():
+        size = float(np.sqrt(np.mean(np.abs(value) ** 2))) if value.size else 1.0
+        c = rng.choice([-1.0, 1.0], value.shape) * rng.uniform(0.5, 1.0, value.shape) / (size or 1.0)
+        cotangents[path] = np.asarray(c, value.dtype)
+    return cotangents
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def _of_shapes(probe: Probe) -> list[Verdict]:
+    """Whether abstract_eval tells the shapes and dtypes that apply gives."""
+    schema, name = probe.handle.schema, probe.site.handle.name
+    if "abstract_eval" not in schema.endpoints:
+        return []
+    asked = described_inputs(schema, probe.site.inputs)
+    (told,) = probe._ask("abstract_eval", [lambda: probe.handle.abstract_eval(asked)])
+    (y,) = probe.values([probe.x])
+    verdicts = []
+    for path, value in (y or {}).items():
+        said = get_at(told, path)
+        shape, dtype = tuple(said["shape"]), np.dtype(said["dtype"])
+        if shape != value.shape or dtype != value.dtype:
+            message = f"it says shape {shape} and {dtype}, and apply gives shape {value.shape} and {value.dtype}."
+            verdicts.append(
+                Verdict("wrong", name, "abstract_eval", "shapes", path, message=message, remedy="Mend abstract_eval.")
+            )
+    return verdicts
+
+
+def _of_precision(probe: Probe, looks: Sequence[Look]) -> list[Verdict]:
+    """Numbers said to have 64 bits that all have 32: seen at random points, where half of the digits are not zeros."""
+    name, verdicts = probe.site.handle.name, []
+    nearby = looks[1:]
+    if not nearby:
+        return []
+
+    def narrowed(arrays: Sequence[np.ndarray]) -> bool:
+        """Whether these vary, and fit into 32 bits all the same."""
+        if any(a.dtype not in (np.float64, np.complex128) or not a.size for a in arrays):
+            return False
+        narrow = np.complex64 if np.iscomplexobj(arrays[0]) else np.float32
+        with np.errstate(over="ignore"):
+            fits = all((a.astype(narrow).astype(a.dtype) == a).all() for a in arrays)
+        return fits and all((a != looks_first).any() for a, looks_first in zip(arrays[1:], arrays, strict=False))
+
+    remedy = "Compute in float64 throughout (in JAX: jax_enable_x64), or say Float32 in the schema."
+    for path in probe.site.y_paths:
+        if narrowed([look.y[path] for look in nearby]):
+            message = (
+                "it says float64, and its numbers have no more digits than float32: gradients and differences are "
+            )
+            message += "exact to seven digits at most."
+            verdicts.append(Verdict("wrong", name, "apply", "float32", path, message=message, remedy=remedy))
+    for endpoint, of_look in ((PULLBACK, lambda look: look.pulled), (PUSHFORWARD, lambda look: look.pushed)):
+        answers = [of_look(look) for look in nearby]
+        if any(answer is None for answer in answers):
+            continue
+        for path in answers[0]:
+            if narrowed([answer[path] for answer in answers]):
+                of = {"output": path} if endpoint == PUSHFORWARD else {"input": path}
+                message = "it says float64, and its numbers have no more digits than float32."
+                verdicts.append(Verdict("wrong", name, endpoint, "float32", message=message, remedy=remedy, **of))
+    return verdicts
+
+
+def _of_purity(probe: Probe, looks: Sequence[Look]) -> list[Verdict]:
+    """The first question once more, after others: an answer that depends on what was asked before is another one."""
+    first = looks[0]
+    if first.pulled is None:
+        return []
+    (again,) = probe.pullbacks(first.x, [first.c])
+    for path, value in again.items():
+        scale = max(float(np.max(np.abs(value), initial=0.0)), float(np.max(np.abs(first.pulled[path]), initial=0.0)))
+        error = float(np.max(np.abs(value - first.pulled[path]), initial=0.0))
+        if error > _PURE * scale:
+            return [
+                Verdict(
+                    "wrong",
+                    probe.site.handle.name,
+                    PULLBACK,
+                    "stale",
+                    input=path,
+                    message=f"the same question, asked again after others, has another answer (by {error / scale:.1g} "
+                    "of its size): it keeps something from one call to the next.",
+                    remedy=replacement(PULLBACK),
+                )
+            ]
+    return []
+
+
+def _of_endpoints(
+    probe: Probe, looks: Sequence[Look], known: Sequence[Verdict], *, is_brief: bool = False
+) -> list[Verdict]:
+    name, verdicts = probe.site.handle.name, list[Verdict]()
+    stale = [v for v in known if v.kind == "stale"]
+    for endpoint in probe.endpoints:
+        compared = [(look, look.compared[endpoint]) for look in looks if endpoint in look.compared]
+        blame = Blame(probe, endpoint, looks, is_brief=is_brief)
+        # The very same answer at another point need not be far off to be that of another question.
+        wrong = [(look, one) for look, one in compared if one.is_wrong or (blame.is_repeated(look) and one.is_off)]
+        if wrong:
+            if not (stale and endpoint == PULLBACK):
+                verdicts += blame.verdicts(wrong)
+        elif flat := next((look for look, one in compared if look.line.is_flat(one.step) and one.said), None):
+            verdicts.append(_flat(name, flat, endpoint))
+        elif compared:
+            sure = all(comparison.is_sure for _, comparison in compared)
+            worst = max((one for _, one in compared), key=lambda one: one.bound)
+            message = (
+                "agrees with differences."
+                if sure
+                else (
+                    f"not shown to be wrong, but the values leave open {worst.bound:.1g} around {worst.found:.4g}: "
+                    + ("they bend sharply here." if worst.is_kinked else "they are too rough, or hardly depend on it.")
+                )
+            )
+            verdicts.append(
+                Verdict(
+                    "right" if sure else "unsure",
+                    name,
+                    endpoint,
+                    said=worst.said,
+                    found=worst.found,
+                    bound=worst.bound,
+                    message=message,
+                )
+            )
+    verdicts += _of_adjoints(name, looks, [*known, *verdicts])
+    return verdicts
+
+
+def _flat(name: str, look: Look, endpoint: str) -> Verdict:
+    return Verdict(
+        "wrong",
+        name,
+        "apply",
+        "stale",
+        said=look.compared[endpoint].said,
+        found=0.0,
+        message="it gives the very same outputs, to the last bit, at different inputs: it rounds them, or keeps "
+        "answers by rounded inputs.",
+        remedy="Key what is kept by the whole input.",
+    )
+
+
+def _of_adjoints(name: str, looks: Sequence[Look], known: Sequence[Verdict]) -> list[Verdict]:
+    """<c, J t> = <J^T c, t>: exact, so it also sees what noise hides from differences."""
+    if any(v.status == "wrong" and v.endpoint in (PULLBACK, PUSHFORWARD) for v in known):
+        return []
+    for look in looks:
+        if look.pulled is None or look.pushed is None:
+            continue
+        pulled, pushed = inner(look.pulled, look.t), inner(look.c, look.pushed)
+        size = size_of(look.pulled, look.t)
+        exact = 1e-3 if look.line.tolerance > 1e-3 else max(_EXACT, look.line.tolerance)
+        if abs(pulled - pushed) > exact * max(size, abs(pushed)):
+            return [
+                Verdict(
+                    "wrong",
+                    name,
+                    f"{PULLBACK}, {PUSHFORWARD}",
+                    "adjoint",
+                    said=pulled,
+                    found=pushed,
+                    bound=exact * size,
+                    message=f"they are not each other's transposes: <J^T c, t> = {pulled:.6g}, "
+                    f"<c, J t> = {pushed:.6g}. One of them is wrong; the values are too rough to tell which.",
+                    remedy="Compare both with the formula; either can be replaced with derive=tf.Derive(replace=...).",
+                )
+            ]
+    return []

@@ -1,0 +1,350 @@
+"""`check_gradients`: are the derivatives right, and whose are wrong?
+
+First the gradient as a whole, along one random direction and at two points, which takes two values each. Only if that
+fails, or on demand, each component at the inputs that it really gets. The one idea: a right total needs right parts, so
+nearly all of the time nothing but the total is paid for.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.checks.budget import Budget, Spent
+from tesseract_flow.checks.component import Site, check_component
+from tesseract_flow.checks.lines import LONGEST, Comparison, Line, direction, inner, size_of
+from tesseract_flow.checks.recording import Seen, Traced
+from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
+from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.errors import OptionError, ProblemError
+from tesseract_flow.exact import InputKey
+from tesseract_flow.optimize import Problem, Result
+from tesseract_flow.optimize.partition import partition_design, path_name
+from tesseract_flow.optimize.problem import as_evaluation, check_evaluation
+
+_log = logging.getLogger("tesseract_flow.checks")
+_N_SITES = 3  # different inputs of one component that are looked at
+_AWAY = 1e-3  # relative distance of the second point
+_MARGIN = 1e-3  # of the room between bounds: how far inside a point that lies on one is moved
+
+
+def check_gradients(
+    target: Problem | tuple[Callable[[Any], Any], PyTree],
+    *,
+    at: Any = None,
+    components: bool | None = None,
+    max_requests: int = 2000,
+    n_points: int = 2,
+    seed: int = 0,
+) -> GradientReport:
+    """Whether derivatives agree with the values; if not, whose are wrong, where, and how sure that is.
+
+    The gradient of objective and constraints together is compared with differences along a random direction: one
+    gradient and two values per point, told in the log before they are asked. If it fails, each component is looked at,
+    at the inputs that it really gets: each of its derivative endpoints against differences of its own `apply`, at three
+    points close together; pushforward against pullback; `abstract_eval` against what comes.
+
+    Args:
+        target: a problem, or a function and the point to look at: `(loss, design)`.
+        at: another design than the problem's start, or a `Result`, of which the best one is taken: a derivative may be
+            right at the start and wrong where a run ends.
+        components: look at each component even if the total is right; False: never.
+        max_requests: the most that is sent, whatever is found.
+        n_points: where the total is looked at: the point itself, and others close to it.
+        seed: of the random directions.
+
+    Raises:
+        ProblemError: there is nothing to differentiate.
+        CallError: a component does not answer.
+
+    >>> report = tf.check_gradients(problem)
+    >>> report.ok, report.faults, report.to_json()
+    """
+    if max_requests < 1 or n_points < 1:
+        raise OptionError(f"max_requests={max_requests}, n_points={n_points}; expected at least 1.")
+    total = _Total.of(target, at, seed)
+    planned = n_points * (total.gradient.n_calls + 2 * total.values.n_calls)
+    if planned > max_requests:
+        raise OptionError(
+            f"The gradient of {total.name!r} takes {planned} requests to compare at {n_points} points; max_requests is "
+            f"{max_requests}.\nAllow more, or take fewer points (n_points=1)."
+        )
+    _log.info(
+        "Checking the gradient of %r takes %d requests, and at most %d if something is wrong.",
+        total.name,
+        planned,
+        max_requests,
+    )
+    budget = Budget(max_requests)
+    verdicts, seen, is_right = total.compare(n_points, budget)
+    if components or (components is None and not is_right):
+        found = _of_components(seen, budget, seed)
+        verdicts += found
+        if not is_right and not any(verdict.status == "wrong" for verdict in found):
+            verdicts = [total.located(verdict, budget) for verdict in verdicts]
+    return GradientReport(total.name, in_order(verdicts), planned, max_requests, budget.spent)
+
+
+class _Total:
+    """A function of a design whose gradient is looked at: its results as one vector."""
+
+    def __init__(
+        self, name: str, fn: Callable[[PyTree], Mapping[str, Any]], point: PyTree, bounds: tuple[Any, Any], seed: int
+    ):
+        self.name = name
+        self.rng = np.random.default_rng(seed)
+        leaves, self.treedef = jtu.tree_flatten_with_path(point)
+        self.paths = [path_name(path) for path, _ in leaves]
+        self.point = {path: np.asarray(leaf) for path, (_, leaf) in zip(self.paths, leaves, strict=True)}
+        self.bounds = {
+            path: (np.asarray(low, np.float64), np.asarray(high, np.float64))
+            for path, low, high in zip(self.paths, *map(jax.tree.leaves, bounds), strict=True)
+        }
+        self.results: list[str] = []
+        self.is_coarse = any(leaf.dtype != np.float64 for leaf in self.point.values())
+
+        def values(point: PyTree) -> jax.Array:
+            found = {key: jnp.ravel(value) for key, value in fn(point).items()}
+            self.results = [key for key, value in found.items() for _ in range(value.size)]
+            dtype = np.result_type(*found.values())
+            return jnp.concatenate([value.astype(dtype) for value in found.values()])
+
+        def weighted(point: PyTree, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+            vector = values(point)
+            return jnp.sum(vector * weights), vector
+
+        self.values = Traced(values, point)
+        aval = self.values.closed.out_avals[0]
+        weights = jnp.ones(aval.shape, aval.dtype)  # type: ignore[attr-defined]
+        self.gradient = Traced(jax.value_and_grad(weighted, has_aux=True), point, weights)
+        self._looks: list[tuple[dict[str, np.ndarray], Line, Any, Comparison]] = []
+
+    @classmethod
+    def of(cls, target: Any, at: Any, seed: int) -> _Total:
+        if isinstance(target, Problem):
+            return _of_problem(target, at, seed)
+        if isinstance(target, tuple) and len(target) == 2 and callable(target[0]):
+            fn, point = target
+            partition = partition_design(point if at is None else at, eqx.is_inexact_array)
+            boundless = jax.tree.map(lambda x: np.full(x.shape, np.inf), partition.varying)
+
+            def results(varying: PyTree) -> dict[str, Any]:
+                return _named_floats(fn(partition.combine(varying)))
+
+            limits = jax.tree.map(np.negative, boundless), boundless
+            return cls(getattr(fn, "__name__", "function"), results, partition.varying, limits, seed)
+        raise ProblemError(
+            "check_gradients takes a tesseract_flow.Problem, or a function and a point: "
+            f"check_gradients((loss, design)); received {type(target).__name__}."
+        )
+
+    def compare(self, n_points: int, budget: Budget) -> tuple[list[Verdict], list[Seen], bool]:
+        """Verdicts on the gradient as a whole, what components were asked on the way, and whether it is right."""
+        point, seen = self._inside(self.point), list[Seen]()
+        try:
+            for k in range(n_points):
+                away = self._direction(point)
+                x = point if k == 0 else self._inside({p: point[p] + _AWAY * k * away[p] for p in point})
+                seen += self._look(x, budget, is_watched=k == 0)
+        except Spent as spent:
+            return [Verdict("unsure", "total", "", message=str(spent))], seen, False
+        comparisons = [comparison for *_, comparison in self._looks]
+        worst = max(comparisons, key=lambda one: (one.is_wrong, one.error / (one.size or 1.0)))
+        facts: dict[str, Any] = {"said": worst.said, "found": worst.found, "bound": worst.bound}
+        if worst.is_wrong:
+            message = (
+                f"along one direction the gradient says {worst.said:.6g}, and the values say {worst.found:.6g} "
+                f"(± {worst.bound:.1g})."
+            )
+            return [Verdict("wrong", "total", "gradient", "differs", message=message, **facts)], seen, False
+        if all(one.is_sure for one in comparisons):
+            return [Verdict("right", "total", "gradient", message="agrees with differences.", **facts)], seen, True
+        why = "they bend sharply here" if worst.is_kinked else "they are too rough, or hardly depend on the design"
+        message = f"not shown to be wrong, but the values leave open {worst.bound:.1g} around {worst.found:.4g}: {why}."
+        return [Verdict("unsure", "total", "gradient", message=message, **facts)], seen, False
+
+    def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:
+        t = self._direction(x)
+        line, center = self._line(x, t, budget)
+        line.ask([line.first_step])
+        slopes = line.difference(line.first_step)
+        # Each result counts as much as any other, whatever its size.
+        slopes = np.ones(center.shape) if slopes is None else np.abs(slopes)
+        weights = 1.0 / np.maximum(slopes, 1e-3 * float(np.max(slopes, initial=0.0)) or 1.0)
+        weights = weights * self.rng.choice([-1.0, 1.0], weights.shape) * self.rng.uniform(0.5, 1.0, weights.shape)
+        budget.spend(self.gradient.n_calls)
+        arguments = self._tree(x), jnp.asarray(weights, center.dtype)
+        seen: list[Seen] = []
+        if is_watched:
+            ((_, vector), gradient), seen = self.gradient.watched(*arguments)
+        else:
+            (_, vector), gradient = self.gradient(*arguments)
+        line.at_zero = np.asarray(vector, np.float64)
+        by_path = dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
+        comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)
+        self._looks.append((x, line, (t, weights, by_path), comparison))
+        return seen
+
+    def _line(self, x: Mapping[str, np.ndarray], t: Mapping[str, np.ndarray], budget: Budget) -> tuple[Line, Any]:
+        aval: Any = self.values.closed.out_avals[0]
+        center = np.zeros(aval.shape, aval.dtype)
+
+        def values(steps: Sequence[float]) -> list[np.ndarray | None]:
+            budget.spend(len(steps) * self.values.n_calls)
+            points = [{p: np.asarray(x[p] + s * t[p], x[p].dtype) if p in t else x[p] for p in x} for s in steps]
+            with ThreadPoolExecutor(len(points)) as pool:  # what each of them waits for are calls, which overlap
+                answers = list(pool.map(lambda point: np.asarray(self.values(self._tree(point))), points))
+            return [answer if np.isfinite(answer).all() else None for answer in answers]
+
+        return Line(values, center, is_coarse=self.is_coarse), center
+
+    def located(self, verdict: Verdict, budget: Budget) -> Verdict:
+        """With the leaf at which the total is worst, where every component is right by itself."""
+        if verdict.component != "total" or verdict.status != "wrong":
+            return verdict
+        x, _, (t, weights, gradient), comparison = max(self._looks, key=lambda look: look[3].error)
+        worst, error = None, 0.0
+        try:
+            for path in self.paths:
+                one, _ = self._line(x, {path: t[path]}, budget)
+                one.ask([comparison.step])
+                slopes = one.difference(comparison.step)
+                said = inner({path: gradient[path]}, t)
+                found = float("nan") if slopes is None else float((weights * slopes).sum())
+                if abs(said - found) > error:
+                    worst, error = path, abs(said - found)
+        except Spent:
+            pass
+        at = f", by {worst!r}" if worst is not None else ""
+        return Verdict(
+            "wrong",
+            "total",
+            "gradient",
+            "differs",
+            input=worst,
+            said=verdict.said,
+            found=verdict.found,
+            bound=verdict.bound,
+            message=f"{verdict.message} Every component that was looked at is right at what it gets, so the fault is "
+            f"between them{at}: a derivative rule of the evaluation's own (custom_vjp, custom_jvp), or stop_gradient.",
+            remedy="tf.check(problem) names where derivatives are cut.",
+        )
+
+    def _direction(self, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Random, and short enough to stay between the bounds."""
+        t = direction(x, self.rng)
+        for path, step in t.items():
+            low, high = self.bounds[path]
+            room = np.minimum(np.asarray(x[path], np.float64) - low, high - np.asarray(x[path], np.float64))
+            limit = np.maximum(room, 0.0) / LONGEST
+            t[path] = np.asarray(np.clip(step, -limit, limit), x[path].dtype)
+        return t
+
+    def _inside(self, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The nearest point with a little room to all bounds: there is no derivative to compare across one."""
+        moved = {}
+        for path, value in x.items():
+            low, high = self.bounds[path]
+            width = np.where(np.isfinite(high - low), high - low, np.maximum(np.abs(value), 1.0))
+            margin = _MARGIN * width
+            moved[path] = np.asarray(
+                np.clip(value, np.minimum(low + margin, high), np.maximum(high - margin, low)), self.point[path].dtype
+            )
+        return moved
+
+    def _tree(self, x: Mapping[str, np.ndarray]) -> PyTree:
+        return self.treedef.unflatten([jnp.asarray(x[path]) for path in self.paths])
+
+
+def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:
+    check_evaluation(problem)
+    partition = problem.partition
+    varying = problem.start
+    if at is not None:
+        design = at.design if isinstance(at, Result) else at
+        if jax.tree.structure(design) != jax.tree.structure(problem.design):
+            raise ProblemError(f"at= does not have the structure of the design of problem {problem.name!r}.")
+        varying = problem.box.project(partition_design(design, problem.vary).varying)
+    demanded = problem.constraints or {}
+
+    def results(varying: PyTree) -> dict[str, Any]:
+        evaluation = as_evaluation(problem.evaluate(partition.combine(varying)))
+        values = {"objective": evaluation.objective}
+        return values | {name: jnp.asarray(evaluation.constraints[name]) for name in demanded}
+
+    return _Total(problem.name, results, varying, (problem.box.lower, problem.box.upper), seed)
+
+
+def _named_floats(answer: Any) -> dict[str, Any]:
+    """The floating-point leaves of what a function returns, by path."""
+    if isinstance(answer, eqx.Module) and hasattr(answer, "objective"):
+        evaluation = as_evaluation(answer)
+        return {"objective": evaluation.objective, **evaluation.constraints}
+    found = {}
+    for path, leaf in jtu.tree_flatten_with_path(answer)[0]:
+        if eqx.is_array_like(leaf) and jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            found[path_name(path)] = jnp.asarray(leaf)
+    if not found:
+        raise ProblemError("The function returns no floating-point number, so it has no gradient.")
+    return found
+
+
+# --- components -------------------------------------------------------------------------------------------------------
+
+
+def _of_components(seen: Sequence[Seen], budget: Budget, seed: int) -> list[Verdict]:
+    """Verdicts on each component, at the inputs that it got; all of them at the same time."""
+    sites = _sites(seen)
+    if not sites:
+        return []
+    with ThreadPoolExecutor(min(len(sites), 8)) as pool:
+        found = list(pool.map(lambda site: check_component(site, budget, seed), sites))
+    return _once([verdict for verdicts in found for verdict in verdicts])
+
+
+def _once(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Of several inputs of one component the worst verdict on each endpoint and pair of paths."""
+    rank = {"wrong": 0, "unsure": 1, "right": 2}
+    kept: dict[Any, Verdict] = {}
+    for verdict in verdicts:
+        key = verdict.component, verdict.endpoint, verdict.output, verdict.input
+        if key not in kept or rank[verdict.status] < rank[kept[key].status]:
+            kept[key] = verdict
+    return list(kept.values())
+
+
+def _sites(seen: Sequence[Seen]) -> list[Site]:
+    """What derivatives were asked of whom and where; a few different inputs of each."""
+    sites: dict[Any, Site] = {}
+    n_of: dict[AbstractTesseract, int] = {}
+    for one in seen:
+        paths = _paths_of(one)
+        if paths is None:
+            continue
+        key = one.handle, InputKey(one.payload["inputs"])
+        known = sites.get(key)
+        if known is not None:
+            merged = [
+                tuple(dict.fromkeys((*a, *b))) for a, b in zip((known.x_paths, known.y_paths), paths, strict=True)
+            ]
+            sites[key] = Site(one.handle, known.inputs, merged[0], merged[1])
+        elif n_of.get(one.handle, 0) < _N_SITES:
+            n_of[one.handle] = n_of.get(one.handle, 0) + 1
+            sites[key] = Site(one.handle, one.payload["inputs"], *paths)
+    return list(sites.values())
+
+
+def _paths_of(one: Seen) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    prefix = {"vector_jacobian_product": "vjp", "jacobian_vector_product": "jvp", "jacobian": "jac"}.get(one.endpoint)
+    if prefix is None:
+        return None
+    return tuple(one.payload[f"{prefix}_inputs"]), tuple(one.payload[f"{prefix}_outputs"])
