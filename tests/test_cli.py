@@ -216,3 +216,19 @@ def test_a_run_that_fails_leaves_its_results_and_report_makes_them_again(tmp_pat
     assert result["steps"] > 2 and result["value"] < -9.8 and "failed in a row" in result["reason"]
     assert main(["report", str(tmp_path / "nowhere")]) == 1
     assert "There is no journal" in capsys.readouterr().err
+
+
+def test_check_gradients_says_whose_are_wrong(problem, tmp_path, capsys):
+    assert main(["check-gradients", problem]) == 0
+    assert "are right, as far as was looked (0 requests)" in capsys.readouterr().out
+    file = tmp_path / "wrong.py"
+    file.write_text(
+        "import jax, jax.numpy as jnp\nimport tesseract_flow as tf\n"
+        "def wrong():\n"
+        "    half = jax.custom_vjp(lambda x: x / 2)\n"
+        "    half.defvjp(lambda x: (x / 2, None), lambda _, c: (-c,))\n"
+        "    return tf.Problem({'x': jnp.ones(2), 'y': jnp.ones(2)}, lambda d: jnp.sum(half(d['x']) * d['y']))\n"
+    )
+    assert main(["check-gradients", f"{file}:wrong", "--json"]) == 1
+    (fault,) = json.loads(capsys.readouterr().out)["verdicts"]
+    assert (fault["component"], fault["input"], fault["status"]) == ("total", "x", "wrong")

@@ -146,9 +146,12 @@ class Blame:
         bad = [
             pair
             for pair in pairs
-            if pair.error > max(0.5 * slack / max(len(pairs), 1), 1e-12)
-            and pair.error > comparison.tolerance * pair.size
-            and pair.error > 0.02 * comparison.error
+            if not np.isfinite(pair.said)
+            or (
+                pair.error > max(0.5 * slack / max(len(pairs), 1), 1e-12)
+                and pair.error > comparison.tolerance * pair.size
+                and pair.error > 0.02 * comparison.error
+            )
         ]
         return sorted(bad, key=lambda pair: -pair.error)[:_ARROWS]
 

@@ -23,6 +23,7 @@ from tesseract_flow.checks.lines import (
     moved,
     product,
     size_of,
+    sizes,
     stacked,
     stacked_weights,
 )
