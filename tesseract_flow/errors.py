@@ -27,6 +27,7 @@ TesseractFlowError
 │       └── Overloaded (RuntimeError)     429, 502, 503, 504; has .retry_after
 ├── NotDifferentiable (ValueError)        a derivative was asked for where the schema has none
 ├── SecondDerivative (NotImplementedError)
+├── PlainValueUnknown (TypeError)         a plain output was looked at while JAX traces; has .place
 ├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
 ├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
 ├── InvalidEvaluation (ArithmeticError)   an answer says of itself that it is not valid
@@ -132,17 +133,7 @@ class EndpointNotFound(CallError, NotImplementedError):
 
 
 class ShapesUnknown(EndpointNotFound, ValueError):
-    """A JAX transformation needs the outputs' shapes in advance, and the Tesseract has no `abstract_eval`.
-
-    Attributes:
-        by_example: whether a call with values would make them known.
-    """
-
-    def __init__(
-        self, message: str, *, by_example: bool = False, tesseract: str = "?", endpoint: str = "abstract_eval"
-    ):
-        super().__init__(message, tesseract=tesseract, endpoint=endpoint)
-        self.by_example = by_example
+    """JAX needs the outputs' shapes where there are no values, and the Tesseract has no `abstract_eval`."""
 
 
 class ComponentFailed(CallError, RuntimeError):
@@ -202,6 +193,18 @@ class NotDifferentiable(TesseractFlowError, ValueError):
 
 class SecondDerivative(TesseractFlowError, NotImplementedError):
     """A derivative endpoint was differentiated with respect to its primals."""
+
+
+class PlainValueUnknown(TesseractFlowError, TypeError):
+    """A traced function looks at a plain output (text, None, a list), whose value nobody knows while JAX traces.
+
+    Attributes:
+        place: for whoever traces and could ask beforehand: which call, and where in its answer.
+    """
+
+    def __init__(self, message: str, *, place: Any = None):
+        super().__init__(message)
+        self.place = place
 
 
 class PrecisionError(TesseractFlowError, ValueError):

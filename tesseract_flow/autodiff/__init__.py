@@ -2,9 +2,11 @@
 
 from tesseract_flow.autodiff import batching as _batching  # registers its rules
 from tesseract_flow.autodiff.apply import apply_tesseract
-from tesseract_flow.autodiff.call import Call, Layout
+from tesseract_flow.autodiff.call import Call
 from tesseract_flow.autodiff.curvature import hvp
 from tesseract_flow.autodiff.handles import register_core_tesseracts, register_handles
+from tesseract_flow.autodiff.layout import InputLayout, OutputLayout, Slot
+from tesseract_flow.autodiff.plain import PlainOutput, as_words, has_plain_outputs, revealed
 from tesseract_flow.autodiff.primitives import (
     AVALS,
     ENDPOINTS,
@@ -15,6 +17,7 @@ from tesseract_flow.autodiff.primitives import (
     pullback_p,
     pushforward_p,
 )
+from tesseract_flow.autodiff.rehearsal import current_rehearsal, informed, rehearsal
 from tesseract_flow.autodiff.sow import save_intermediates, sow
 
 register_handles()
@@ -26,14 +29,23 @@ __all__ = [
     "ENDPOINTS",
     "HOST",
     "Call",
-    "Layout",
+    "InputLayout",
+    "OutputLayout",
+    "PlainOutput",
+    "Slot",
     "apply_p",
     "apply_tesseract",
+    "as_words",
+    "current_rehearsal",
+    "has_plain_outputs",
     "hvp",
+    "informed",
     "jacobian_p",
     "only",
     "pullback_p",
     "pushforward_p",
+    "rehearsal",
+    "revealed",
     "save_intermediates",
     "sow",
 ]

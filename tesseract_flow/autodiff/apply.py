@@ -13,19 +13,15 @@ import numpy as np
 from jax.core import Tracer
 
 from tesseract_flow import client
-from tesseract_flow.autodiff.call import (
-    ARRAY,
-    Call,
-    Layout,
-    NanPolicy,
-    Options,
-    Static,
-    VmapMethod,
-    require_finite,
-)
+from tesseract_flow.autodiff.answers import checked, require_finite
+from tesseract_flow.autodiff.call import Call, NanPolicy, Options, VmapMethod
 from tesseract_flow.autodiff.handles import register_core_tesseracts
+from tesseract_flow.autodiff.layout import InputLayout, Slot, Static, cast_input, misfit
+from tesseract_flow.autodiff.plain import About, PlainOutput, revealed
 from tesseract_flow.autodiff.primitives import apply_p, is_staging
+from tesseract_flow.autodiff.rehearsal import current_rehearsal, current_script, rehearsal
 from tesseract_flow.autodiff.shapes import (
+    has_shapes,
     keys_of,
     learn_outputs,
     output_arrays,
@@ -36,12 +32,14 @@ from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import InvalidInput, InvalidType, OptionError, did_you_mean
 from tesseract_flow.schema import (
     ArrayField,
+    Keys,
     array_leaves,
     array_templates,
     check_inputs,
     follow,
     format_path,
     is_arraylike,
+    lossless,
     plain_tree,
 )
 
@@ -61,8 +59,11 @@ def apply_tesseract(
 
     Works eagerly and under `jit`, `grad`, `value_and_grad`, `vjp`, `jvp`, `jacfwd`, `jacrev`, `linearize`, `vmap`,
     `checkpoint` and inside `lax` control flow. Eagerly it costs one request. A transformation asks `abstract_eval` for
-    the outputs' shapes, once per structure of the inputs; non-array outputs then carry the values that `abstract_eval`
-    gives.
+    the outputs' shapes, once per structure of the inputs; where there is no `abstract_eval`, an `apply` tells them.
+
+    Outputs that are no arrays are what the component answers, in traced code as well. There numbers and flags are
+    traced (without derivatives); what is left (text, None, lists of numbers) is a `PlainOutput`, which can be passed on
+    and returned, and looked at when there are values again.
 
     Args:
         tesseract: a handle from `open_tesseract`, a URL, a path, or a `tesseract_core.Tesseract`.
@@ -89,7 +90,8 @@ def apply_tesseract(
         InvalidType: a list or tuple where the schema wants an array, or a traced value where it wants a plain one.
         NotDifferentiable: a derivative that the schema does not offer.
         EndpointNotFound: a derivative that the component does not have.
-        ShapesUnknown: a transformation, and no `abstract_eval`.
+        ShapesUnknown: a transformation without values, as `jit` is, and no `abstract_eval`.
+        PlainValueUnknown: traced code looks at a plain output that is no number.
         PrecisionError: 64-bit outputs while JAX's x64 mode is off.
         NonFiniteError: NaN or inf, with `nan_policy="raise"`.
         OptionError: an option has a value that is not known.
@@ -124,11 +126,40 @@ def _apply(tesseract: TesseractLike, inputs: Mapping[str, Any], options: Options
     for template, field in array_templates(handle.schema.outputs):
         require_precision(handle, template, field.dtype)
     operands, layout = _split_inputs(handle, inputs)
+    script = current_script()
+    number = None if script is None else script.next_call()
     if not is_staging() and not any(isinstance(x, Tracer) for x in operands):
-        return _apply_eagerly(handle, operands, layout, options)
+        outputs = _apply_eagerly(handle, operands, layout, options)
+    elif has_shapes(handle) or current_rehearsal() is not None:
+        outputs = _apply_traced(handle, operands, layout, options, number)
+    else:
+        with rehearsal():  # a call that tells the shapes is the call itself, where there are values
+            outputs = _apply_traced(handle, operands, layout, options, number)
+    if script is not None:
+        script.note(outputs)
+    return outputs
+
+
+def _apply_traced(
+    handle: AbstractTesseract, operands: list[Any], layout: InputLayout, options: Options, number: int | None
+) -> Any:
+    """The call as an equation. Where there are values it is evaluated at once, by JAX's own rules."""
     output, out_avals = output_layout(handle, layout, operands)
-    outputs = apply_p.bind(*operands, call=Call(handle, layout, output, out_avals, options=options))
-    return output.fill(outputs)
+    script = current_script()
+    if script is not None:
+        output, kept = output.knowing(script.values(output))
+        out_avals = tuple(out_avals[k] for k in kept)
+    call = Call(handle, layout, output, out_avals, options=options)
+    results = apply_p.bind(*operands, call=call)
+
+    def seen(slot: Slot, path: str, keys: Keys, value: Any) -> Any:
+        if slot is Slot.ARRAY or (slot is Slot.NUMBER and isinstance(value, Tracer)):
+            return value
+        if slot is Slot.NUMBER:
+            return np.asarray(value).item()
+        return revealed(PlainOutput.of(value, About(handle.name, path, None if number is None else (number, keys))))
+
+    return output.fill([seen(*each) for each in zip(output.slots, output.paths, output.keys, results, strict=True)])
 
 
 def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_policy: str | None) -> Options:
@@ -147,32 +178,42 @@ def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_pol
     return Options(vmap_method or "auto", materialize_jacobian, nan_policy)  # type: ignore[arg-type]
 
 
-def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: Layout, options: Options) -> Any:
+def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: InputLayout, options: Options) -> Any:
     """One request and no `abstract_eval`: nobody needs the shapes in advance."""
     primals = [np.asarray(x) for x in operands]
-    answer = handle.apply(layout.fill(primals))
+    inputs = layout.request(handle, primals)
+    known = current_rehearsal()
+    answer = handle.apply(inputs) if known is None else known.ask(handle, "apply", (inputs,), None)
     fields = output_arrays(handle, "apply", answer)
-    if handle.learns_shapes:
+    if not has_shapes(handle):
         learn_outputs(handle, layout, operands, answer)
+    arrays: dict[Keys, np.ndarray] = {}
+    root = handle.schema.outputs
+    for keys, field in fields.items():
+        value = np.asarray(follow(answer, keys))
+        expected = jax.ShapeDtypeStruct(value.shape, field.dtype or value.dtype)
+        arrays[keys] = checked(handle, "apply", format_path(root, keys), value, expected)
     if options.nan_policy == "raise":
-        root = handle.schema.outputs
-        arrays = {
-            format_path(root, keys): np.asarray(follow(answer, keys), field.dtype) for keys, field in fields.items()
-        }
-        require_finite(handle, "apply", arrays, {repr(path): x for path, x in zip(layout.paths, primals, strict=True)})
+        given = {repr(path): x for path, x in zip(layout.paths, primals, strict=True)}
+        found = {format_path(root, keys): array for keys, array in (arrays | _plain_floats(answer)).items()}
+        require_finite(handle, "apply", found, given)
 
     def finished(path: tuple[Any, ...], leaf: Any) -> Any:
-        field = fields.get(keys_of(path))
-        if field is None:
+        array = arrays.get(keys_of(path))
+        if array is None:
             return leaf
-        array = np.asarray(leaf, field.dtype)
-        require_precision(handle, format_path(handle.schema.outputs, keys_of(path)), array.dtype)
+        require_precision(handle, format_path(root, keys_of(path)), array.dtype)
         return jnp.asarray(array)
 
     return jax.tree_util.tree_map_with_path(finished, answer)
 
 
-def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], Layout]:
+def _plain_floats(answer: Any) -> dict[Keys, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(answer)
+    return {keys_of(path): np.asarray(leaf) for path, leaf in leaves if isinstance(leaf, float)}
+
+
+def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], InputLayout]:
     """Array operands in JAX's order, and the layout of everything else."""
     root = handle.schema.inputs
     inputs = plain_tree(root, inputs)
@@ -181,55 +222,68 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], La
     # An object that offers itself as an array is one, even where JAX would take it apart.
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(inputs, is_leaf=is_arraylike)
     found = {keys_of(path): value for path, value in with_paths}
-    operands, leaves, keys, paths, differentiable, any_rank = [], [], [], [], [], []
+    operands, leaves, keys, paths, differentiable, any_rank, casts = [], [], [], [], [], [], []
     for at, value in found.items():
         field = fields.get(at)
         if field is None:
             leaves.append(Static(_plain(handle, format_path(root, at), value)))
             continue
-        operands.append(_operand(value, field))
-        leaves.append(ARRAY)
+        path = format_path(root, at)
+        operand, cast = _operand(handle, path, value, field)
+        operands.append(operand)
+        casts.append(cast)
+        leaves.append(Slot.ARRAY)
         keys.append(at)
-        paths.append(format_path(root, at))
+        paths.append(path)
         differentiable.append(field.differentiable)
         any_rank.append(field.shape is None)
-    layout = Layout(treedef, tuple(leaves), tuple(keys), tuple(paths), tuple(differentiable), tuple(any_rank))
-    return operands, layout
+    columns = (leaves, keys, paths, differentiable, any_rank, casts)
+    return operands, InputLayout(treedef, *map(tuple, columns))
 
 
 def _refuse_misfits(handle: AbstractTesseract, inputs: Any) -> None:
     faults = check_inputs(handle.schema.inputs, inputs)
-    if not faults:
-        return
-    lines = "\n".join(f"  {fault}" for fault in faults)
-    message = f"The inputs do not fit the schema of Tesseract {handle.name!r}:\n{lines}\nNothing was sent."
-    if all(fault.kind == "list_for_array" for fault in faults):
-        raise InvalidType(message, faults=faults, tesseract=repr(handle), endpoint="apply")
-    raise InvalidInput(message, faults=faults, tesseract=repr(handle), endpoint="apply")
+    if faults:
+        is_type = all(fault.kind == "list_for_array" for fault in faults)
+        raise misfit(handle, faults, InvalidType if is_type else InvalidInput)
 
 
-def _operand(value: Any, field: ArrayField) -> Any:
-    """`value` as an array of the field's dtype, at full size where the schema broadcasts.
+def _operand(handle: AbstractTesseract, path: str, value: Any, field: ArrayField) -> tuple[Any, np.dtype | None]:
+    """`value` as an array at full size where the schema broadcasts, and the dtype to which the call must convert it.
 
-    Casting and broadcasting on this side makes them part of the traced function, so that JAX differentiates them: a
-    server that broadcasts (1,) to (3,) would answer a pullback with three numbers where one is due.
+    Broadcasting on this side, and casting where that loses nothing, makes them part of the traced function, so that JAX
+    differentiates them: a server that broadcasts (1,) to (3,) would answer a pullback with three numbers where one is
+    due.
     """
     if (as_jax := getattr(value, "__jax_array__", None)) is not None:
         value = as_jax()
-    if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
-        value = np.asarray(value, field.dtype)
-    if not isinstance(value, jax.Array):
-        value = np.asarray(value)  # without what a subclass adds: masks, or the weak types of JAX's own constants
-    if field.dtype is not None:
-        dtype = jax.dtypes.canonicalize_dtype(field.dtype) if isinstance(value, jax.Array) else np.dtype(field.dtype)
+    is_jax = isinstance(value, jax.Array)
+    dtype = None if field.dtype is None else np.dtype(field.dtype)
+    if dtype is not None and is_jax:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    if not isinstance(value, Tracer):
+        # Without what a subclass adds: masks, or the weak types of JAX's own constants.
+        array = np.asarray(value)
+        if dtype is not None and array.dtype != dtype:
+            if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
+                array = np.asarray(value, dtype)  # whether it fits was looked at
+            else:
+                array = cast_input(handle, array, dtype, path)
+            value = array
+        elif not is_jax:
+            value = array
+    later = None
+    if dtype is not None and isinstance(value, jax.Array):
+        if value.dtype != dtype and not lossless(value.dtype, dtype):
+            later, dtype = dtype, value.dtype
         # Weak types are converted too: the gradient is then weak where the input is, as elsewhere in JAX.
         if value.dtype != dtype or getattr(value, "weak_type", False):
-            value = jax.lax.convert_element_type(value, dtype) if isinstance(value, jax.Array) else value.astype(dtype)
+            value = jax.lax.convert_element_type(value, dtype)
     if field.shape is not None:
         shape = tuple(have if want is None else want for have, want in zip(value.shape, field.shape, strict=True))
         if shape != value.shape:
             value = (jnp if isinstance(value, jax.Array) else np).broadcast_to(value, shape)
-    return value
+    return value, later
 
 
 def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:

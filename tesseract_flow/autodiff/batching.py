@@ -21,11 +21,12 @@ from jax.interpreters import batching
 
 from tesseract_flow.autodiff import messages
 from tesseract_flow.autodiff.call import Batch, Call
-from tesseract_flow.autodiff.primitives import HOST, jacobian_p, pullback_p, pushforward_p
-from tesseract_flow.autodiff.shapes import output_layout
+from tesseract_flow.autodiff.layout import Slot
+from tesseract_flow.autodiff.primitives import HOST, apply_p, jacobian_p, pullback_p, pushforward_p
+from tesseract_flow.autodiff.shapes import has_shapes, output_layout
 from tesseract_flow.errors import CallError, EndpointNotFound, InvalidInput
 
-Results: TypeAlias = tuple[Sequence[Any], Sequence[int]]  # arrays, and the axis of each that is the batch
+Results: TypeAlias = tuple[Sequence[Any], Sequence[int | None]]  # arrays, and the axis of each that is the batch
 
 # For users who promise that the component takes a leading dimension; `auto` has to find out.
 _PROMISED = ("expand_dims", "broadcast_all")
@@ -42,11 +43,20 @@ def _map(primitive: Primitive, operands: Sequence[Any], axes: Sequence[int | Non
         results = _nested(primitive, operands, mapped, size, call)
     else:
         results = _together(primitive, operands, mapped, size, call)
-        if results is None:
-            is_concurrent = call.options.vmap_method not in ("sequential", "auto_experimental")
-            batched = dataclasses.replace(call, batch=Batch(size, mapped, is_concurrent))
-            results = primitive.bind(*operands, call=batched)
+        if results is not None:
+            return results, _axes(primitive, call, len(results))
+        is_concurrent = call.options.vmap_method not in ("sequential", "auto_experimental")
+        batched = dataclasses.replace(call, batch=Batch(size, mapped, is_concurrent))
+        results = primitive.bind(*operands, call=batched)
     return results, [0] * len(results)
+
+
+def _axes(primitive: Primitive, call: Call, n: int) -> list[int | None]:
+    """Where the batch is in the results of one request for all. Plain outputs there are of the whole batch."""
+    if primitive not in (apply_p, pushforward_p):
+        return [0] * n
+    outputs = range(n) if primitive is apply_p else call.outputs
+    return [0 if call.output.slots[j] is Slot.ARRAY else None for j in outputs]
 
 
 for _p in HOST:
@@ -119,7 +129,10 @@ def _together(
         x if is_mapped or n is None else jnp.broadcast_to(x, (n, *x.shape))
         for x, is_mapped, n in zip(operands, mapped, [*lead, *vector_lead], strict=True)
     ]
-    out_avals = tuple(jax.ShapeDtypeStruct((size, *aval.shape), aval.dtype) for aval in call.out_avals)
+    out_avals = tuple(
+        jax.ShapeDtypeStruct((size, *aval.shape), aval.dtype) if slot is Slot.ARRAY else aval
+        for slot, aval in zip(call.output.slots, call.out_avals, strict=True)
+    )
     return primitive.bind(*full, call=dataclasses.replace(call, out_avals=out_avals))
 
 
@@ -139,7 +152,7 @@ def _takes_batch(call: Call, primals: Sequence[Any], ranks: Sequence[int], is_fu
     Asked with a length that occurs nowhere else, as a sum over the first of n dimensions would otherwise pass for a
     batch of n; and once for batches of all sizes.
     """
-    if not all(call.output.any_rank):
+    if not all(call.output.any_rank) or not has_shapes(call.tesseract):
         return False
     elements = [x.shape[x.ndim - rank :] for x, rank in zip(primals, ranks, strict=True)]
     taken = {length for shape in (*elements, *(aval.shape for aval in call.out_avals)) for length in shape}

@@ -7,96 +7,21 @@ and it is a value: JAX compares calls with `==`, which is what lets it merge equ
 from __future__ import annotations
 
 import dataclasses
-import enum
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
 
-from tesseract_flow.client import AbstractTesseract, AtOnce
-from tesseract_flow.errors import InvalidAnswer, NonFiniteError
-from tesseract_flow.schema import Keys, follow
+from tesseract_flow.autodiff.answers import CONTRADICTION, checked, read_outputs, require_finite
+from tesseract_flow.autodiff.layout import InputLayout, OutputLayout
+from tesseract_flow.autodiff.rehearsal import Rehearsal, current_rehearsal, rehearsal
+from tesseract_flow.client import AbstractTesseract, AtOnce, Endpoint
+from tesseract_flow.errors import InvalidInput
 
 T = TypeVar("T")
 VmapMethod = Literal["auto", "concurrent", "sequential", "expand_dims", "broadcast_all", "auto_experimental"]
 NanPolicy = Literal["propagate", "raise"]
-
-
-class _ArraySlot(enum.Enum):
-    ARRAY = enum.auto()
-
-
-ARRAY = _ArraySlot.ARRAY  # stands where a tree has an array
-
-
-class Static:
-    """A leaf that JAX does not trace, compared by type and exact value: 1, 1.0 and True differ, NaN equals itself.
-
-    What cannot be hashed is compared by identity: two such objects are never taken for one another.
-    """
-
-    __slots__ = ("_key", "value")
-
-    def __init__(self, value: Any):
-        self.value = value
-        self._key = (type(value), _exact(value))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-def _exact(value: Any) -> Any:
-    if isinstance(value, float):
-        return struct.pack("<d", value)  # tells 0.0 from -0.0, and equals itself for NaN
-    if isinstance(value, complex):
-        return struct.pack("<dd", value.real, value.imag)
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        return (value.dtype.str, value.shape, value.tobytes())
-    try:
-        hash(value)
-    except TypeError:
-        # Not its repr, which may leave things out (long arrays do). The id stays taken for as long as the Static lives.
-        return id(value)
-    return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The shape of a tree of inputs or outputs: where its arrays are, and everything in it that is no array.
-
-    Attributes:
-        treedef: the nesting, with arrays and static leaves alike as leaves.
-        leaves: per leaf `ARRAY` or a `Static`, in JAX's order.
-        keys: per array, the keys that lead to it.
-        paths: per array, the same as the protocol writes it, such as `mesh.knots.[0]`.
-        differentiable: per array, whether the schema marks it so.
-        any_rank: per array, whether the schema leaves its rank open (`...`), so that a batch dimension has room.
-    """
-
-    treedef: Any  # a PyTreeDef, which is no type to type checkers
-    leaves: tuple[Static | _ArraySlot, ...]
-    keys: tuple[Keys, ...]
-    paths: tuple[str, ...]
-    differentiable: tuple[bool, ...]
-    any_rank: tuple[bool, ...]
-
-    @property
-    def n_arrays(self) -> int:
-        return len(self.paths)
-
-    def fill(self, arrays: Sequence[Any]) -> Any:
-        """The tree with `arrays` at its array leaves."""
-        remaining = iter(arrays)
-        leaves = [next(remaining) if leaf is ARRAY else leaf.value for leaf in self.leaves]
-        return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +55,7 @@ class Call:
     Attributes:
         tesseract: whom to ask.
         input, output: the trees on both sides.
-        out_avals: shape and dtype per output array, of one element.
+        out_avals: shape and dtype per slot of the output, of one element.
         inputs: for derivatives: indices of the inputs that carry a tangent or want a gradient.
         outputs: for derivatives: indices of the outputs that are pushed forward or carry a cotangent.
         options: how to map and what to check.
@@ -138,8 +63,8 @@ class Call:
     """
 
     tesseract: AbstractTesseract
-    input: Layout
-    output: Layout
+    input: InputLayout
+    output: OutputLayout
     out_avals: tuple[jax.ShapeDtypeStruct, ...]
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
@@ -154,18 +79,18 @@ class Call:
         """
         batch = self.batch
         if batch is not None:
-            batch = dataclasses.replace(batch, mapped=(*batch.mapped[: self.input.n_arrays], *mapped))
+            batch = dataclasses.replace(batch, mapped=(*batch.mapped[: self.input.n_slots], *mapped))
         return dataclasses.replace(self, inputs=tuple(inputs), outputs=tuple(outputs), batch=batch)
 
     def split(self, operands: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
         """Operands of a derivative → (primals, tangents or cotangents)."""
-        return operands[: self.input.n_arrays], operands[self.input.n_arrays :]
+        return operands[: self.input.n_slots], operands[self.input.n_slots :]
 
     @property
     def mapped(self) -> tuple[Sequence[bool], Sequence[bool]]:
         """Which primals, and which tangents or cotangents, have the batch as their first axis."""
         n_linear = len(self.inputs) + len(self.outputs)  # more than there are, which does no harm
-        return self.split(self.batch.mapped if self.batch else (False,) * (self.input.n_arrays + n_linear))
+        return self.split(self.batch.mapped if self.batch else (False,) * (self.input.n_slots + n_linear))
 
     @property
     def one(self) -> Call:
@@ -244,38 +169,83 @@ class Call:
             return ask(self, operands, run_id)
         results = [np.empty(aval.shape, aval.dtype) for aval in avals]
         n_in_flight = self.tesseract.n_lanes if batch.is_concurrent else 1
+        known = current_rehearsal()  # of this thread
+
+        def one(k: int) -> list[np.ndarray]:
+            if known is None:
+                return ask(self.one, self.element(operands, k), requests.run_id)
+            with rehearsal(known):
+                return ask(self.one, self.element(operands, k), requests.run_id)
+
         with AtOnce(n_in_flight, run_id, lambda k, n, _: f"element {k} of a batch of {n}") as requests:
-            answers = requests.map(
-                lambda k: ask(self.one, self.element(operands, k), requests.run_id), range(batch.size)
-            )
-            for k, answer in enumerate(answers):
+            for k, answer in enumerate(requests.map(one, range(batch.size))):
                 for whole, part in zip(results, answer, strict=True):
                     whole[k] = part
         return results
 
+    def question(
+        self, endpoint: Endpoint, operands: Sequence[np.ndarray], outputs: Sequence[int] | None = None
+    ) -> tuple[Any, ...]:
+        """What an endpoint is asked: its arguments.
+
+        Args:
+            outputs: those to ask for, instead of all in `outputs`.
+
+        Raises:
+            InvalidInput: a value does not survive the conversion to the schema's dtype. Nothing was sent.
+        """
+        primals, vectors = self.split(operands)
+        inputs = self.input.request(self.tesseract, primals)
+        if endpoint == "apply":
+            return (inputs,)
+        of_inputs = [self.input.paths[i] for i in self.inputs]
+        of_outputs = [self.output.paths[j] for j in (self.outputs if outputs is None else outputs)]
+        if endpoint == "jacobian":
+            return inputs, of_inputs, of_outputs
+        if endpoint == "vector_jacobian_product":
+            return inputs, of_inputs, of_outputs, dict(zip(of_outputs, vectors, strict=True))
+        tangents = [
+            self.input.cast(self.tesseract, i, t, f"the tangent of {self.input.paths[i]}")
+            for i, t in zip(self.inputs, vectors, strict=True)
+        ]
+        return inputs, of_inputs, of_outputs, dict(zip(of_inputs, tangents, strict=True))
+
+    def is_answered(self, known: Rehearsal, endpoint: Endpoint, operands: Sequence[np.ndarray]) -> bool:
+        """Whether a rehearsal has the answer to this call of one element."""
+        if self.batch is not None:
+            return False
+        outputs = None
+        if endpoint == "jacobian_vector_product":
+            outputs = [j for j in self.outputs if self.output.differentiable[j]]
+        try:
+            arguments = self.question(endpoint, operands, outputs)
+        except InvalidInput:
+            return False  # said by the call itself
+        return known.has(self.tesseract, endpoint, arguments)
+
+    def _ask(self, endpoint: Endpoint, arguments: tuple[Any, ...], run_id: str | None) -> Any:
+        known = current_rehearsal()
+        if known is not None:
+            return known.ask(self.tesseract, endpoint, arguments, run_id)
+        return getattr(self.tesseract, endpoint)(*arguments, run_id=run_id)
+
     def _apply(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
-        answer = self.tesseract.apply(self.input.fill(operands), run_id=run_id)
-        outputs = {
-            path: self._checked("apply", path, follow(answer, keys), aval)
-            for keys, path, aval in zip(self.output.keys, self.output.paths, self.out_avals, strict=True)
-        }
+        answer = self._ask("apply", self.question("apply", operands), run_id)
+        outputs = read_outputs(self.tesseract, self.output, self.out_avals, answer, self._suspicion)
         self._require_finite("apply", outputs, operands)
         return list(outputs.values())
 
     def _pushforward(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
-        primals, tangents = self.split(operands)
-        wanted = [self.output.paths[j] for j in self.outputs if self.output.differentiable[j]]
+        wanted = [j for j in self.outputs if self.output.differentiable[j]]
         answer: Mapping[str, Any] = {}
         if wanted:
-            x_dot = {self.input.paths[i]: t for i, t in zip(self.inputs, tangents, strict=True)}
-            answer = self.tesseract.jacobian_vector_product(
-                self.input.fill(primals), list(x_dot), wanted, x_dot, run_id=run_id
-            )
+            endpoint = "jacobian_vector_product"
+            answer = self._ask(endpoint, self.question(endpoint, operands, wanted), run_id)
         y_dot, known = [], {}
         for j in self.outputs:
             path, aval = self.output.paths[j], self.out_avals[j]
             if self.output.differentiable[j]:
-                known[path] = self._checked("jacobian_vector_product", path, answer[path], aval)
+                known[path] = checked(self.tesseract, "jacobian_vector_product", path, answer[path], aval)
                 y_dot.append(known[path])
             else:
                 y_dot.append(np.full(aval.shape, np.nan, aval.dtype))
@@ -283,46 +253,24 @@ class Call:
         return y_dot
 
     def _pullback(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
-        primals, cotangents = self.split(operands)
-        wanted = [self.input.paths[i] for i in self.inputs]
-        y_bar = {self.output.paths[j]: c for j, c in zip(self.outputs, cotangents, strict=True)}
-        answer = self.tesseract.vector_jacobian_product(
-            self.input.fill(primals), wanted, list(y_bar), y_bar, run_id=run_id
-        )
-        x_bar = {
-            self.input.paths[i]: self._checked(
-                "vector_jacobian_product", self.input.paths[i], answer[self.input.paths[i]], primals[i]
-            )
-            for i in self.inputs
-        }
-        self._require_finite("vector_jacobian_product", x_bar, operands)
+        endpoint = "vector_jacobian_product"
+        primals, _ = self.split(operands)
+        answer = self._ask(endpoint, self.question(endpoint, operands), run_id)
+        paths = {i: self.input.paths[i] for i in self.inputs}
+        x_bar = {path: checked(self.tesseract, endpoint, path, answer[path], primals[i]) for i, path in paths.items()}
+        self._require_finite(endpoint, x_bar, operands)
         return list(x_bar.values())
 
     def _jacobian(self, operands: Sequence[np.ndarray], run_id: str | None) -> list[np.ndarray]:
-        wanted = [self.input.paths[i] for i in self.inputs]
-        given = [self.output.paths[j] for j in self.outputs]
-        answer = self.tesseract.jacobian(self.input.fill(operands), wanted, given, run_id=run_id)
+        arguments = _, wanted, given = self.question("jacobian", operands)
+        answer = self._ask("jacobian", arguments, run_id)
         pairs = [(y, x) for y in given for x in wanted]
         blocks = {
-            f"{y}/{x}": self._checked("jacobian", f"{y}/{x}", answer[y][x], aval)
+            f"{y}/{x}": checked(self.tesseract, "jacobian", f"{y}/{x}", answer[y][x], aval)
             for (y, x), aval in zip(pairs, self.jacobian_avals(operands), strict=True)
         }
         self._require_finite("jacobian", blocks, operands)
         return list(blocks.values())
-
-    def _checked(self, endpoint: str, path: str, value: Any, expected: Any) -> np.ndarray:
-        """`value` as an array of the expected shape and dtype; a server's word is not trusted."""
-        array = np.asarray(value)
-        kind_fits = np.can_cast(array.dtype, expected.dtype, "same_kind")
-        if array.shape != tuple(expected.shape) or not kind_fits:
-            raise InvalidAnswer(
-                f"Tesseract {self.tesseract.name!r} answered {endpoint!r} with {path!r} of shape {array.shape} and "
-                f"dtype {array.dtype}; expected shape {tuple(expected.shape)} and dtype {expected.dtype}.\n"
-                f"{self._suspicion}",
-                tesseract=repr(self.tesseract),
-                endpoint=endpoint,
-            )
-        return array.astype(expected.dtype, copy=False)
 
     @property
     def _suspicion(self) -> str:
@@ -331,7 +279,7 @@ class Call:
                 f"Under vmap, vmap_method={self.options.vmap_method!r} is a promise that it takes a leading batch "
                 "dimension in all arrays and gives it back; vmap_method='concurrent' needs none."
             )
-        return "Either its abstract_eval does not agree with its other endpoints, or the endpoint has a fault."
+        return CONTRADICTION
 
     def _require_finite(self, endpoint: str, answer: Mapping[str, np.ndarray], operands: Sequence[np.ndarray]) -> None:
         if self.options.nan_policy == "raise":
@@ -342,28 +290,3 @@ class Call:
             given = {repr(path): x for path, x in zip(self.input.paths, primals, strict=True)}
             given |= {f"the {kind} {paths[k]!r}": x for k, x in zip(of, others, strict=False)}
             require_finite(self.tesseract, endpoint, answer, given)
-
-
-def require_finite(
-    tesseract: AbstractTesseract,
-    endpoint: str,
-    answer: Mapping[str, np.ndarray],
-    given: Mapping[str, np.ndarray],
-) -> None:
-    """Raise `NonFiniteError` if an answer has NaN or inf, and tell whether what it was made from had some already."""
-    for path, array in answer.items():
-        if not (n_bad := _n_not_finite(array)):
-            continue
-        first = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-        known = [name for name, x in given.items() if _n_not_finite(x)]
-        origin = (
-            f"It was given some already: {', '.join(known)}." if known else "Everything that it was given is finite."
-        )
-        raise NonFiniteError(
-            f"Tesseract {tesseract.name!r} answered {endpoint!r} with {path!r} not finite: {n_bad} of {array.size} "
-            f"entries are NaN or inf, the first at {list(first)}.\n{origin}"
-        )
-
-
-def _n_not_finite(array: np.ndarray) -> int:
-    return int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind in "fc" else 0

@@ -66,11 +66,18 @@ def _on_host(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarra
 
 
 def _evaluate(primitive: Primitive, *operands, call: Call):
-    return [jnp.asarray(out) for out in _on_host(primitive, call, *operands)]
+    outputs = _on_host(primitive, call, *operands)
+    if primitive is apply_p and call.batch is None:
+        # Plain numbers have JAX's weak types, as they have outside of JAX.
+        return [
+            jnp.asarray(out.item() if aval.weak_type else out)
+            for out, aval in zip(outputs, call.out_avals, strict=True)
+        ]
+    return [jnp.asarray(out) for out in outputs]
 
 
 def _shapes(primitive: Primitive, *operands, call: Call):
-    return [ShapedArray(aval.shape, aval.dtype) for aval in AVALS[primitive](call, operands)]
+    return [ShapedArray(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in AVALS[primitive](call, operands)]
 
 
 def _as_callback(primitive: Primitive, *operands, call: Call):

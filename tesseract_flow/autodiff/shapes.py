@@ -1,12 +1,12 @@
 """Shapes and structure of a Tesseract's outputs: what `abstract_eval` says, asked once and remembered.
 
-Here also: what an answer must look like to be taken for one. Not here: inputs, and the arrays themselves.
+Where there is no `abstract_eval`, an example says it: the next call with values. Here also: what an answer must look
+like to be taken for one. Not here: inputs, and the arrays themselves.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,10 +17,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
 from jax.tree_util import DictKey, SequenceKey
 
-from tesseract_flow.autodiff.call import ARRAY, Layout, Static
+from tesseract_flow.autodiff.form import Abstract, Form
+from tesseract_flow.autodiff.layout import InputLayout, OutputLayout, Slot
+from tesseract_flow.autodiff.memory import recall, remember
+from tesseract_flow.autodiff.plain import SHAPE
+from tesseract_flow.autodiff.rehearsal import current_rehearsal
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import Fault, InvalidAnswer, PrecisionError, ShapesUnknown
 from tesseract_flow.schema import (
+    DTYPES,
     ArrayField,
     Keys,
     ModelField,
@@ -31,41 +36,36 @@ from tesseract_flow.schema import (
     format_path,
 )
 
-Outputs: TypeAlias = tuple[Layout, tuple[jax.ShapeDtypeStruct, ...]]  # structure, and shape and dtype per array
+Outputs: TypeAlias = tuple[OutputLayout, tuple[jax.ShapeDtypeStruct, ...]]  # structure; shape and dtype per slot
 
-_REMEMBERED = 4096  # structures; an entry is a few kilobytes at most
-_memory: OrderedDict[Any, Outputs] = OrderedDict()
-_memory_lock = threading.Lock()
+_LARGEST = 2**40  # bytes of one array; what is said to be larger is a mistake, or a way to fill somebody's memory
 
 
-class _Abstract:
-    """Shape and dtype where a tree has an array."""
-
-    def __init__(self, shape: Any, dtype: Any):
-        self.shape = tuple(int(n) for n in shape)
-        self.dtype = np.dtype(dtype)
-
-
-def output_layout(handle: AbstractTesseract, layout: Layout, operands: Sequence[Any]) -> Outputs:
+def output_layout(handle: AbstractTesseract, layout: InputLayout, operands: Sequence[Any]) -> Outputs:
     """Structure, shapes and dtypes of the outputs, once per structure of the inputs: by a request to `abstract_eval`.
 
-    If the handle allows it, a component without `abstract_eval` is asked by an example instead, which needs values.
+    A component without `abstract_eval` is asked by an example instead, which needs values.
 
     Args:
         operands: arrays, or something else with shape and dtype.
     """
-    key = _key(handle, layout, operands)
-    known = _recall(key)
-    if known is None and "abstract_eval" not in handle.schema.endpoints:
+    key = _key(layout, operands)
+    known = recall(handle, key)
+    if known is None and not has_shapes(handle):
         _learn_p.bind(*operands, tesseract=handle, layout=layout)
-        known = _recall(key)
+        known = recall(handle, key)
     if known is None:
         known = _ask_abstract_eval(handle, layout, operands)  # unlocked: a slow server holds up nobody else
-        _remember(key, known)
+        remember(handle, key, known)
     return known
 
 
-def learn_outputs(handle: AbstractTesseract, layout: Layout, operands: Sequence[Any], answer: Any) -> None:
+def has_shapes(handle: AbstractTesseract) -> bool:
+    """Whether it can be asked for shapes."""
+    return "abstract_eval" in handle.schema.endpoints
+
+
+def learn_outputs(handle: AbstractTesseract, layout: InputLayout, operands: Sequence[Any], answer: Any) -> None:
     """Remember the form of outputs that are there already."""
     arrays = output_arrays(handle, "apply", answer)
 
@@ -74,54 +74,61 @@ def learn_outputs(handle: AbstractTesseract, layout: Layout, operands: Sequence[
         if field is None:
             return leaf
         array = np.asarray(leaf, field.dtype)
-        return _Abstract(array.shape, array.dtype)
+        return Abstract(array.shape, array.dtype)
 
     tree = jax.tree_util.tree_map_with_path(abstract, answer)
-    _remember(_key(handle, layout, operands), _outputs(handle, tree, arrays))
+    remember(handle, _key(layout, operands), _outputs(handle, "apply", tree, arrays))
 
 
-def _key(handle: AbstractTesseract, layout: Layout, operands: Sequence[Any]) -> Any:
-    return handle, layout, tuple((tuple(x.shape), np.dtype(x.dtype)) for x in operands), is_x64_on()
+def _key(layout: InputLayout, operands: Sequence[Any]) -> Any:
+    return layout, tuple((tuple(x.shape), np.dtype(x.dtype)) for x in operands), is_x64_on()
 
 
-def _recall(key: Any) -> Outputs | None:
-    with _memory_lock:
-        if key in _memory:
-            _memory.move_to_end(key)
-        return _memory.get(key)
+def _ask_abstract_eval(handle: AbstractTesseract, layout: InputLayout, operands: Sequence[Any]) -> Outputs:
+    asked = layout.fill([{"shape": list(x.shape), "dtype": np.dtype(x.dtype).name} for x in layout.sent(operands)])
+    answer = _read_abstract(handle, handle.schema.outputs, handle.abstract_eval(asked), ())
+    return _outputs(handle, "abstract_eval", answer, output_arrays(handle, "abstract_eval", answer))
 
 
-def _remember(key: Any, outputs: Outputs) -> None:
-    with _memory_lock:
-        _memory[key] = outputs
-        while len(_memory) > _REMEMBERED:
-            _memory.popitem(last=False)
-
-
-def _ask_abstract_eval(handle: AbstractTesseract, layout: Layout, operands: Sequence[Any]) -> Outputs:
-    asked = layout.fill([{"shape": list(x.shape), "dtype": np.dtype(x.dtype).name} for x in operands])
-    answer = _read_abstract(handle.schema.outputs, handle.abstract_eval(asked), ())
-    return _outputs(handle, answer, output_arrays(handle, "abstract_eval", answer))
-
-
-def _outputs(handle: AbstractTesseract, answer: Any, fields: Mapping[Keys, ArrayField]) -> Outputs:
-    """From a tree with `_Abstract` where it has arrays."""
+def _outputs(handle: AbstractTesseract, endpoint: str, answer: Any, fields: Mapping[Keys, ArrayField]) -> Outputs:
+    """From a tree with `Abstract` where it has arrays."""
     root = handle.schema.outputs
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(answer)
+    form = Form()
+    tree = form.slots(root, answer, ())
+    if form.faults:
+        faults = [Fault(format_path(root, keys), message) for keys, message in form.faults]
+        raise _unfit(handle, endpoint, faults)
+    with_paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     leaves, keys, paths, differentiable, any_rank, avals = [], [], [], [], [], []
     for path, leaf in with_paths:
         at = keys_of(path)
-        if not isinstance(leaf, _Abstract):
-            leaves.append(Static(leaf))
-            continue
-        leaves.append(ARRAY)
         keys.append(at)
         paths.append(format_path(root, at))
-        differentiable.append(at in fields and fields[at].differentiable)
-        any_rank.append(at in fields and fields[at].shape is None)
-        require_precision(handle, paths[-1], leaf.dtype)
-        avals.append(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    layout = Layout(treedef, tuple(leaves), tuple(keys), tuple(paths), tuple(differentiable), tuple(any_rank))
+        field = fields.get(at) if isinstance(leaf, Abstract) else None
+        differentiable.append(field is not None and field.differentiable)
+        any_rank.append(field is not None and field.shape is None)
+        if isinstance(leaf, Abstract):
+            leaves.append(Slot.ARRAY)
+            dtype = leaf.dtype if field is None or field.dtype is None else np.dtype(field.dtype)
+            require_precision(handle, paths[-1], dtype)
+            avals.append(jax.ShapeDtypeStruct(leaf.shape, dtype))
+        elif leaf is Slot.PLAIN:
+            leaves.append(leaf)
+            avals.append(jax.ShapeDtypeStruct(SHAPE, np.dtype(np.uint32)))
+        else:  # the type of a number
+            leaves.append(Slot.NUMBER)
+            dtype = jax.dtypes.canonicalize_dtype(np.dtype(leaf))
+            avals.append(jax.ShapeDtypeStruct((), dtype, weak_type=leaf is not bool))
+    layout = OutputLayout(
+        treedef,
+        tuple(leaves),
+        tuple(keys),
+        tuple(paths),
+        tuple(differentiable),
+        tuple(any_rank),
+        tuple(form.absent),
+        tuple(form.lengths),
+    )
     return layout, tuple(avals)
 
 
@@ -134,31 +141,28 @@ _learn_p.multiple_results = True
 
 
 @_learn_p.def_impl
-def _learn(*operands: Any, tesseract: AbstractTesseract, layout: Layout) -> list[Any]:
-    if not tesseract.learns_shapes:
-        raise _no_shapes(tesseract)
-    answer = tesseract.apply(layout.fill([np.asarray(x) for x in operands]))
+def _learn(*operands: Any, tesseract: AbstractTesseract, layout: InputLayout) -> list[Any]:
+    arguments = (layout.request(tesseract, [np.asarray(x) for x in operands]),)
+    known = current_rehearsal()
+    if known is None:
+        answer = tesseract.apply(*arguments)
+    else:
+        answer = known.ask(tesseract, "apply", arguments, None)
+        known.keep(tesseract, "apply", arguments, answer)  # for the call itself, which comes next
     learn_outputs(tesseract, layout, operands, answer)
     return []
 
 
 @_learn_p.def_abstract_eval
-def _learn_without_values(*operands: Any, tesseract: AbstractTesseract, layout: Layout) -> list[Any]:
-    raise _no_shapes(tesseract)
-
-
-def _no_shapes(tesseract: AbstractTesseract) -> ShapesUnknown:
-    remedy = (
-        "Call apply_tesseract once with inputs of these shapes, outside of jit: it then remembers what came out."
-        if tesseract.learns_shapes
-        else "Add abstract_eval to its tesseract_api.py, or call apply_tesseract eagerly, outside of transformations. "
-        "With open_tesseract(..., derive=...) shapes are learned from a call, where values are at hand."
-    )
-    return ShapesUnknown(
-        f"Tesseract {tesseract.name!r} has no endpoint 'abstract_eval', which JAX transformations (jit, grad, vmap, "
-        f"...) need to know the outputs' shapes before anything runs.\n{remedy}",
-        by_example=tesseract.learns_shapes,
+def _learn_without_values(*operands: Any, tesseract: AbstractTesseract, layout: InputLayout) -> list[Any]:
+    raise ShapesUnknown(
+        f"Tesseract {tesseract.name!r} has no endpoint 'abstract_eval', and here, while JAX traces without values (in "
+        "jit or lax control flow), nothing else tells the shapes of its outputs.\n"
+        "Call it once with inputs of these shapes beforehand, as apply_tesseract(...) outside of jit: what comes out "
+        "is remembered for as long as its handle lives. tf.concurrent in place of jit, jax.grad without jit, and "
+        "tf.optimize do so by themselves. For good: add abstract_eval to its tesseract_api.py.",
         tesseract=repr(tesseract),
+        endpoint="abstract_eval",
     )
 
 
@@ -178,20 +182,39 @@ batching.primitive_batchers[_learn_p] = _learn_batch
 # --- reading answers --------------------------------------------------------------------------------------------------
 
 
-def _read_abstract(root: ModelField, tree: Any, at: Keys) -> Any:
-    """`{"shape": ..., "dtype": ...}` where the schema has an array → `_Abstract`."""
+def _read_abstract(handle: AbstractTesseract, root: ModelField, tree: Any, at: Keys) -> Any:
+    """`{"shape": ..., "dtype": ...}` where the schema has an array → `Abstract`."""
     if isinstance(tree, Mapping):
         if set(tree) == {"shape", "dtype"} and not isinstance(field_at(root, at), ModelField):
             try:
-                return _Abstract(tree["shape"], tree["dtype"])
+                return _abstract(tree["shape"], tree["dtype"])
             except (TypeError, ValueError) as error:
-                raise InvalidAnswer(
-                    f"abstract_eval answered {dict(tree)!r} for {format_path(root, at)!r}: {error}"
-                ) from error
-        return {key: _read_abstract(root, value, (*at, key)) for key, value in tree.items()}
+                what = f"{dict(tree)!r:.200} is no shape and dtype: {error}"
+                raise _unfit(handle, "abstract_eval", [Fault(format_path(root, at), what)]) from error
+        return {key: _read_abstract(handle, root, value, (*at, key)) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_read_abstract(root, value, (*at, i)) for i, value in enumerate(tree)]
+        return [_read_abstract(handle, root, value, (*at, i)) for i, value in enumerate(tree)]
     return tree
+
+
+def _abstract(shape: Any, dtype: Any) -> Abstract:
+    if not isinstance(shape, list | tuple | np.ndarray):
+        raise TypeError("the shape is no list of lengths")
+    lengths = [_length(n) for n in shape]
+    name = np.dtype(dtype).name
+    if name not in DTYPES:
+        raise TypeError(f"{name} is no dtype of the protocol")
+    if math.prod(lengths) * np.dtype(name).itemsize > _LARGEST:
+        raise ValueError("that is more than a TiB")
+    return Abstract(lengths, name)
+
+
+def _length(n: Any) -> int:
+    # A float, since JSON need not tell 3 from 3.0.
+    length = n if isinstance(n, bool | np.bool_) or (isinstance(n, float) and not n.is_integer()) else int(n)
+    if isinstance(length, bool | float | np.bool_) or length < 0:
+        raise ValueError(f"{n!r} is no length")
+    return length
 
 
 def output_arrays(handle: AbstractTesseract, endpoint: str, answer: Any) -> dict[Keys, ArrayField]:
@@ -200,23 +223,28 @@ def output_arrays(handle: AbstractTesseract, endpoint: str, answer: Any) -> dict
     Plain values are left alone: the component validated them, and in-process ones have richer types than JSON's.
     """
     root = handle.schema.outputs
+    kinds = ("missing_field", "unknown_field") if endpoint == "abstract_eval" else ("missing_field",)
     if not isinstance(answer, Mapping):
         faults = [
             Fault("", f"expected an object with the fields {', '.join(root.fields)}, got {type(answer).__name__}")
         ]
     else:
-        faults = [fault for fault in check_inputs(root, answer) if fault.kind == "missing_field"]
+        faults = [fault for fault in check_inputs(root, answer) if fault.kind in kinds]
     arrays = array_leaves(root, answer)
     for keys, field in arrays:
         faults += [Fault(format_path(root, keys), fault.message) for fault in check_inputs(field, follow(answer, keys))]
     if faults:
-        lines = "\n".join(f"  {fault}" for fault in faults)
-        raise InvalidAnswer(
-            f"Tesseract {handle.name!r} answered {endpoint!r} with outputs that do not fit its own schema:\n{lines}",
-            tesseract=repr(handle),
-            endpoint=endpoint,
-        )
+        raise _unfit(handle, endpoint, faults)
     return dict(arrays)
+
+
+def _unfit(handle: AbstractTesseract, endpoint: str, faults: Sequence[Fault]) -> InvalidAnswer:
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    return InvalidAnswer(
+        f"Tesseract {handle.name!r} answered {endpoint!r} with outputs that do not fit its own schema:\n{lines}",
+        tesseract=repr(handle),
+        endpoint=endpoint,
+    )
 
 
 def require_precision(handle: AbstractTesseract, path: str, dtype: np.dtype | str | None) -> None:

@@ -25,7 +25,7 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Primitive, j
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
-from tesseract_flow.autodiff.call import Static
+from tesseract_flow.autodiff.layout import Static
 
 T = TypeVar("T")
 Seen = dict[str, dict[str, Any]]  # by name and part: trees like those that were sown

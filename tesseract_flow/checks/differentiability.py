@@ -203,7 +203,7 @@ def _calls_within(eqn: Any) -> frozenset[Use]:
 def input_avals(eqn: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shape and dtype of each input of a call, of one element where it stands for a batch."""
     call: Call = eqn.params["call"]
-    avals = [atom.aval for atom in eqn.invars[: call.input.n_arrays]]
+    avals = [atom.aval for atom in eqn.invars[: call.input.n_slots]]
     shapes = [
         aval.shape[1:] if is_mapped else aval.shape for aval, is_mapped in zip(avals, call.mapped[0], strict=False)
     ]

@@ -30,13 +30,11 @@ class AbstractTesseract(abc.ABC):
 
     Attributes:
         n_lanes: calls that one caller keeps in flight at once.
-        learns_shapes: whether outputs' shapes may be learned from a call of `apply`, for want of `abstract_eval`.
         build: what else, beside name, version and schema, tells builds of the component apart. None: nothing does that
             another process could see.
     """
 
     n_lanes: int = 8
-    learns_shapes: bool = False
     build: str | None = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -57,6 +55,15 @@ class AbstractTesseract(abc.ABC):
     def read_schema(self) -> TesseractSchema:
         """The schema as the component says it now, whatever was remembered: whether it can be asked, and what it is."""
         return self.schema
+
+    @property
+    def anchor(self) -> object:
+        """What lives as long as the component is in use, through this handle or an equal one.
+
+        What is remembered of a component hangs on it by a weak reference. Here the handle; the connections of a server,
+        where equal handles share them.
+        """
+        return self
 
     @abc.abstractmethod
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tesseract_flow.autodiff.call import Static
+from tesseract_flow.autodiff import has_plain_outputs, informed, rehearsal, revealed
+from tesseract_flow.autodiff.layout import Static
 from tesseract_flow.autodiff.primitives import is_staging
-from tesseract_flow.errors import OptionError, ShapesUnknown
+from tesseract_flow.errors import InvalidAnswer, OptionError
 from tesseract_flow.execute.plan import Plan
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import OnFailure, run_plan
@@ -78,21 +79,39 @@ class Concurrent:
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
         if is_staging() or any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.fn(*args, **kwargs)
-        trace = self._trace(leaves, treedef)
+        key = self._key(leaves, treedef)
+        if key in self._traces:
+            return self._run(key, leaves, treedef)
+        with rehearsal():  # what tracing has to ask is not asked again by this run
+            return self._run(key, leaves, treedef)
+
+    def _run(self, key: Any, leaves: list[Any], treedef: Any) -> Any:
+        trace = self._trace(key, leaves, treedef)
         arrays = [leaf for leaf in leaves if _is_array(leaf)]
-        results = run_plan(trace.plan, arrays, self.submitter or default_submitter(), self.on_failure)
+        try:
+            results = run_plan(trace.plan, arrays, self.submitter or default_submitter(), self.on_failure)
+        except InvalidAnswer:
+            # Perhaps it contradicts what was said while tracing: the next call asks anew.
+            with self._lock:
+                self._traces.pop(key, None)
+            raise
         return trace.output(results)
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """What a call with these arguments would run. Asks for shapes at most; no solver runs.
 
-        But for components without `abstract_eval` whose handles learn shapes (`derive=`): they are called once for it.
+        But for components without `abstract_eval`, and where the function looks at a plain output that is no number:
+        the function is then run once with these values.
         """
-        return self._trace(*jax.tree_util.tree_flatten((args, kwargs))).plan
+        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        with rehearsal():
+            return self._trace(self._key(leaves, treedef), leaves, treedef).plan
 
-    def _trace(self, leaves: list[Any], treedef: Any) -> _Trace:
+    def _key(self, leaves: list[Any], treedef: Any) -> Any:
         signature = tuple(jax.typeof(leaf) if _is_array(leaf) else Static(leaf) for leaf in leaves)
-        key = (treedef, signature, jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        return treedef, signature, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+
+    def _trace(self, key: Any, leaves: list[Any], treedef: Any) -> _Trace:
         with self._lock:  # one thread traces; the others wait for its trace
             if key not in self._traces:
                 self._traces[key] = _trace(self.fn, leaves, treedef, self.speculative)
@@ -110,11 +129,13 @@ class _Trace:
     plan: Plan
     treedef: Any
     leaves: list[Any]  # per output leaf `_TRACED` or its static value
+    has_plain_outputs: bool
 
     def output(self, results: list[Any]) -> Any:
         remaining = iter(results)
         leaves = [jnp.asarray(next(remaining)) if leaf is _TRACED else leaf for leaf in self.leaves]
-        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+        tree = jax.tree_util.tree_unflatten(self.treedef, leaves)
+        return revealed(tree) if self.has_plain_outputs else tree
 
 
 _TRACED = object()
@@ -134,14 +155,10 @@ def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any, is_speculati
         return [leaf for leaf in results if _is_array(leaf)]
 
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
-    try:
-        closed = jax.make_jaxpr(flat)(*arrays)
-    except ShapesUnknown as error:
-        if not error.by_example:
-            raise
-        flat(*arrays)  # as it is, with values: each component then learns the shapes of its outputs
-        closed = jax.make_jaxpr(flat)(*arrays)
-    return _Trace(make_plan(closed, is_speculative), out_tree, out_leaves)
+    # Where values must be known, the function is run as it is: a gradient with its pullbacks, one call after the other.
+    closed = informed(lambda: jax.make_jaxpr(flat)(*arrays), lambda: flat(*arrays))
+    tree = jax.tree_util.tree_unflatten(out_tree, out_leaves)
+    return _Trace(make_plan(closed, is_speculative), out_tree, out_leaves, has_plain_outputs(tree))
 
 
 def _is_array(leaf: Any) -> bool:

@@ -267,7 +267,7 @@ class _Writer:
         return f"{self._key_of(call.tesseract)}.{endpoint}{derivative}{batch} {inputs} -> {self._layout(call.output)}"
 
     def _layout(self, layout: Any) -> str:
-        return self._plain.text(layout.fill([_Leaf.ARRAY] * layout.n_arrays))
+        return self._plain.text(layout.fill([_Leaf.ARRAY] * layout.n_slots))
 
     def _paths(self, layout: Any, indices: Iterable[int]) -> str:
         return ", ".join(layout.paths[k] for k in indices)

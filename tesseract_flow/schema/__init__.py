@@ -1,5 +1,6 @@
 """A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
 
+from tesseract_flow.schema.casting import ValueLost, cast, lossless
 from tesseract_flow.schema.fields import (
     ANY,
     DTYPES,
@@ -30,8 +31,10 @@ __all__ = [
     "ModelField",
     "TesseractSchema",
     "UnionField",
+    "ValueLost",
     "array_leaves",
     "array_templates",
+    "cast",
     "check_inputs",
     "describe",
     "describe_shape",
@@ -40,6 +43,7 @@ __all__ = [
     "format_path",
     "is_arraylike",
     "is_castable",
+    "lossless",
     "parse_path",
     "plain_tree",
     "resolve",

@@ -104,7 +104,9 @@ def _sources(expected: str) -> frozenset[str]:
         source, target = np.dtype(name), np.dtype(expected)
         return np.can_cast(source, target, casting="same_kind") or source.kind + target.kind in ("ui", "iu")
 
-    return frozenset(filter(castable, DTYPES))
+    sources = frozenset(filter(castable, DTYPES))
+    # JAX's and PyTorch's own float, which no server knows: it is converted before it is sent.
+    return sources | {"bfloat16"} if "float16" in sources else sources
 
 
 # ---------------------------------------------------------------------------------------------- one check per field

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tesseract_flow.autodiff import Call, Layout
-from tesseract_flow.autodiff.call import ARRAY, Static
+from tesseract_flow.autodiff import Call, InputLayout, OutputLayout, Slot
+from tesseract_flow.autodiff.layout import Static
 from tesseract_flow.errors import InvalidAnswer
 from tesseract_flow.testing import FunctionTesseract
 from tests.helpers import Watched
@@ -113,13 +113,13 @@ def test_unhashable_values_are_compared_by_identity():
     assert Static(words) == Static(words)
 
 
-def layout_of(tree: Any) -> Layout:
+def layout_of(tree: Any) -> InputLayout:
     leaves, treedef = jax.tree_util.tree_flatten(tree)
     is_array = [isinstance(leaf, np.ndarray) for leaf in leaves]
     n = sum(is_array)
-    return Layout(
+    return InputLayout(
         treedef,
-        tuple(ARRAY if array else Static(leaf) for leaf, array in zip(leaves, is_array, strict=True)),
+        tuple(Slot.ARRAY if array else Static(leaf) for leaf, array in zip(leaves, is_array, strict=True)),
         tuple((k,) for k in range(n)),
         tuple(f"[{k}]" for k in range(n)),
         (True,) * n,
@@ -162,7 +162,9 @@ def call() -> Call:
     tesseract = FunctionTesseract(lambda i: {"y": i["x"] * 2.0}, {"x": X})
     aval = jax.ShapeDtypeStruct((2,), np.dtype(np.float64))
     layout = dataclasses.replace(layout_of({"x": X}), keys=(("x",),), paths=("x",))
-    return Call(tesseract, layout, dataclasses.replace(layout, keys=(("y",),), paths=("y",)), (aval,))
+    treedef = jax.tree_util.tree_structure({"y": X})
+    output = OutputLayout(treedef, (Slot.ARRAY,), (("y",),), ("y",), (True,), (False,))
+    return Call(tesseract, layout, output, (aval,))
 
 
 def test_calls_are_equal_if_all_of_their_parts_are(call: Call):

@@ -7,17 +7,18 @@ idea: equal handles share what they have learned, and two inputs of one structur
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
-from tesseract_flow.client.base import Tree
+from tesseract_flow.client.base import AbstractTesseract, Tree
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow
 
 _REMEMBERED = 1024  # structures per handle
-_REMEMBERED_HANDLES = 256
+_REMEMBERED_SETTINGS = 64
 
 
 class Memory:
@@ -49,16 +50,19 @@ class Memory:
             return is_first
 
 
-_memories: OrderedDict[Hashable, Memory] = OrderedDict()
+# By what the handles are anchored in, which it does not keep alive, and then by their settings.
+_memories: weakref.WeakKeyDictionary[Any, OrderedDict[Hashable, Memory]] = weakref.WeakKeyDictionary()
 _memories_lock = threading.Lock()
 
 
-def memory_of(handle: Hashable) -> Memory:
+def memory_of(handle: AbstractTesseract, settings: Hashable) -> Memory:
+    """What has been learned through handles that are equal to this one, and derive in the same way."""
     with _memories_lock:
-        memory = _memories.setdefault(handle, Memory())
-        _memories.move_to_end(handle)
-        while len(_memories) > _REMEMBERED_HANDLES:
-            _memories.popitem(last=False)
+        memories = _memories.setdefault(handle.anchor, OrderedDict())
+        memory = memories.setdefault(settings, Memory())
+        memories.move_to_end(settings)
+        while len(memories) > _REMEMBERED_SETTINGS:
+            memories.popitem(last=False)
         return memory
 
 

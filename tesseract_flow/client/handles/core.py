@@ -100,6 +100,10 @@ class CoreTesseract(AbstractTesseract):
                     schema = _schemas[self.tesseract] = self._read_schema()
         return schema
 
+    @property
+    def anchor(self) -> object:
+        return self.tesseract  # apply_tesseract makes a new handle at every call
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         if endpoint == "abstract_eval":
             arguments = {"abstract_inputs": payload["inputs"]}

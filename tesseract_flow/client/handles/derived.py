@@ -38,10 +38,6 @@ class DerivedTesseract(AbstractWrapper):
         how = "exact" if self.settings.differences is None else self.settings.differences.method
         return f"DerivedTesseract({self.tesseract!r}, {how})"
 
-    @property
-    def learns_shapes(self) -> bool:  # type: ignore[override]
-        return "abstract_eval" not in self.tesseract.schema.endpoints
-
     @functools.cached_property
     def schema(self) -> TesseractSchema:
         """The component's, with the endpoints that are derived among the others."""
@@ -59,6 +55,6 @@ class DerivedTesseract(AbstractWrapper):
             answer = self.tesseract.request(endpoint, payload, run_id=run_id)
             # In passing: where the derivative goes by rows, it will ask for the shapes of these outputs.
             if endpoint in ("apply", "abstract_eval") and PULLBACK in have and JACOBIAN not in have:
-                memory_of(self).remember_shapes(structure_of(payload["inputs"]), described(answer))
+                memory_of(self, self.settings).remember_shapes(structure_of(payload["inputs"]), described(answer))
             return answer
         return Derivation(self, self.tesseract, self.settings, endpoint, payload, run_id).answer()

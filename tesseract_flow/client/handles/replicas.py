@@ -104,6 +104,10 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
             assert group.schema is not None
             return group.schema
 
+    @property
+    def anchor(self) -> object:
+        return self._group
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         _ = self.schema
         key = primals_key(endpoint, payload)

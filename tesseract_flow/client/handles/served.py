@@ -99,6 +99,10 @@ class ServedTesseract(ByFields, AbstractTesseract):
         _ = self.schema  # which starts all of them at once
         return [process.http.url for process in self._processes]
 
+    @property
+    def anchor(self) -> object:
+        return self._http.anchor
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         handle = self._handle
         return self.retry.run(

@@ -47,5 +47,5 @@ class AbstractWrapper(ByFields, AbstractTesseract):
         return self.tesseract.n_lanes
 
     @property
-    def learns_shapes(self) -> bool:  # type: ignore[override]
-        return self.tesseract.learns_shapes
+    def anchor(self) -> object:
+        return self.tesseract.anchor

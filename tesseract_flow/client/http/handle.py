@@ -74,6 +74,10 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
     def read_schema(self) -> TesseractSchema:
         return self._read_schema()
 
+    @property
+    def anchor(self) -> object:
+        return self._session
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self._primals_key(endpoint, payload)
         return self._repeated(endpoint, lambda: self.ask(endpoint, payload, run_id, key))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -54,13 +56,21 @@ def test_numbers_where_the_schema_has_arrays_are_described_as_such() -> None:
 
 def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_REMEMBERED", 3)
-    monkeypatch.setattr(memory, "_REMEMBERED_HANDLES", 2)
-    monkeypatch.setattr(memory, "_memories", type(memory._memories)())
-    first = memory_of("a")
+    monkeypatch.setattr(memory, "_REMEMBERED_SETTINGS", 2)
+    handle = FunctionTesseract(lambda i: i, {"x": np.ones(2)})
+    first = memory_of(handle, "a")
     for k in range(5):
         first.remember_shapes(k, {})
     assert list(first.shapes) == [2, 3, 4]
-    memory_of("b")
-    assert memory_of("a") is first
-    memory_of("c")
-    assert list(memory._memories) == ["a", "c"]
+    memory_of(handle, "b")
+    assert memory_of(handle, "a") is first
+    memory_of(handle, "c")
+    assert list(memory._memories[handle]) == ["a", "c"]
+
+
+def test_a_memory_goes_with_its_handle() -> None:
+    handle = FunctionTesseract(lambda i: i, {"x": np.ones(2)})
+    gone = weakref.ref(memory_of(handle, None))
+    del handle
+    gc.collect()
+    assert gone() is None

@@ -144,7 +144,6 @@ def test_it_is_the_component_that_is_limited():
     fake = Mock(lambda request: httpx.Response(200, content=document("fem")))
     handle = open_tesseract(fake.handle(), max_in_flight=1)
     assert handle.schema.name == handle.name == "fem"
-    assert not handle.learns_shapes
 
 
 @pytest.mark.parametrize("n", [0, -1, 2.0, True, "2"])
