@@ -159,12 +159,11 @@ for _fn in _ARITHMETIC:
     setattr(PlainOutput, f"__r{_fn.__name__}__", _reflected(_fn))
 
 
-def _unflatten(about: About, children: Any) -> Any:
-    # Whoever filters a tree for its numbers puts None in place of other leaves, and this is none.
-    return None if children[0] is None else PlainOutput(children[0], about)
-
-
-jax.tree_util.register_pytree_node(PlainOutput, lambda output: ((output._content,), output._about), _unflatten)
+jax.tree_util.register_pytree_node(
+    PlainOutput,
+    lambda output: ((output._content,), output._about),
+    lambda about, children: PlainOutput(children[0], about),
+)
 
 
 def revealed(tree: Any) -> Any:

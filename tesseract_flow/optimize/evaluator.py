@@ -17,6 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from tesseract_flow.autodiff import revealed
 from tesseract_flow.errors import InvalidEvaluation, NonFiniteError
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.partition import named_leaves, path_name
@@ -95,9 +96,8 @@ class Evaluator:
     def evaluation(self, leaves: Iterable[Array]) -> Evaluation:
         """The `Evaluation` that a sample's arrays belong to."""
         arrays = iter(leaves)
-        return self._treedef.unflatten(
-            [next(arrays) if array else static for array, static in zip(self._is_array, self._static, strict=True)]
-        )
+        filled = [next(arrays) if array else static for array, static in zip(self._is_array, self._static, strict=True)]
+        return revealed(self._treedef.unflatten(filled))
 
 
 def check_finite(sample: Sample, evaluation: Evaluation) -> None:

@@ -30,6 +30,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from tesseract_flow.autodiff import informed
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
@@ -135,7 +136,9 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         ]
         return [*found, *pull(cotangents)]
 
-    closed = jax.make_jaxpr(with_gradient)(leaves, weights)
+    closed = informed(
+        lambda: jax.make_jaxpr(with_gradient)(leaves, weights), lambda: values(*jax.tree.leaves(problem.start))
+    )
     components, key_of = _components(handles_of(closed.jaxpr))
     names = [f"design.{name}" for name in leaf_names(partition.varying)]
     names += [f"weight{k}" for k in range(len(weights))]

@@ -15,6 +15,7 @@ from typing import Any
 
 import optax
 
+from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
@@ -45,6 +46,7 @@ def _on_the_spot(step: int, fn: Callable[[], Any]) -> Any:
     return fn()
 
 
+@rehearsal()  # what had to be asked in order to trace serves the first evaluation
 def optimize(
     problem: Problem,
     driver: str | optax.GradientTransformation = "adam",

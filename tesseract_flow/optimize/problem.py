@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from tesseract_flow.autodiff import as_words, informed
 from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
@@ -129,14 +130,16 @@ class Problem:
 def as_evaluation(answer: Any) -> Evaluation:
     """What `evaluate` returned, as an `Evaluation`."""
     if isinstance(answer, Evaluation):
-        return Evaluation(jnp.asarray(answer.objective), dict(answer.constraints or {}), answer.aux)
+        # Texts of components, which JAX carries along, in a form that a journal can write down.
+        return Evaluation(jnp.asarray(answer.objective), dict(answer.constraints or {}), as_words(answer.aux))
     return Evaluation(jnp.asarray(answer))
 
 
 def check_evaluation(problem: Problem) -> Evaluation:
     """The `Evaluation` that the problem's function will give, with `jax.ShapeDtypeStruct` in place of arrays.
 
-    Traces `evaluate` once, and runs nothing.
+    Traces `evaluate` once, and runs nothing; unless only answers tell what it needs (the shapes of a component without
+    `abstract_eval`, a text at which it looks): then it is run once at the start.
 
     Raises:
         ProblemError: the objective is not a real scalar, or a constraint is named that `evaluate` does not return.
@@ -145,7 +148,9 @@ def check_evaluation(problem: Problem) -> Evaluation:
     def evaluate(varying):
         return as_evaluation(_call(problem, problem.partition.combine(varying)))
 
-    template = eqx.filter_eval_shape(evaluate, problem.partition.varying)
+    template = informed(
+        lambda: eqx.filter_eval_shape(evaluate, problem.partition.varying), lambda: evaluate(problem.start)
+    )
     _check_objective(problem.name, template.objective)
     returned = sorted(template.constraints)
     for name, constraint in (problem.constraints or {}).items():

@@ -41,7 +41,11 @@ LOST = {
     "overflow": (np.array([1e40, 1.0]), "float32", r"1e\+40 at \[0\] does not fit into float32"),
     "half": (np.array([1.0, 7e4], np.float32), "float16", r"70000.0 at \[1\] does not fit into float16"),
     "not exact": (np.array([2**53 + 1, 1]), "float64", "9007199254740993 at .* is not exact in float64"),
-    "complex overflow": (np.array([1e300 + 1j, 0.0]), "complex64", r"\(1e\+300\+1j\) at \[0\] does not fit into complex64"),
+    "complex overflow": (
+        np.array([1e300 + 1j, 0.0]),
+        "complex64",
+        r"\(1e\+300\+1j\) at \[0\] does not fit into complex64",
+    ),
 }
 KEPT = {
     "bfloat16": (jnp.asarray([1.5, -2.0], jnp.bfloat16), "float32"),

@@ -101,7 +101,7 @@ class ServedTesseract(ByFields, AbstractTesseract):
 
     @property
     def anchor(self) -> object:
-        return self._http.anchor
+        return self._handle.anchor
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         handle = self._handle
