@@ -14,7 +14,7 @@ from tesseract_flow.autodiff.plain import to_words
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import InvalidAnswer, NonFiniteError
 from tesseract_flow.exact import pack
-from tesseract_flow.schema import ValueLost, cast, follow, format_path
+from tesseract_flow.schema import ValueLost, cast, follow, format_path, is_same_kind
 
 CONTRADICTION = (
     "What abstract_eval said, or an earlier call where there is none, was something else. It is forgotten here, and "
@@ -70,7 +70,7 @@ def checked(
     """`value` as an array of the expected shape and dtype."""
     array = np.asarray(value)
     try:
-        if array.shape != tuple(expected.shape):
+        if array.shape != tuple(expected.shape) or not is_same_kind(array.dtype, expected.dtype):
             raise ValueLost("")
         return cast(array, expected.dtype)
     except ValueLost as error:

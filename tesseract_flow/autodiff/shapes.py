@@ -34,6 +34,8 @@ from tesseract_flow.schema import (
     field_at,
     follow,
     format_path,
+    is_same_kind,
+    parse_path,
 )
 
 Outputs: TypeAlias = tuple[OutputLayout, tuple[jax.ShapeDtypeStruct, ...]]  # structure; shape and dtype per slot
@@ -201,20 +203,20 @@ def _abstract(shape: Any, dtype: Any) -> Abstract:
     if not isinstance(shape, list | tuple | np.ndarray):
         raise TypeError("the shape is no list of lengths")
     lengths = [_length(n) for n in shape]
-    name = np.dtype(dtype).name
+    name = np.dtype(dtype).name if dtype is not None else None
     if name not in DTYPES:
-        raise TypeError(f"{name} is no dtype of the protocol")
+        raise TypeError(f"{dtype!r} is no dtype of the protocol")
     if math.prod(lengths) * np.dtype(name).itemsize > _LARGEST:
         raise ValueError("that is more than a TiB")
     return Abstract(lengths, name)
 
 
 def _length(n: Any) -> int:
-    # A float, since JSON need not tell 3 from 3.0.
-    length = n if isinstance(n, bool | np.bool_) or (isinstance(n, float) and not n.is_integer()) else int(n)
-    if isinstance(length, bool | float | np.bool_) or length < 0:
+    # A float too, since JSON need not tell 3 from 3.0.
+    is_whole = isinstance(n, int | np.integer) or (isinstance(n, float) and n.is_integer())
+    if isinstance(n, bool) or not is_whole or n < 0:
         raise ValueError(f"{n!r} is no length")
-    return length
+    return int(n)
 
 
 def output_arrays(handle: AbstractTesseract, endpoint: str, answer: Any) -> dict[Keys, ArrayField]:
@@ -223,19 +225,33 @@ def output_arrays(handle: AbstractTesseract, endpoint: str, answer: Any) -> dict
     Plain values are left alone: the component validated them, and in-process ones have richer types than JSON's.
     """
     root = handle.schema.outputs
-    kinds = ("missing_field", "unknown_field") if endpoint == "abstract_eval" else ("missing_field",)
+    is_abstract = endpoint == "abstract_eval"
     if not isinstance(answer, Mapping):
         faults = [
             Fault("", f"expected an object with the fields {', '.join(root.fields)}, got {type(answer).__name__}")
         ]
     else:
-        faults = [fault for fault in check_inputs(root, answer) if fault.kind in kinds]
+        faults = [
+            fault
+            for fault in check_inputs(root, answer)
+            if fault.kind == "missing_field"
+            or (fault.kind == "unknown_field" and is_abstract)
+            or (fault.kind == "wrong_kind" and _should_be_array(root, fault.path))
+        ]
     arrays = array_leaves(root, answer)
     for keys, field in arrays:
-        faults += [Fault(format_path(root, keys), fault.message) for fault in check_inputs(field, follow(answer, keys))]
+        path, value = format_path(root, keys), follow(answer, keys)
+        faults += [Fault(path, fault.message) for fault in check_inputs(field, value)]
+        dtype = getattr(value, "dtype", None)
+        if dtype is not None and field.dtype is not None and not is_same_kind(dtype, field.dtype):
+            faults.append(Fault(path, f"expected {field.dtype}, got {dtype}"))
     if faults:
         raise _unfit(handle, endpoint, faults)
     return dict(arrays)
+
+
+def _should_be_array(root: ModelField, path: str) -> bool:
+    return isinstance(field_at(root, parse_path(path, root)), ArrayField)
 
 
 def _unfit(handle: AbstractTesseract, endpoint: str, faults: Sequence[Fault]) -> InvalidAnswer:

@@ -1,6 +1,6 @@
 """A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
 
-from tesseract_flow.schema.casting import ValueLost, cast, lossless
+from tesseract_flow.schema.casting import ValueLost, cast, is_same_kind, lossless
 from tesseract_flow.schema.fields import (
     ANY,
     DTYPES,
@@ -43,6 +43,7 @@ __all__ = [
     "format_path",
     "is_arraylike",
     "is_castable",
+    "is_same_kind",
     "lossless",
     "parse_path",
     "plain_tree",

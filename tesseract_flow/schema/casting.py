@@ -32,6 +32,16 @@ def lossless(source: Any, target: Any) -> bool:
     return np.can_cast(source, target, "safe")
 
 
+def is_same_kind(source: Any, target: Any) -> bool:
+    """Whether an answer of one dtype can stand for one of the other: floats for floats, integers for integers.
+
+    Stricter than what is accepted of a caller: whoever answers knows its own schema, and flags or integers in place of
+    floats say that something else was answered.
+    """
+    source, target = np.dtype(source), np.dtype(target)
+    return source.kind == target.kind or source.kind + target.kind in ("iu", "ui", "fc")
+
+
 def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
     """`array` in another dtype; itself, if it has that.
 

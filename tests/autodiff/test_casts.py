@@ -125,6 +125,15 @@ def test_answers_in_another_dtype_are_taken_if_they_lose_nothing(way: str):
         answering(np.array([300, 1]), "int8")
 
 
+@pytest.mark.parametrize("y", [np.array([1, 2]), np.array([True, False]), None, np.array([1j, 0.0])], ids=str)
+@pytest.mark.parametrize("way", ["eager", "concurrent"])
+def test_answers_of_another_kind_are_refused(way: str, y: Any):
+    """An integer 4611686018427387904 where a float64 is due has the bits of 2.0."""
+    odd = Watched(echo("float64"), lambda endpoint, answer: {"y": y} if endpoint == "apply" else answer)
+    with pytest.raises(InvalidAnswer, match="'echo' answered 'apply'"):
+        WAYS[way](lambda x: apply_tesseract(odd, {"x": x})["y"])(np.ones(2))
+
+
 def test_a_pullback_in_another_dtype_as_well():
     def distort(endpoint: str, answer: Any) -> Any:
         return {"x": np.array([1e40, 1.0])} if endpoint == "vector_jacobian_product" else answer
