@@ -127,9 +127,13 @@ class PlainOutput:
         return repr(self.value)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what libraries look for, to find out what it is
+        if name not in _METHODS:  # such as what libraries look for, to find out whether it is an array
             raise AttributeError(name)
         return getattr(self.value, name)
+
+
+# Of what such a value may be.
+_METHODS = frozenset(name for kind in (str, list, tuple, dict, float) for name in dir(kind) if not name.startswith("_"))
 
 
 def _plain(value: Any) -> Any:

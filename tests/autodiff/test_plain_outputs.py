@@ -246,6 +246,32 @@ def test_nobody_computes_with_the_bytes_of_a_text(plain: Plain):
     assert total(X) == 12.0 + 6.0
 
 
+def test_a_text_does_not_look_like_an_array(plain: Plain):
+    @jax.jit
+    def run(x: Any) -> Any:
+        status = apply_tesseract(plain, {"x": x})["status"]
+        assert not hasattr(status, "dtype")
+        assert not hasattr(status, "shape")
+        assert not hasattr(status, "__array__")
+        assert not eqx.is_array_like(status)
+        return x
+
+    run(X)
+
+
+@pytest.mark.parametrize("outer", [eqx.filter_jit, eqx.filter_value_and_grad], ids=["jit", "grad"])
+def test_equinox_takes_answers_apart_and_puts_them_together(plain: Plain, outer: Any):
+    def run(x: Any) -> Any:
+        arrays, rest = eqx.partition(apply_tesseract(plain, {"x": x}), eqx.is_array)
+        out = eqx.combine(arrays, rest)
+        return (jnp.sum(out["y"]), out) if outer is eqx.filter_jit else jnp.sum(out["y"])
+
+    answer = outer(run)(jnp.asarray(X))
+    if outer is eqx.filter_jit:
+        assert answer[1]["status"] == "good"
+    assert jax.tree_util.tree_leaves(answer)[0] == 12.0
+
+
 def test_what_is_too_long_for_jax_is_refused_and_not_cut(plain: Plain):
     long = Watched(plain, lambda endpoint, answer: answer | {"status": "x" * 10**5} if endpoint == "apply" else answer)
     status = jax.jit(lambda x: apply_tesseract(long, {"x": x})["status"])(X)
