@@ -184,7 +184,7 @@ def reset_after_the_answer(x: Exchange) -> None:
     x.reset()
 
 
-# --- more than one answer, or another one -------------------------------------------------------------------------------
+# --- more than one answer, or another one -----------------------------------------------------------------------------
 
 
 @fault(Comes.RIGHT)
@@ -223,7 +223,7 @@ def early_413_without_reading(x: Exchange) -> None:
     x.hang()
 
 
-# --- versions of HTTP, and what is none -----------------------------------------------------------------------------------
+# --- versions of HTTP, and what is none -------------------------------------------------------------------------------
 
 
 @fault(Comes.RIGHT)

@@ -46,7 +46,7 @@ def inputs(k: int) -> Inputs:
     return x, np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 4.0]]) * (1 + k), np.array(2.0 - k / 4)
 
 
-# --- what is calculated, with what in NumPy alone --------------------------------------------------------------------------
+# --- what is calculated, with what in NumPy alone ---------------------------------------------------------------------
 
 
 def outputs(handle: Any, x: Any, w: Any, s: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ PROGRAMS: dict[str, Callable[..., Any]] = {
 }
 
 
-# --- cells ----------------------------------------------------------------------------------------------------------------
+# --- cells ------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +248,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:300]!r}"
 
 
-# --- what an error says ---------------------------------------------------------------------------------------------------
+# --- what an error says -----------------------------------------------------------------------------------------------
 
 
 def complaints(cell: Cell, error: Exception, server: FaultyServer, n_attempts: int) -> Iterator[tuple[str, str]]:

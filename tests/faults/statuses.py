@@ -88,7 +88,7 @@ def no_status(x: Exchange) -> None:
     x.answer(None, 999)
 
 
-# --- the component's own word ---------------------------------------------------------------------------------------------
+# --- the component's own word -----------------------------------------------------------------------------------------
 
 
 @fault(Comes.REFUSED, "InvalidInput", at=CALLS, says="x: Input should be positive", name="422 with detail")
@@ -142,7 +142,7 @@ def failed_and_closed(x: Exchange) -> None:
     x.close()
 
 
-# --- patience -------------------------------------------------------------------------------------------------------------
+# --- patience ---------------------------------------------------------------------------------------------------------
 
 
 def asks_for_patience(status: int, header: str, value: str):

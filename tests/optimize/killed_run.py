@@ -1,10 +1,13 @@
-"""A run that kills its own process, over and over, until it is done. Started by `test_resume` as a script.
+"""A run that dies over and over until it is done. Started by tests as a script.
 
-    python -m tests.optimize.killed_run FOLDER DRIVER SEED N_KILLS
+    python -m tests.optimize.killed_run FOLDER DRIVER KIND SEED N_KILLS
 
-Each life is a fork of this process, made before JAX starts anything, so that lives cost little. A life ends by SIGKILL
-at a random moment (inside an evaluation, or inside a write of the journal) or by finishing. FOLDER/killed.json is what
-the last life found, FOLDER/undisturbed.json what a run found that nobody killed.
+Each life is a fork of this process, made before JAX starts anything, so that lives cost little. A life ends at once, at
+a random moment: inside an evaluation, inside a write of the journal, at any instant of the clock; or by finishing.
+FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a run found that nobody killed. A life that
+begins with fewer steps than the ones before had announced ends with an error. Printed: how often it was killed.
+
+KIND is `free`, `bounded`, `constrained` (and bounded), or the URL of the component of `tests.faults`.
 """
 
 from __future__ import annotations
@@ -15,23 +18,29 @@ import pathlib
 import random
 import signal
 import sys
+import time
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tesseract_flow.optimize import Constraint, Evaluation, FileJournal, MaxSteps, Problem, optimize
+from tesseract_flow.autodiff import apply_tesseract
+from tesseract_flow.client import HttpTesseract
+from tesseract_flow.optimize import Constraint, Evaluation, FileJournal, MaxSteps, Observer, Problem, optimize
 
 MOMENTS = ["history", "history sync", "aside", "aside half", "rename", "sync folder", "prune"]
-N_STEPS = {"adam": 40, "lbfgs": 12}  # with prices and penalties changing on the way
+N_STEPS = {"adam": 40}  # with prices and penalties changing on the way
+FEW = 12
+ABRUPT = (signal.SIGKILL, signal.SIGALRM)
+Kill = tuple[str, float]  # a moment and its number, or "instant" and seconds
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_problem(on_evaluation) -> Problem:
+def make_problem(kind: str, on_evaluation) -> Problem:
     matrix = np.random.default_rng(0).normal(size=(6, 6))
     matrix = matrix @ matrix.T + np.eye(6)
 
@@ -40,42 +49,69 @@ def make_problem(on_evaluation) -> Problem:
         jax.debug.callback(on_evaluation)
         return Evaluation(x @ jnp.asarray(matrix) @ x + jnp.sin(x).sum(), {"sum": x.sum()}, aux={"x": x})
 
+    def ask(design):
+        x = design["x"]
+        jax.debug.callback(on_evaluation)
+        out = apply_tesseract(HttpTesseract(kind), {"x": x, "w": matrix[:2], "s": jnp.asarray(0.5), "mode": "plain"})
+        return Evaluation((out["y"] ** 2).sum() + out["e"], {"sum": x.sum()}, aux={"x": x})
+
     design = {"x": jnp.linspace(0.5, 2.0, 6), "name": "killed"}
-    demands = {"sum": Constraint(equals=3.0)}
-    return Problem(design, evaluate, bounds=(-0.2, None), constraints=demands, settings={"n": 6})
+    demands = {} if kind in ("free", "bounded") else {"sum": Constraint(equals=3.0)}
+    bounds = None if kind == "free" else (-0.2, None)
+    fn = ask if kind.startswith("http://") else evaluate
+    return Problem(design, fn, bounds=bounds, constraints=demands, settings={"n": 6})
 
 
-def live(folder: pathlib.Path, name: str, driver: str, kill: tuple[str, int] | None) -> None:
+def live(folder: pathlib.Path, name: str, driver: str, kind: str, kill: Kill | None) -> None:
     counts: dict[str, int] = {}
+    announced = folder / f"{name}.steps"  # one byte for each step that is finished
 
     def at(moment: str) -> None:
         counts[moment] = counts.get(moment, 0) + 1
+        if kill is not None and kill[0] == "instant" and moment == "evaluate" and counts[moment] == 1:
+            # Its default action ends a process as SIGKILL does, wherever it is, interpreter or not.
+            signal.setitimer(signal.ITIMER_REAL, kill[1])
         if kill == (moment, counts[moment]):
             die()
 
+    def compare(problem, history) -> None:
+        n_before = announced.stat().st_size if announced.exists() else 0
+        assert len(history) >= n_before, f"{n_before} steps were finished, {len(history)} are there"
+        announced.write_bytes(b"." * len(history))
+
+    def announce(record, design, evaluation) -> None:
+        with announced.open("ab", buffering=0) as file:
+            file.write(b".")
+
+    began = time.monotonic()
     result = optimize(
-        make_problem(lambda: at("evaluate")),
+        make_problem(kind, lambda: at("evaluate")),
         driver,
-        stop=MaxSteps(N_STEPS[driver]),
+        stop=MaxSteps(N_STEPS.get(driver, FEW)),
         journal=FileJournal(folder / name, at=at),
-        transform=eqx.filter_jit,
+        transform=None if kind.startswith("http://") else eqx.filter_jit,
+        observers=[Observer(on_start=compare, on_step=announce)],
     )
-    history = [{key: value for key, value in record.to_json().items() if key != "seconds"} for record in result.history]
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    # Requests to a component that fails now and then count those that were repeated.
+    passing = {"seconds", "requests"} if kind.startswith("http://") else {"seconds"}
+    history = [{k: value for k, value in record.to_json().items() if k not in passing} for record in result.history]
     answer = {
         "design": np.asarray(result.design["x"]).tobytes().hex(),
         "value": result.value,
         "aux": np.asarray(result.evaluation.aux["x"]).tobytes().hex(),
-        "multiplier": float(result.multipliers["sum"]),
+        "multipliers": {key: float(value) for key, value in result.multipliers.items()},
         "history": history,
     }
     (folder / f"{name}.json").write_text(json.dumps(answer))
+    (folder / f"{name}.seconds").write_text(str(time.monotonic() - began))
 
 
-def last_signal(folder: pathlib.Path, name: str, driver: str, kill: tuple[str, int] | None) -> int:
+def last_signal(*life) -> int:
     """Live once; the signal that ended it, or 0 if it finished."""
     child = os.fork()
     if child == 0:
-        live(folder, name, driver, kill)
+        live(*life)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -85,16 +121,27 @@ def last_signal(folder: pathlib.Path, name: str, driver: str, kill: tuple[str, i
     return 0
 
 
-def main(folder: pathlib.Path, driver: str, seed: int, n_kills: int) -> None:
+def main(folder: pathlib.Path, driver: str, kind: str, seed: int, n_kills: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
-    assert last_signal(folder, "undisturbed", driver, None) == 0
-    for k in range(n_kills):
-        # Every other death inside an evaluation; early enough that there is always something left to do.
-        moment = "evaluate" if k % 2 == 0 else rng.choice(MOMENTS)
-        assert last_signal(folder, "killed", driver, (moment, rng.randint(1, 4))) == signal.SIGKILL
-    assert last_signal(folder, "killed", driver, None) == 0
+    assert last_signal(folder, "undisturbed", driver, kind, None) == 0
+    seconds = float((folder / "undisturbed.seconds").read_text())
+    n_killed = 0
+    while n_killed < n_kills:
+        # Early enough that there is always something left to do.
+        kill = [
+            ("evaluate", rng.randint(1, 4)),
+            (rng.choice(MOMENTS), rng.randint(1, 3)),
+            ("instant", rng.uniform(0.0, seconds / (2 * n_kills))),
+        ][(seed + n_killed) % 3]
+        how = last_signal(folder, "killed", driver, kind, kill)
+        if how == 0:
+            break
+        assert how in ABRUPT
+        n_killed += 1
+    assert last_signal(folder, "killed", driver, kind, None) == 0
+    print(n_killed)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))

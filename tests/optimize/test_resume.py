@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import equinox as eqx
 import jax.numpy as jnp
 import optax
@@ -26,25 +20,6 @@ from tesseract_flow.optimize import (
     optimize,
 )
 from tests.optimize.helpers import Counted, same_bits
-
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("driver", ["adam", "lbfgs"])
-def test_killed_at_random_moments_it_ends_bit_identical_to_an_undisturbed_run(tmp_path, driver):
-    command = [sys.executable, "-m", "tests.optimize.killed_run", str(tmp_path), driver, "7", "4"]
-    # Every life would compile the same functions; what they compute is what is tested here.
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    undisturbed, killed = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("undisturbed", "killed"))
-    assert len(undisturbed["history"]) > 10 and undisturbed["history"][-1]["changes"] > 1
-    assert killed == undisturbed
-
 
 _compiled: dict[str, object] = {}
 

@@ -1,0 +1,74 @@
+"""Killed at any instant, a run loses no finished step and ends with the bits of a run that nobody killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tesseract_flow.optimize import driver_names
+from tests.faults.component import tesseract_api
+from tests.faults.conftest import document
+from tests.faults.faults import FAULTS
+from tests.faults.server import FaultyServer, every
+
+ROOT = pathlib.Path(__file__).parents[2]
+KINDS = ("free", "bounded", "constrained")
+
+# Every driver by name, three deaths each, over the three kinds of problems in turn.
+MANY = [(driver, KINDS[k % 3], k) for k, driver in enumerate(driver_names())]
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> pathlib.Path:
+    """What one life has compiled serves the others; what they compute is what is tested here."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def killed(tmp_path, compiled) -> Callable[..., int]:
+    """Run until it is done in spite of deaths, compare with the undisturbed run, and say how often it died."""
+
+    def run(driver: str, kind: str, seed: int, n_kills: int) -> int:
+        command = [sys.executable, "-m", "tests.optimize.killed_run", str(tmp_path), driver, kind]
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        done = subprocess.run(
+            [*command, str(seed), str(n_kills)], cwd=ROOT, capture_output=True, text=True, timeout=280, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        undisturbed, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("undisturbed", "killed"))
+        assert found == undisturbed
+        assert len(undisturbed["history"]) > 10
+        return int(done.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize("driver", ["adam", "lbfgs"])
+def test_killed_at_random_moments_it_ends_bit_identical_to_an_undisturbed_run(killed, driver):
+    assert killed(driver, "constrained", 7, 3) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("driver", "kind", "seed"), MANY, ids=[f"{driver}-{kind}" for driver, kind, _ in MANY])
+def test_every_driver_survives_three_kills(killed, driver, kind, seed):
+    assert killed(driver, kind, seed, 3) >= 2  # one that was late found the run finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["adam", "lbfgs"])
+def test_killed_while_it_calls_a_component_that_fails_now_and_then(killed, driver):
+    busy = next(fault for fault in FAULTS if fault.name == "429 with Retry-After: 0")
+    with FaultyServer(tesseract_api.answer, document()) as server:
+        server.plant(busy.act, "vector_jacobian_product", every(5))
+        assert killed(driver, server.url, 3, 4) >= 3
+        assert server.n_faulty > 2
