@@ -27,6 +27,7 @@ class Comes(enum.Enum):
     RECOVERED = "the right value if it passes, else one of the errors"
     REFUSED = "one of the errors"
     EITHER = "the right value or one of the errors"
+    CONTRADICTED = "an error, the program's own included, as the component says something else later"
     ASKED_FOR = "a legal answer that no client can tell from a right one, so its value is taken"
 
 
@@ -41,6 +42,8 @@ class Fault:
         errors: names of our exceptions that tell it truly.
         at: the endpoints at which it makes sense.
         says: what the message must hold.
+        free: endpoints where the schema leaves it free, so that nothing but `abstract_eval` contradicts it. An eager
+            apply does not ask that.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Fault:
     errors: tuple[str, ...]
     at: tuple[str, ...]
     says: str = ""
+    free: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
@@ -58,12 +62,17 @@ FAULTS: list[Fault] = []
 
 
 def fault(
-    comes: Comes, *errors: str, at: tuple[str, ...] = EVERYWHERE, says: str = "", name: str = ""
+    comes: Comes,
+    *errors: str,
+    at: tuple[str, ...] = EVERYWHERE,
+    says: str = "",
+    free: tuple[str, ...] = (),
+    name: str = "",
 ) -> Callable[[Act], Act]:
     """Enter a function into the table, under its own name unless told otherwise."""
 
     def enter(act: Act) -> Act:
-        FAULTS.append(Fault(name or act.__name__.replace("_", " "), act, comes, errors, at, says))
+        FAULTS.append(Fault(name or act.__name__.replace("_", " "), act, comes, errors, at, says, free))
         return act
 
     return enter

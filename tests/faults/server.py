@@ -9,6 +9,7 @@ likes, to the byte. The one idea: no HTTP library on this side, as none would se
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 import threading
@@ -143,6 +144,13 @@ class Exchange:
                 pass
         self.close()
 
+    def wait_for_the_client_to_go(self) -> None:
+        """As `hang`, without reading a byte of what it still sends."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP | select.POLLHUP)
+        poll.poll()
+        self.close()
+
     def reset(self) -> None:
         """Hang up at once, as the kernel of a killed process does with unread data."""
         with contextlib.suppress(OSError):
@@ -184,6 +192,8 @@ class FaultyServer:
         self.n_faulty = 0
         self._n_asked = 0
         self._lock = threading.Lock()
+        self._idle = threading.Condition()
+        self._n_acting = 0
         self._open: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._listener: socket.socket | None = None
@@ -226,8 +236,10 @@ class FaultyServer:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    def n_asked(self, endpoint: str) -> int:
-        return sum(asked.endpoint == endpoint for asked in self.asked)
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Whether nothing is under way here any more, within so many seconds: surplus answers are sent."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._n_acting == 0, seconds)
 
     # Who listens.
 
@@ -281,7 +293,8 @@ class FaultyServer:
                 if asked is None:
                     return
                 exchange = Exchange(self, connection, reader, asked)
-                self._act(asked)(exchange)
+                with self._acting():
+                    self._act(asked)(exchange)
                 if not exchange.is_kept:
                     return
                 exchange.read()
@@ -293,6 +306,17 @@ class FaultyServer:
             with contextlib.suppress(OSError):
                 reader.close()
             connection.close()
+
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[None]:
+        with self._idle:
+            self._n_acting += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._n_acting -= 1
+                self._idle.notify_all()
 
     def _act(self, asked: Asked) -> Act:
         with self._lock:

@@ -28,7 +28,7 @@ def place(endpoint: str) -> tuple[str, ...]:
 
 
 def spoils(
-    comes: Comes, *errors: str, at: tuple[str, ...] = CALLS, name: str = ""
+    comes: Comes, *errors: str, at: tuple[str, ...] = CALLS, name: str = "", free: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Leaf], Any]], Callable[[Leaf], Any]]:
     """Enter a fault that puts something else in the place of the array, or changes it."""
 
@@ -44,7 +44,7 @@ def spoils(
             parent[last] = leaf if changed is None else None if changed is NULL else changed
             x.answer(orjson.dumps(tree))
 
-        fault(comes, *errors, at=at, name=name or spoil.__name__.replace("_", " "))(act)
+        fault(comes, *errors, at=at, free=free, name=name or spoil.__name__.replace("_", " "))(act)
         return spoil
 
     return enter
@@ -67,9 +67,6 @@ SHAPES: dict[str, Any] = {
     "beyond 64 bits": [2**40, 2**40],
     "of another rank": [6],
     "one axis more": [1, 2, 3],
-    "one row more": [3, 3],
-    "without rows": [0, 3],
-    "transposed": [3, 2],
     "of texts": ["2", "3"],
     "of fractions": [2.5, 3.0],
     "of lists": [[2], [3]],
@@ -81,11 +78,18 @@ SHAPES: dict[str, Any] = {
     "an object": {"0": 2, "1": 3},
 }
 for _name, _shape in SHAPES.items():
-    # Some of these are legal answers of abstract_eval, which only the next call contradicts.
     spoils(Comes.REFUSED, *REFUSED, name=f"shape {_name}")(lambda leaf, shape=_shape: leaf.update(shape=shape))
 
+# Which the schema allows: only what the component does next contradicts them.
+ALLOWED = {"with a row more": [3, 3], "without rows": [0, 3], "transposed": [3, 2]}
+for _name, _shape in ALLOWED.items():
+    for _comes, _at in ((Comes.REFUSED, SOLVES), (Comes.CONTRADICTED, ("abstract_eval",))):
+        spoils(_comes, *REFUSED, at=_at, free=("apply",), name=f"shape {_name}")(
+            lambda leaf, shape=_shape: leaf.update(shape=shape)
+        )
 
-@spoils(Comes.REFUSED, *REFUSED, at=SOLVES)
+
+@spoils(Comes.REFUSED, *REFUSED, at=SOLVES, free=("apply",))
 def transposed(leaf):
     return array(values(leaf).T)
 
@@ -95,12 +99,12 @@ def flattened(leaf):
     return array(values(leaf).ravel())
 
 
-@spoils(Comes.REFUSED, *REFUSED, at=SOLVES)
+@spoils(Comes.REFUSED, *REFUSED, at=SOLVES, free=("apply",))
 def one_row_more(leaf):
     return array(np.vstack([values(leaf), values(leaf)[:1]]))
 
 
-@spoils(Comes.REFUSED, *REFUSED, at=SOLVES)
+@spoils(Comes.REFUSED, *REFUSED, at=SOLVES, free=("apply",))
 def empty(leaf):
     return array(np.zeros((0, 3)))
 
