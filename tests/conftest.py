@@ -10,11 +10,14 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+
+from tests.planted import files_with_it
 
 if TYPE_CHECKING:
     import jax
@@ -54,6 +57,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     _prefect_home.cleanup()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_secret_is_written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """At the end the temporary folders of all tests are searched for the secret that some of them have planted."""
+    yield
+    for folder in (tmp_path_factory.getbasetemp(), _prefect_home.name):
+        found = list(files_with_it(Path(folder)))
+        assert not found, f"a planted secret was written to {found}"
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ Secrets go in here and do not come out: no message quotes a text that may hold o
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from tesseract_flow.errors import OptionError, Unreachable
 
@@ -20,6 +21,8 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VALUE = re.compile(r"[\x21-\x7e]([\t\x20-\x7e]*[\x21-\x7e])?")
 # The client sets these, and the answer could not be read if they said something else.
 _RESERVED = frozenset({"accept", "accept-encoding", "content-type", "content-length", "transfer-encoding"})
+
+_SHORTEST_SECRET = 8  # characters
 
 
 def shown(address: str) -> str:
@@ -108,3 +111,18 @@ def checked_token(token: str | None) -> str | None:
     if token and not _VALUE.fullmatch(token):
         raise OptionError("token: the text (not shown) has characters that cannot stand in a header.")
     return token or None
+
+
+def secret_words(headers: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
+    """What in these headers nobody but the server should see: each value, its words, and what is in base64 there."""
+    found: set[bytes] = set()
+    for _, value in headers:
+        for word in {value, *value.split()}:
+            found.add(word.encode())
+            with contextlib.suppress(ValueError):
+                user_and_password = base64.b64decode(word, validate=True)
+                found |= {user_and_password, user_and_password.partition(b":")[2]}
+    # What is shorter is no secret, and may be part of any text.
+    words = [word for word in found if len(word) >= _SHORTEST_SECRET]
+    escaped = {quote(word, safe="").encode() for word in words}
+    return tuple(sorted({*words, *escaped}, key=len, reverse=True))

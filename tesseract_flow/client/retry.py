@@ -77,15 +77,18 @@ class RetryPolicy:
     ) -> T:
         """`fn()`, repeated by this policy; inside of another one's `run`, or of `somebody_else`, once.
 
-        The last error propagates, and says how often it was tried.
+        The last error propagates, and says how often it was tried, and how the first attempt ended if otherwise: a
+        server that cannot be reached any more may have had the first request.
         """
         if _has_owner.get():
             return fn()
+        first: TransientError | None = None
         with somebody_else():
             for delay in self.delays():
                 try:
                     return fn()
                 except TransientError as error:
+                    first = first or error
                     wait = delay * uniform(1.0, 1.0 + self.jitter)
                     if isinstance(error, Overloaded) and error.retry_after is not None:
                         wait = max(wait, error.retry_after)
@@ -97,6 +100,8 @@ class RetryPolicy:
             except TransientError as error:
                 # In its text, which is all that is left of an error under `jit` and in a state of Prefect.
                 tried = f"It was tried {self.n_retries + 1} times." if self.n_retries > 0 else "It is not tried again."
+                if first is not None and type(first) is not type(error):
+                    tried += f" The first attempt: {str(first).partition(chr(10))[0]}"
                 error.args = (f"{error}\n{tried}", *error.args[1:])
                 raise
 

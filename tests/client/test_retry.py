@@ -142,3 +142,20 @@ def test_policies_are_values():
     assert RetryPolicy() == RetryPolicy() and hash(RetryPolicy()) == hash(RetryPolicy())
     assert RetryPolicy(n_retries=1) != RetryPolicy(n_retries=2)
     assert issubclass(errors.TransientError, TesseractFlowError)
+
+
+def test_the_last_error_says_how_the_first_attempt_ended_if_otherwise():
+    """A server that cannot be reached any more may have had the first request."""
+    raised = [
+        ConnectionLost("it was lost. The solve may still be running there.\nMore."),
+        Unreachable("a"),
+        Unreachable("b"),
+    ]
+
+    def fail():
+        raise raised.pop(0)
+
+    with pytest.raises(Unreachable) as caught:
+        RetryPolicy(n_retries=2).run(fail, sleep=lambda seconds: None)
+    last = str(caught.value).splitlines()[-1]
+    assert last == ("It was tried 3 times. The first attempt: it was lost. The solve may still be running there.")

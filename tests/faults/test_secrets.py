@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import pickle
 import textwrap
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -17,6 +20,8 @@ from pydantic import SecretStr
 import tesseract_flow as tf
 from tesseract_flow import errors
 from tesseract_flow.cli import main
+from tesseract_flow.client import RetryPolicy
+from tesseract_flow.optimize import load_problem
 from tests.faults.faults import FAULTS
 from tests.faults.server import Exchange, FaultyServer, always, every
 from tests.planted import SECRET, files_with_it, forms, is_in
@@ -29,8 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 import tesseract_flow as tf
 
-def weight(solver="", token=None, headers=None, cache=None):
-    solver = tf.open_tesseract(solver, token=token, headers=headers or {}, cache=cache)
+def weight(solver="", token=None, headers=None, proxy=None, cache=None):
+    solver = tf.open_tesseract(solver, token=token, headers=headers or {}, proxy=proxy, cache=cache)
 
     def evaluate(design):
         out = tf.apply_tesseract(solver, {"x": design["x"], "w": np.ones((2, 3)), "s": jnp.asarray(2.0)})
@@ -44,11 +49,19 @@ def with_password(server: FaultyServer) -> str:
     return f"http://bob:{WORD}@{urlsplit(server.url).netloc}"
 
 
-# How credentials come to a handle: in its address, as a token, in a header.
-CREDENTIALS = {
-    "address": lambda server: {"solver": with_password(server)},
-    "token": lambda server: {"solver": server.url, "token": SECRET},
-    "headers": lambda server: {"solver": server.url, "headers": {"X-Api-Key": SECRET}},
+def of_the_environment(server: FaultyServer, patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    patch.setenv("HTTP_PROXY", with_password(server))
+    patch.delenv("NO_PROXY", raising=False)
+    return {"solver": "http://plate.example:8000"}
+
+
+# How credentials come to a handle.
+CREDENTIALS: dict[str, Callable[[FaultyServer, pytest.MonkeyPatch], dict[str, Any]]] = {
+    "address": lambda server, patch: {"solver": with_password(server)},
+    "token": lambda server, patch: {"solver": server.url, "token": SECRET},
+    "headers": lambda server, patch: {"solver": server.url, "headers": {"X-Api-Key": SECRET}},
+    "proxy": lambda server, patch: {"solver": "http://plate.example:8000", "proxy": with_password(server)},
+    "environment": of_the_environment,
 }
 
 
@@ -72,25 +85,23 @@ def credentials_seen(server: FaultyServer) -> bool:
 
 
 def test_the_search_finds_every_form_of_a_secret(tmp_path):
-    import base64
-
-    for k, data in enumerate(
-        [SECRET.encode(), WORD.encode(), *(base64.b64encode(b"bob:"[:n] + SECRET.encode() + b"..") for n in range(4))]
-    ):
+    secret = "an0ther/one=that;is+written"  # and found at the end of all tests, were it the planted one
+    in_base64 = [base64.b64encode(b"bob:"[:n] + secret.encode() + b"..") for n in range(4)]
+    for k, data in enumerate([secret.encode(), quote(secret, safe="").encode(), *in_base64]):
         (tmp_path / f"{k}").write_bytes(b"something before " + data)
     (tmp_path / "innocent").write_bytes(b"nothing")
-    assert len(list(files_with_it(tmp_path))) == 6
-    assert all(len(form) > 12 for form in forms())
+    assert len(list(files_with_it(tmp_path, secret))) == 6
+    assert all(len(form) > 12 for form in forms(secret))
 
 
 @pytest.mark.parametrize("given", CREDENTIALS)
-def test_a_run_and_all_that_it_writes(server, problem, given, tmp_path, capsys, caplog):
+def test_a_run_and_all_that_it_writes(server, problem, given, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level(logging.DEBUG)
     busy = next(fault for fault in FAULTS if fault.name == "429 with Retry-After: 0")
     server.plant(busy.act, "vector_jacobian_product", every(4))  # so that there is something to log
-    settings = {**CREDENTIALS[given](server), "cache": str(tmp_path / "cache")}
+    settings = {**CREDENTIALS[given](server, monkeypatch), "cache": str(tmp_path / "cache")}
     made = tf.optimize(
-        tf.load_problem(problem, settings) if hasattr(tf, "load_problem") else loaded(problem, settings),
+        load_problem(problem, settings),
         "lbfgs",
         stop={"max_steps": 4},
         journal=tmp_path / "journal",
@@ -99,12 +110,6 @@ def test_a_run_and_all_that_it_writes(server, problem, given, tmp_path, capsys, 
     told = [repr(made), str(made.notes), caplog.text, *capsys.readouterr()]
     assert not is_in("\n".join(told))
     assert not list(files_with_it(tmp_path))
-
-
-def loaded(problem: str, settings: dict) -> tf.Problem:
-    from tesseract_flow.optimize import load_problem
-
-    return load_problem(problem, settings)
 
 
 def test_the_command_line_and_its_report(server, problem, tmp_path, capsys, caplog):
@@ -137,10 +142,10 @@ TELLING = {
 
 @pytest.mark.parametrize("fault", TELLING)
 @pytest.mark.parametrize("given", CREDENTIALS)
-def test_errors_tell_no_secret(server, given, fault, caplog):
+def test_errors_tell_no_secret(server, given, fault, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
-    settings = CREDENTIALS[given](server)
-    handle = tf.open_tesseract(settings.pop("solver"), **settings)
+    settings = CREDENTIALS[given](server, monkeypatch)
+    handle = tf.open_tesseract(settings.pop("solver"), **settings, retry=RetryPolicy(n_retries=0))
     server.plant(TELLING[fault], "apply")
     with pytest.raises(errors.CallError) as caught:
         handle.apply(INPUTS)
@@ -151,10 +156,10 @@ def test_errors_tell_no_secret(server, given, fault, caplog):
 
 
 @pytest.mark.parametrize("given", CREDENTIALS)
-def test_handles_and_traced_programs_print_none(server, given):
+def test_handles_and_traced_programs_print_none(server, given, monkeypatch):
     import jax
 
-    settings = CREDENTIALS[given](server)
+    settings = CREDENTIALS[given](server, monkeypatch)
     handle = tf.open_tesseract(settings.pop("solver"), **settings, cache=True, derive=True, max_in_flight=2)
     fn = lambda x: tf.apply_tesseract(handle, {**INPUTS, "x": x})["e"]  # noqa: E731
     told = [repr(handle), str(handle), f"{handle}", handle.name, repr(handle.schema)]
@@ -175,7 +180,7 @@ def test_a_flow_with_a_block_and_the_database_of_prefect(server, problem, tmp_pa
     TesseractEndpoint(url=server.url, user="bob", password=SecretStr(SECRET)).save("planted-password")
     (tmp_path / "blocks.py").write_text(
         textwrap.dedent(PROBLEM).replace(
-            "tf.open_tesseract(solver, token=token, headers=headers or {}, cache=cache)",
+            "tf.open_tesseract(solver, token=token, headers=headers or {}, proxy=proxy, cache=cache)",
             "tf.open_tesseract(solver, cache=cache)",
         )
     )

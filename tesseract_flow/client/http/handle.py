@@ -211,7 +211,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
                 hang_up(response)
             refuse_strangers(question, response.status, headers, lane)
             if response.status != 200:
-                raise error_of_status(question, response.status, headers, answer)
+                raise error_of_status(question, response.status, headers, self._session.without_secrets(answer))
             return answer
 
     def _patience(self, question: Question) -> Patience:

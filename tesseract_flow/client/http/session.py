@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 import httpcore
 
-from tesseract_flow.client.address import host_on_the_wire
+from tesseract_flow.client.address import host_on_the_wire, secret_words
 from tesseract_flow.client.http.connection import KeptConnection, TransportConnection, acknowledge_at_once, tls_of
 from tesseract_flow.client.http.exchange import Folders
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
@@ -75,6 +75,7 @@ class Session:
         # A call waits for a free lane for as long as the calls before it take. Here, and not in a pool of httpcore,
         # where no call can choose its connection, and which under load sometimes closes a good one.
         self.proxy = None if options.transport else proxy_for(options.url, options.proxy)
+        self._secrets = secret_words([*own.items(), *(self.proxy.headers if self.proxy is not None else ())])
         if options.transport is None:
             tls = tls_of(options.url, options.verify, options.cert)
             connect = functools.partial(
@@ -97,6 +98,12 @@ class Session:
     def took(self, endpoint: str, seconds: float) -> None:
         """A call of an endpoint was answered after so many seconds."""
         self.longest[endpoint] = max(seconds, self.longest.get(endpoint, 0.0))
+
+    def without_secrets(self, text: bytes) -> bytes:
+        """What a server says of a failure, without the credentials that it may have been told: some say it all."""
+        for secret in self._secrets:
+            text = text.replace(secret, b"***")
+        return text
 
     @contextlib.contextmanager
     def response(
