@@ -7,7 +7,8 @@ a random moment: inside an evaluation, inside a write of the journal, at any ins
 FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a run found that nobody killed. A life that
 begins with fewer steps than the ones before had announced ends with an error. Printed: how often it was killed.
 
-KIND is `free`, `bounded`, `constrained` (and bounded), or the URL of the component of `tests.faults`.
+KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), or the URL of the
+component of `tests.faults`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def make_problem(kind: str, on_evaluation) -> Problem:
     def evaluate(design):
         x = design["x"]
         jax.debug.callback(on_evaluation)
-        return Evaluation(x @ jnp.asarray(matrix) @ x + jnp.sin(x).sum(), {"sum": x.sum()}, aux={"x": x})
+        value = x @ jnp.asarray(matrix) @ x + jnp.sin(x).sum()
+        value = jnp.where(x[0] < 0.45, jnp.nan, value) if kind == "walled" else value
+        return Evaluation(value, {"sum": x.sum()} if kind == "constrained" else {}, aux={"x": x})
 
     def ask(design):
         x = design["x"]
@@ -56,9 +59,11 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         return Evaluation((out["y"] ** 2).sum() + out["e"], {"sum": x.sum()}, aux={"x": x})
 
     design = {"x": jnp.linspace(0.5, 2.0, 6), "name": "killed"}
-    demands = {} if kind in ("free", "bounded") else {"sum": Constraint(equals=3.0)}
-    bounds = None if kind == "free" else (-0.2, None)
-    fn = ask if kind.startswith("http://") else evaluate
+    bounds = (-0.2, None) if kind in ("bounded", "constrained") else None
+    if kind.startswith("http://"):
+        fn, demands = ask, {"sum": Constraint(equals=3.0)}
+    else:
+        fn, demands = evaluate, {"sum": Constraint(equals=3.0)} if kind == "constrained" else {}
     return Problem(design, fn, bounds=bounds, constraints=demands, settings={"n": 6})
 
 

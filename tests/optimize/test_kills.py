@@ -18,10 +18,10 @@ from tests.faults.faults import FAULTS
 from tests.faults.server import FaultyServer, every
 
 ROOT = pathlib.Path(__file__).parents[2]
-KINDS = ("free", "bounded", "constrained")
+KINDS = ("free", "bounded", "constrained", "walled")
 
-# Every driver by name, three deaths each, over the three kinds of problems in turn.
-MANY = [(driver, KINDS[k % 3], k) for k, driver in enumerate(driver_names())]
+# Every driver by name, three deaths each, over the kinds of problems in turn.
+MANY = [(driver, KINDS[k % 4], k) for k, driver in enumerate(driver_names())]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,8 @@ def killed(tmp_path, compiled) -> Callable[..., int]:
         assert done.returncode == 0, done.stderr
         undisturbed, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("undisturbed", "killed"))
         assert found == undisturbed
-        assert len(undisturbed["history"]) > 10
+        last = undisturbed["history"][-1]
+        assert last["step"] >= 10 or last["failures"] > 0
         return int(done.stdout)
 
     return run
