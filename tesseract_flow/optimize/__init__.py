@@ -17,12 +17,14 @@ from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJourn
 from tesseract_flow.optimize.loading import load_problem
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.observers import AbstractObserver, Observer
+from tesseract_flow.optimize.optimality import Optimality
 from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, WhichDesign
 from tesseract_flow.optimize.stopping import (
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
+    FirstOrder,
     GradientBelow,
     MaxEvaluations,
     MaxRequests,
@@ -49,11 +51,13 @@ __all__ = [
     "FailureAction",
     "FailurePolicy",
     "FileJournal",
+    "FirstOrder",
     "GradientBelow",
     "MaxEvaluations",
     "MaxRequests",
     "MaxSteps",
     "Observer",
+    "Optimality",
     "Problem",
     "Result",
     "Resumption",

@@ -29,13 +29,22 @@ from jaxtyping import Array, Float, Int
 
 from tesseract_flow.errors import ProblemError
 
+# "No limit", as the tools that people come from write it: 1e20 is infinity to SNOPT, Knitro and the CUTEst problems.
+NO_LIMIT = 1e20
+
+# A value at the start below this says nothing about the size of a constraint: it may be what rounding left of a limit
+# that is met exactly.
+_SMALLEST_START = 1e-6
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Constraint:
     """A demand on one named value (a scalar, or elementwise on an array): `equals`, or `lower` and/or `upper`.
 
-    `scale` is the size of a violation that matters as much as the objective as a whole; by default the larger bound in
-    magnitude, or 1 where that is zero. Violations are reported relative to it.
+    A violation is relative to the limit that is violated: each side, and each entry of an array, has a measure of its
+    own, the magnitude of its limit. `scale` replaces it. A limit of zero has no magnitude: it is measured in units of
+    the value at the start (of an array, the largest among such entries), or of 1 if that is zero as well; the result's
+    notes say which. Limits from 1e20 on are no limits.
 
     Raises:
         ProblemError: no demand or a contradictory one.
@@ -54,14 +63,14 @@ class Constraint:
             )
         for name, value in given.items():
             array = _real(value, name)
-            if np.isnan(array).any() or (name == "equals" and not np.isfinite(array).all()):
+            if np.isnan(array).any() or (name == "equals" and not (np.abs(array) < NO_LIMIT).all()):
                 raise ProblemError(f"A constraint's {name} must be a number, received {value!r}.")
         if self.scale is not None:
             size = _real(self.scale, "scale")
             if not (np.isfinite(size) & (size > 0)).all():
                 raise ProblemError(f"A constraint's scale must be positive and finite, received {self.scale!r}.")
         lower, upper = self.interval
-        if (np.asarray(lower) > np.asarray(upper)).any():
+        if (lower > upper).any() or (lower >= NO_LIMIT).any() or (upper <= -NO_LIMIT).any():
             raise ProblemError(f"No value satisfies a constraint with lower={self.lower!r} and upper={self.upper!r}.")
 
     @property
@@ -70,20 +79,20 @@ class Constraint:
         if self.equals is not None:
             return _real(self.equals, "equals"), _real(self.equals, "equals")
         lower = _real(-np.inf if self.lower is None else self.lower, "lower")
-        return lower, _real(np.inf if self.upper is None else self.upper, "upper")
+        upper = _real(np.inf if self.upper is None else self.upper, "upper")
+        return np.where(lower <= -NO_LIMIT, -np.inf, lower), np.where(upper >= NO_LIMIT, np.inf, upper)
 
     @property
-    def size(self) -> np.ndarray:
-        """What a violation is measured in."""
+    def measures(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a violation of either bound is measured in; 0 where the bound is zero, and 1 where there is none."""
         if self.scale is not None:
-            return _real(self.scale, "scale")
-        magnitudes = [np.where(np.isfinite(bound), np.abs(bound), 0.0) for bound in self.interval]
-        largest = np.maximum(*magnitudes)
-        return np.where(largest > 0, largest, 1.0)
+            return _real(self.scale, "scale"), _real(self.scale, "scale")
+        lower, upper = (np.where(np.isfinite(bound), np.abs(bound), 1.0) for bound in self.interval)
+        return lower, upper
 
     def check_against(self, name: str, value: jax.ShapeDtypeStruct) -> None:
         """Refuse bounds whose shape does not fit the value that `evaluate` returns."""
-        for what, array in zip(("lower", "upper", "scale"), (*self.interval, self.size), strict=True):
+        for what, array in zip(("lower", "upper", "scale"), (*self.interval, self.measures[0]), strict=True):
             try:
                 fits = np.broadcast_shapes(array.shape, value.shape) == value.shape
             except ValueError:
@@ -154,10 +163,14 @@ class AugmentedLagrangian:
 
 
 class Duals(eqx.Module):
-    """Multipliers `λ` (one per entry) and penalties `ρ` (one per constraint), by constraint name."""
+    """Multipliers `λ` (one per entry) and penalties `ρ` (one per demand), by the demand's key.
+
+    `unit` is what limits of zero are measured in, once the start has been seen.
+    """
 
     price: dict[str, Array]
     penalty: dict[str, Float[Array, ""]]
+    unit: dict[str, Float[Array, ""]]
 
 
 class Tally(eqx.Module):
@@ -170,74 +183,123 @@ class Tally(eqx.Module):
 
 
 class ConstraintSet(eqx.Module):
-    """All demands of a problem, scaled and broadcast to the shapes that `evaluate` returns."""
+    """All demands of a problem, scaled and broadcast to the shapes that `evaluate` returns.
+
+    A demand is one interval with one measure. A constraint with two limits of different magnitude is therefore two
+    demands, `name.lower` and `name.upper`: measured by the larger one, `1 <= c <= 1e5` would hold at c = 0.
+    """
 
     lower: dict[str, Array]
     upper: dict[str, Array]
     size: dict[str, Array]
+    is_zero: dict[str, Array]  # where `size` is to be multiplied by `Duals.unit`
+    names: dict[str, str] = eqx.field(static=True)  # the constraint that a demand belongs to
 
     @classmethod
     def build(cls, constraints: Mapping[str, Constraint], shapes: Mapping[str, Any], dtype: np.dtype) -> ConstraintSet:
-        lower, upper, size = {}, {}, {}
+        lower, upper, size, is_zero, names = {}, {}, {}, {}, {}
         for name, constraint in sorted(constraints.items()):
             shape = shapes[name].shape
-            low, high = constraint.interval
-            scale = constraint.size
-            lower[name] = jnp.asarray(np.broadcast_to(low / scale, shape), dtype)
-            upper[name] = jnp.asarray(np.broadcast_to(high / scale, shape), dtype)
-            size[name] = jnp.asarray(np.broadcast_to(scale, shape), dtype)
-        return cls(lower, upper, size)
-
-    @property
-    def names(self) -> list[str]:
-        return sorted(self.size)
+            for key, low, high, measure in _demands(name, constraint):
+                zero = np.broadcast_to(measure == 0, shape)
+                measure = np.where(measure == 0, 1.0, measure)
+                lower[key] = jnp.asarray(np.broadcast_to(low / measure, shape), dtype)
+                upper[key] = jnp.asarray(np.broadcast_to(high / measure, shape), dtype)
+                size[key] = jnp.asarray(np.broadcast_to(measure, shape), dtype)
+                is_zero[key] = jnp.asarray(zero)
+                names[key] = name
+        return cls(lower, upper, size, is_zero, names)
 
     def start(self, method: AugmentedLagrangian) -> tuple[Duals, Tally]:
-        zeros = {name: jnp.zeros_like(size) for name, size in self.size.items()}
-        scalars = {name: jnp.zeros((), size.dtype) for name, size in self.size.items()}
-        penalty = {name: zero + jnp.asarray(method.penalty, zero.dtype) for name, zero in scalars.items()}
-        previous = {name: zero + jnp.asarray(jnp.inf, zero.dtype) for name, zero in scalars.items()}
+        zeros = {key: jnp.zeros_like(size) for key, size in self.size.items()}
+        scalars = {key: jnp.zeros((), size.dtype) for key, size in self.size.items()}
+        penalty = {key: zero + jnp.asarray(method.penalty, zero.dtype) for key, zero in scalars.items()}
+        previous = {key: zero + jnp.asarray(jnp.inf, zero.dtype) for key, zero in scalars.items()}
         count = jnp.asarray(0, jnp.int32)
-        return Duals(zeros, penalty), Tally(zeros, previous, count, count)
+        return Duals(zeros, penalty, self._ones()), Tally(zeros, previous, count, count)
 
     def silent(self) -> Duals:
         """Duals under which the augmentation and its gradient vanish: for looking at the objective alone."""
-        zeros = {name: jnp.zeros_like(size) for name, size in self.size.items()}
-        return Duals(zeros, {name: jnp.zeros((), size.dtype) for name, size in self.size.items()})
+        zeros = {key: jnp.zeros_like(size) for key, size in self.size.items()}
+        return Duals(zeros, {key: jnp.zeros((), size.dtype) for key, size in self.size.items()}, self._ones())
 
-    def scaled(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: values[name].astype(size.dtype) / size for name, size in self.size.items()}
+    def _ones(self) -> dict[str, Array]:
+        return {key: jnp.ones((), size.dtype) for key, size in self.size.items()}
+
+    def units_from(self, values: Mapping[str, Array]) -> dict[str, Array]:
+        """What limits of zero are measured in, from the values at the start."""
+        units = {}
+        for key, size in self.size.items():
+            magnitudes = np.abs(np.asarray(values[self.names[key]], np.float64))[np.asarray(self.is_zero[key])]
+            largest = magnitudes.max(initial=0.0)
+            units[key] = jnp.asarray(largest if largest >= _SMALLEST_START else 1.0, size.dtype)
+        return units
+
+    def sizes(self, duals: Duals) -> dict[str, Array]:
+        """What each entry of each demand is measured in."""
+        return {key: jnp.where(self.is_zero[key], size * duals.unit[key], size) for key, size in self.size.items()}
+
+    def scaled(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Array]:
+        return {key: values[self.names[key]].astype(size.dtype) / size for key, size in self.sizes(duals).items()}
 
     def residuals(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Array]:
         """`t = c - s`: how far each scaled value is from the best slack; zero everywhere at a solution."""
-        scaled = self.scaled(values)
-        return {name: self._residual(name, c, duals) for name, c in scaled.items()}
+        return {key: self._residual(key, c, duals) for key, c in self.scaled(values, duals).items()}
 
-    def _residual(self, name: str, c: Array, duals: Duals) -> Array:
-        penalty = duals.penalty[name]
+    def _residual(self, key: str, c: Array, duals: Duals) -> Array:
+        penalty = duals.penalty[key]
         # Zero penalty means silent. The inner `where` keeps 0/0 out of the derivative of the branch not taken.
         safe = jnp.where(penalty > 0, penalty, jnp.ones_like(penalty))
-        slack = jnp.clip(c + duals.price[name] / safe, self.lower[name], self.upper[name])
+        slack = jnp.clip(c + duals.price[key] / safe, self.lower[key], self.upper[key])
         # The slack minimises the term, so its own derivative contributes nothing (envelope theorem).
         return jnp.where(penalty > 0, c - jax.lax.stop_gradient(slack), jnp.zeros_like(c))
 
     def augmentation(self, values: Mapping[str, Array], duals: Duals, dtype: np.dtype) -> Float[Array, ""]:
         """Σ λ t + ρ/2 t², what the Lagrangian adds to the scaled objective."""
         total = jnp.zeros((), dtype)
-        for name, t in self.residuals(values, duals).items():
+        for key, t in self.residuals(values, duals).items():
             half = jnp.asarray(0.5, t.dtype)
-            total = total + (duals.price[name] * t + half * duals.penalty[name] * t * t).sum().astype(dtype)
+            total = total + (duals.price[key] * t + half * duals.penalty[key] * t * t).sum().astype(dtype)
         return total
 
-    def violation(self, values: Mapping[str, Array]) -> Float[Array, ""]:
-        """The largest violation of any constraint, in units of its scale; 0 when all hold."""
-        return _largest([self._excess(name, c) for name, c in self.scaled(values).items()])
+    def estimates(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Array]:
+        """The multipliers λ + ρ t with which the gradient of the augmented Lagrangian is that of the Lagrangian.
+
+        Source: Nocedal & Wright (2006), equation (17.37).
+        """
+        return {key: duals.price[key] + duals.penalty[key] * t for key, t in self.residuals(values, duals).items()}
+
+    def violations(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Float[Array, ""]]:
+        """The largest violation of each demand, in units of its measure; 0 where it holds."""
+        return {
+            key: jnp.abs(c - jnp.clip(c, self.lower[key], self.upper[key])).max(initial=0.0)
+            for key, c in self.scaled(values, duals).items()
+        }
+
+    def violation(self, values: Mapping[str, Array], duals: Duals) -> Float[Array, ""]:
+        """The largest violation of all; 0 when all demands hold."""
+        return _largest(list(self.violations(values, duals).values()))
 
     def largest_residual(self, values: Mapping[str, Array], duals: Duals) -> Float[Array, ""]:
         return _largest(list(self.residuals(values, duals).values()))
 
-    def _excess(self, name: str, c: Array) -> Array:
-        return c - jnp.clip(c, self.lower[name], self.upper[name])
+    def multipliers(self, estimates: Mapping[str, Array], duals: Duals) -> dict[str, Array]:
+        """Estimates by constraint, per unit of its value; those of two sides add up."""
+        total: dict[str, Array] = {}
+        for key, size in self.sizes(duals).items():
+            total[self.names[key]] = total.get(self.names[key], jnp.zeros_like(size)) + estimates[key] / size
+        return total
+
+
+def _demands(name: str, constraint: Constraint) -> list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Key, lower and upper bound, and measure, of each interval with one measure that a constraint consists of."""
+    low, high = constraint.interval
+    below, above = constraint.measures
+    both = np.isfinite(low) & np.isfinite(high)
+    if (both & (below != above)).any():
+        endless = np.asarray(np.inf)
+        return [(f"{name}.lower", low, endless, below), (f"{name}.upper", -endless, high, above)]
+    return [(name, low, high, np.where(np.isfinite(low), below, above))]
 
 
 def count_step(tally: Tally, residuals: Mapping[str, Array]) -> Tally:
@@ -265,7 +327,7 @@ def change_duals(
         previous[name] = size
         zeros[name] = jnp.zeros_like(t)
     count = jnp.zeros_like(tally.n_steps)
-    return Duals(price, penalty), Tally(zeros, previous, count, tally.n_changes + 1)
+    return Duals(price, penalty, duals.unit), Tally(zeros, previous, count, tally.n_changes + 1)
 
 
 def mean_residuals(tally: Tally) -> dict[str, Array]:

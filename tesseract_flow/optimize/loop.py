@@ -21,20 +21,22 @@ from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.checkpoint import Checkpoint
-from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals
+from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.drivers import build_driver
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
 from tesseract_flow.optimize.journal import AbstractJournal, Resumption, as_journal
+from tesseract_flow.optimize.notes import notes_after
 from tesseract_flow.optimize.observers import AbstractObserver
+from tesseract_flow.optimize.optimality import best_record, optimality_of
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steps import advance, prepare, start, template_state
-from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_rules, first_reason
+from tesseract_flow.optimize.stopping import AbstractStoppingRule, FirstOrder, as_rules, first_reason, reachable
 
 
 def default_transform() -> Transform:
@@ -61,7 +63,7 @@ def optimize(
     run_step: Callable[[int, Callable[[], Any]], Any] = _on_the_spot,
     clock: Callable[[], float] = time.monotonic,
     constraint_method: AugmentedLagrangian | None = None,
-    feasibility_tol: float = 1e-4,
+    feasibility_tol: float | None = None,
     on_failure: FailurePolicy | FailureAction | Mapping[str, Any] = "shrink",
     sleep: Callable[[float], object] = time.sleep,
     start_from: StartFrom | None = None,
@@ -88,7 +90,8 @@ def optimize(
         run_step: called as `run_step(step, fn)`, returns `fn()`; where a step becomes a task, or is timed.
         clock: seconds, for `WallTime` and the records.
         constraint_method: how multipliers and penalties move.
-        feasibility_tol: a design with no violation above this (in units of each constraint's scale) is feasible.
+        feasibility_tol: a design with no violation above this (in units of the limit that is violated) is feasible.
+            Default: 1e-6, or what the precision allows.
         on_failure: what to do when an evaluation fails (NaN, a component's own error, a time-out, ...): a
             `FailurePolicy`, or its action by name. Default: go back along the step until an evaluation succeeds.
         sleep: how to wait for a component that is away.
@@ -112,16 +115,18 @@ def optimize(
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
+    rules = as_rules(stop, problem.partition.dtype)
+    tolerance = next((rule.tol for rule in rules if isinstance(rule, FirstOrder)), None)
     run = prepare(
         problem,
         build_driver(driver, learning_rate, driver_settings),
         transform or default_transform(),
         constraint_method,
-        feasibility_tol,
+        reachable(1e-6, problem.partition.dtype) if feasibility_tol is None else feasibility_tol,
+        tolerance,
         policy,
         sleep,
     )
-    rules = as_rules(stop, problem.partition.dtype)
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
     with count_requests() as requests, _opened(kept, run, accept_changes) as resumed, _Told(kept, run, history) as told:
@@ -160,7 +165,7 @@ def optimize(
         while (verdict := first_reason(rules, history)) is None:
             try:
                 state, record = run_step(
-                    history[-1].step + 1, functools.partial(advance, run, state, history[-1], meter.totals)
+                    history[-1].step + 1, functools.partial(advance, run, state, tuple(history), meter.totals)
                 )
             except EvaluationFailed as error:
                 if policy.action == "raise":
@@ -171,7 +176,8 @@ def optimize(
         rule, reason = verdict
         if given_up is not None:
             notes += given_up.events
-        result = _result(run, state, history, reason, rule is not None and rule.means_success, notes)
+        has_converged = rule is not None and rule.means_success and rule.is_met(history)
+        result = _result(run, state, history, reason, has_converged, notes)
         if given_up is not None:  # the step that it was in has no record
             result = dataclasses.replace(result, **{name: meter.totals()[name] for name in ("evaluations", "requests")})
         if kept is not None:
@@ -238,29 +244,33 @@ class _Meter:
 
 
 def _result(
-    run: Run, state: State, history: Sequence[StepRecord], reason: str, success: bool, notes: tuple[str, ...]
+    run: Run,
+    state: State,
+    history: Sequence[StepRecord],
+    reason: str,
+    has_converged: bool,
+    notes: tuple[str, ...],
 ) -> Result:
-    last = history[-1]
+    last, best = history[-1], best_record(history)
     evaluation = run.evaluator.evaluation(state.best.leaves)
     # λ + ρ t is the estimate after the next change of multipliers, and the better one.
-    estimate, _ = change_duals(
-        state.duals, state.tally, run.constraints.residuals(evaluation.constraints, state.duals), run.method
-    )
-    size = run.constraints.size
+    estimates = run.constraints.estimates(evaluation.constraints, state.duals)
+    prices = run.constraints.multipliers(estimates, state.duals)
     return Result(
         design=run.problem.partition.combine(state.best.varying),
         value=float(evaluation.objective),
         reason=reason,
-        converged=success and last.best_feasible,
+        converged=has_converged,
         steps=last.step,
         constraints=dict(evaluation.constraints),
-        multipliers={name: estimate.price[name] * state.objective_scale / size[name] for name in size},
-        violation=float(run.constraints.violation(evaluation.constraints)),
+        multipliers={name: price * state.objective_scale for name, price in prices.items()},
+        violation=float(run.constraints.violation(evaluation.constraints, state.duals)),
         feasible=last.best_feasible,
         history=tuple(history),
         evaluations=last.evaluations,
         requests=last.requests,
         seconds=last.seconds,
         evaluation=evaluation,
-        notes=notes,
+        notes=(*notes, *notes_after(run, state, history)),
+        optimality=optimality_of(best, run.tolerance),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxtyping import Array, PyTree
 
+from tesseract_flow.optimize.optimality import Optimality
 from tesseract_flow.optimize.problem import Evaluation
 
 
@@ -23,7 +24,7 @@ class StepRecord:
         value: objective at this step's design.
         gradient_norm: max norm of the projected gradient of the Lagrangian (without constraints: of the objective), in
             units of objective per scaled design unit.
-        violation: largest violation of a constraint, in units of its scale; 0 without constraints.
+        violation: largest violation of a constraint, in units of the limit that is violated; 0 without constraints.
         residual: like `violation`, and also counts constraints whose price is not settled yet; 0 only at a solution.
         feasible: `violation` is within the tolerance of the run.
         best_value, best_step, best_feasible: the best design so far, and when it was found.
@@ -35,6 +36,14 @@ class StepRecord:
         failures: evaluations that failed so far.
         failed_in_a_row: how many of these since the last good one.
         stalled: the driver could not improve on this design, even after a restart.
+        stationarity, complementarity: how far this design is from a first-order point, see `optimality`; `None` in
+            journals that were written before there were figures.
+        slope: the slope of the objective that the run had seen by then, which they are relative to, in units of
+            objective per scaled design unit.
+        price: the largest multiplier of a constraint, in the same units as the objective.
+        worst: the constraint with the largest violation, if there is one.
+        doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
+        is_another: from this step on the problem is another one, which was accepted.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -57,6 +66,13 @@ class StepRecord:
     failed_in_a_row: int = 0
     stalled: bool = False
     events: tuple[str, ...] = ()
+    stationarity: float | None = None
+    complementarity: float | None = None
+    slope: float | None = None
+    price: float = 0.0
+    worst: str | None = None
+    doubt: str | None = None
+    is_another: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -75,7 +91,9 @@ class Result:
             (without constraints: objective); without a feasible one, the least violation.
         value: its objective.
         reason: why the search ended, as a sentence.
-        converged: whether that reason means success, and the design is feasible.
+        converged: whether that reason is first-order optimality, measured at `design` itself. Every other reason to
+            stop says nothing about the problem, however good the design may be.
+        optimality: how far `design` is from a first-order point; `None` where that was not measured.
         steps: updates made, over all runs of the journal.
         constraints: values of all constraints that `evaluate` returned, at `design`.
         multipliers: λ in objective + λ·value: asking for ε more of a constraint's value changes the optimum by -λ·ε; 0
@@ -102,3 +120,4 @@ class Result:
     seconds: float
     evaluation: Evaluation
     notes: tuple[str, ...] = ()
+    optimality: Optimality | None = None

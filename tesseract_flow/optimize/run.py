@@ -30,6 +30,7 @@ class Run:
     evaluator: Evaluator
     attempts: Attempts  # the evaluator, and what is done when it fails
     feasibility_tol: float
+    tolerance: float | None  # of first-order optimality, if a stop rule asks for it
     update: Updater
     assess: Callable[..., dict[str, Any]]  # compiled `_assess`
     notes: tuple[str, ...]

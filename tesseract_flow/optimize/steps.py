@@ -7,8 +7,9 @@ in `loop`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from tesseract_flow.errors import EvaluationFailed
+from tesseract_flow.optimize import optimality
 from tesseract_flow.optimize.bounds import Box
-from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet, Duals
 from tesseract_flow.optimize.drivers import Driver, initial_state
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
 from tesseract_flow.optimize.failures import Attempts, FailurePolicy
 from tesseract_flow.optimize.moves import moved, step_by_search, step_by_step
+from tesseract_flow.optimize.notes import notes_before
+from tesseract_flow.optimize.optimality import best_record
+from tesseract_flow.optimize.probe import look_around
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
@@ -38,6 +44,7 @@ def prepare(
     transform: Transform,
     method: AugmentedLagrangian | None,
     feasibility_tol: float,
+    tolerance: float | None,
     policy: FailurePolicy,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Run:
@@ -49,11 +56,6 @@ def prepare(
     update = Updater(driver, box, dtype)
     start = partition.to_scaled(problem.start)
     searching = update.is_searching(start, initial_state(driver, start))
-    notes = (
-        ()
-        if problem.box.contains(partition.varying)
-        else ("the start was outside the bounds, and was moved into them",)
-    )
     return Run(
         problem=problem,
         driver=driver,
@@ -64,9 +66,10 @@ def prepare(
         evaluator=evaluator,
         attempts=Attempts(evaluator, policy, sleep),
         feasibility_tol=feasibility_tol,
+        tolerance=tolerance,
         update=update,
-        assess=jax.jit(lambda state: _assess(box, constraints, evaluator, state)),
-        notes=notes,
+        assess=jax.jit(lambda state: _assess(box, constraints, evaluator, start, state)),
+        notes=notes_before(problem, template),
     )
 
 
@@ -80,10 +83,11 @@ def start(run: Run, totals: Totals) -> tuple[State, StepRecord]:
     u = run.box.project(run.problem.partition.to_scaled(run.problem.start))
     duals, tally = run.constraints.start(run.method)
     one = jnp.ones((), run.evaluator.dtype)
-    here = run.sample(u, Weights(one, run.constraints.silent()))
+    alone = here = run.sample(u, Weights(one, run.constraints.silent()))
     evaluation = run.evaluator.evaluation(here.leaves)
     scale = one
     if run.has_constraints:
+        duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints))
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(here.gradient)]
         # The slope guards against a start where the objective happens to be about zero.
         scale = jnp.asarray(max(abs(float(evaluation.objective)), *slopes) or 1.0, run.evaluator.dtype)
@@ -97,7 +101,20 @@ def start(run: Run, totals: Totals) -> tuple[State, StepRecord]:
             here = Sample(here.lagrangian / scale, divided, here.leaves)
     best = Best(run.varying_at(u), here.leaves, jnp.asarray(0, jnp.int32))
     state = State(u, initial_state(run.driver, u), scale, duals, tally, here, best)
-    return state, _record(run, state, 0, 0.0, False, totals, run.assess(state))
+    measures, events = run.assess(state), run.attempts.events()
+    run.attempts.begin(0)  # a point next to the start may fail
+    view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
+    record = _record(run, state, (), 0.0, False, totals, measures, view.slope)
+    return state, dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
+
+
+def _alone(run: Run, u: PyTree) -> Sample | None:
+    """The sample of the objective alone; `None` where it fails."""
+    try:
+        sample = run.look(u, Weights(jnp.ones((), run.evaluator.dtype), run.constraints.silent()))
+    except EvaluationFailed:
+        return None
+    return sample if isinstance(sample, Sample) else None
 
 
 def template_state(run: Run) -> State:
@@ -129,20 +146,23 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     driver = initial_state(run.driver, u) if run.searching or moved(state.u, u) else state.driver
     new = State(u, driver, state.objective_scale, state.duals, state.tally, here, best)
     measures = run.assess(new)
-    if _is_better(run, measures):
+    # What was seen of the old problem's slope is of no use, but for constraints there is no other.
+    slope = None if run.has_constraints else float(measures["raw_gradient"])
+    record = _record(run, new, (last,), 0.0, False, totals, measures, slope)
+    if not moved(u, best_u) or _is_better(run, new, measures, record, None):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
-        measures = run.assess(new)
-    return new, _record(run, new, step, 0.0, False, totals, measures)
+        record = _record(run, new, (last,), 0.0, False, totals, run.assess(new), slope)
+    return new, dataclasses.replace(record, is_another=True)
 
 
-def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:
+def advance(run: Run, state: State, history: Sequence[StepRecord], totals: Totals) -> tuple[State, StepRecord]:
     """One step: the next state, and its record.
 
     Raises:
         EvaluationFailed: no next point can be evaluated, or the policy is not to look for one.
     """
-    step = last.step + 1
-    run.attempts.begin(step, last.failed_in_a_row)
+    step = history[-1].step + 1
+    run.attempts.begin(step, history[-1].failed_in_a_row)
     move = (step_by_search if run.searching else step_by_step)(run, state)
     new = move.state
     moves = [
@@ -150,52 +170,73 @@ def advance(run: Run, state: State, last: StepRecord, totals: Totals) -> tuple[S
         for a, b in zip(jax.tree.leaves(state.u), jax.tree.leaves(new.u), strict=True)
     ]
     measures = run.assess(new)
-    if _is_better(run, measures):
+    record = _record(run, new, history, max(moves), move.stalled, totals, measures)
+    if _is_better(run, new, measures, record, best_record([*history, record])):
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
-        measures = run.assess(new)
-    return new, _record(run, new, step, max(moves), move.stalled, totals, measures)
+        record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
+    return new, record
 
 
-def _assess(box: Box, constraints: ConstraintSet, evaluator: Evaluator, state: State) -> dict[str, jax.Array]:
+def _assess(
+    box: Box, constraints: ConstraintSet, evaluator: Evaluator, start: PyTree, state: State
+) -> dict[str, jax.Array]:
     """What records and the choice of the best need to know about a state; pure."""
     here, best = (evaluator.evaluation(leaves) for leaves in (state.here.leaves, state.best.leaves))
-    slopes = box.projected_gradient(state.u, state.here.gradient)
-    norms = [jnp.abs(leaf).max(initial=0.0).astype(evaluator.dtype) for leaf in jax.tree.leaves(slopes)]
+    violations = constraints.violations(here.constraints, state.duals)
     return {
+        **optimality.measures(box, constraints, start, state, here),
+        **{f"violation of {key}": violation for key, violation in violations.items()},
         "value": here.objective,
-        "gradient_norm": jnp.stack(norms).max() * state.objective_scale,
-        "violation": constraints.violation(here.constraints),
+        "violation": constraints.violation(here.constraints, state.duals),
         "residual": constraints.largest_residual(here.constraints, state.duals),
         "lagrangian": state.here.lagrangian,
         "best_value": best.objective,
-        "best_violation": constraints.violation(best.constraints),
+        "best_violation": constraints.violation(best.constraints, state.duals),
         "best_lagrangian": best.objective / state.objective_scale
         + constraints.augmentation(best.constraints, state.duals, evaluator.dtype),
     }
 
 
-def _is_better(run: Run, measures: Mapping[str, Any]) -> bool:
+def _is_better(
+    run: Run, state: State, measures: Mapping[str, Any], record: StepRecord, best: StepRecord | None
+) -> bool:
     """Whether the current design beats the best so far (Deb's rule: feasible first, then the objective, else
     violation).
 
     Between feasible designs the present Lagrangian decides, which charges what is left of a violation. By the bare
     objective, the design that uses up the whole tolerance would win, by the price of the tolerance, over one that is
-    better converged.
+    better converged. Where two differ by less than the tolerance means, one that is optimal to first order wins over
+    one that is not.
     """
     m = {key: float(value) for key, value in measures.items()}
     here_ok, best_ok = m["violation"] <= run.feasibility_tol, m["best_violation"] <= run.feasibility_tol
     if here_ok and best_ok:
-        return m["lagrangian"] < m["best_lagrangian"]
+        gain = m["best_lagrangian"] - m["lagrangian"]
+        if run.tolerance is None or best is None or not optimality.is_first_order(record, run.tolerance):
+            return gain > 0
+        unit = optimality.unit_of(m, m["value"], record.slope or 0.0) / float(state.objective_scale)
+        return gain > (0 if optimality.is_first_order(best, run.tolerance) else -run.tolerance * unit)
     return here_ok if here_ok != best_ok else m["violation"] < m["best_violation"]
 
 
 def _record(
-    run: Run, state: State, step: int, move: float, stalled: bool, totals: Totals, measures: Mapping[str, Any]
+    run: Run,
+    state: State,
+    history: Sequence[StepRecord],
+    move: float,
+    stalled: bool,
+    totals: Totals,
+    measures: Mapping[str, Any],
+    slope: float | None = None,
 ) -> StepRecord:
     m = {key: float(value) for key, value in measures.items()}
+    if slope is None:
+        slope = optimality.slope_seen(m, history, move, run.has_constraints)
+    unit = optimality.unit_of(m, m["value"], slope)
+    worst = max(run.constraints.names, key=lambda key: m[f"violation of {key}"], default=None)
     return StepRecord(
-        step=step,
+        step=history[-1].step + 1 if history else 0,
         value=m["value"],
         gradient_norm=m["gradient_norm"],
         violation=m["violation"],
@@ -209,5 +250,10 @@ def _record(
         stalled=stalled,
         failed_in_a_row=run.attempts.n_in_a_row,
         events=run.attempts.events(),
+        stationarity=m["gradient_norm"] / unit,
+        complementarity=m["product"] / unit,
+        slope=slope,
+        price=m["largest_price"],
+        worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,
         **totals(),
     )

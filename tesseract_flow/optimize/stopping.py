@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.errors import ProblemError, did_you_mean
+from tesseract_flow.optimize.optimality import best_record, is_first_order, of_this_problem
 from tesseract_flow.optimize.result import StepRecord
 
 DEFAULT_MAX_STEPS = 200
@@ -23,7 +24,8 @@ DEFAULT_MAX_STEPS = 200
 class AbstractStoppingRule(eqx.Module):
     """A reason to stop.
 
-    `means_success`: whether stopping for this reason means that the problem is solved.
+    `means_success`: whether the rule is about the problem being solved; what it then is about has to be so, too, for
+    the design that is returned (`is_met`).
     `is_budget`: whether the rule ends every run sooner or later.
     """
 
@@ -33,6 +35,10 @@ class AbstractStoppingRule(eqx.Module):
     @abc.abstractmethod
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         """Why to stop after the last of these records, or `None` to go on. `history` is never empty."""
+
+    def is_met(self, history: Sequence[StepRecord]) -> bool:
+        """Whether the best design of this history, which a run returns, solves the problem."""
+        return False
 
 
 class MaxSteps(AbstractStoppingRule):
@@ -49,28 +55,55 @@ class MaxSteps(AbstractStoppingRule):
         return f"maximum number of steps reached ({self.n})" if history[-1].step >= self.n else None
 
 
-class GradientBelow(AbstractStoppingRule):
-    """Stop at a first-order point: projected gradient small, and constraints met with settled prices.
+class FirstOrder(AbstractStoppingRule):
+    """Stop at a design that is optimal to first order: stationary, feasible and complementary, see `optimality`.
 
-    `tol` is compared with the max norm, in units of objective per scaled design unit; with `relative`, in units of the
-    size of the problem at its start (the larger of objective and gradient there).
+    The only rule that means success. `tol` is relative to the slope of the objective; how well constraints have to hold
+    is `optimize(feasibility_tol=...)`.
     """
 
     tol: float
-    relative: bool = False
-    residual: float = 1e-6  # of the constraints, in units of their scale
     means_success: ClassVar[bool] = True
+    is_budget: ClassVar[bool] = False
+
+    def __check_init__(self):
+        _require(self.tol >= 0, "FirstOrder", "tol", "zero or more", self.tol)
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        last, best = history[-1], best_record(history)
+        if of_this_problem(history)[0].doubt is not None or not is_first_order(last, self.tol):
+            return None
+        if best is not None and is_first_order(best, self.tol):
+            return (
+                f"optimal to first order (gradient below tolerance: stationarity {best.stationarity:.2g}, "
+                f"complementarity {best.complementarity:.2g} <= {self.tol:g}; violation {best.violation:.2g})"
+            )
+        return (
+            f"the driver came to rest at a first-order point that is no better than the design of step "
+            f"{last.best_step} ({last.value:.8g}, there {last.best_value:.8g})"
+        )
+
+    def is_met(self, history: Sequence[StepRecord]) -> bool:
+        best = best_record(history)
+        return of_this_problem(history)[0].doubt is None and best is not None and is_first_order(best, self.tol)
+
+
+class GradientBelow(AbstractStoppingRule):
+    """Stop when the projected gradient of the Lagrangian is this small, in units of objective per scaled design unit.
+
+    Says nothing about constraints, and is no success: only the user knows what the number means. `FirstOrder` does.
+    """
+
+    tol: float
+    means_success: ClassVar[bool] = False
     is_budget: ClassVar[bool] = False
 
     def __check_init__(self):
         _require(self.tol >= 0, "GradientBelow", "tol", "zero or more", self.tol)
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
-        first, last = history[0], history[-1]
-        tol = self.tol * max(abs(first.value), first.gradient_norm) if self.relative else self.tol
-        if last.gradient_norm > tol or last.residual > self.residual:
-            return None
-        return f"gradient below tolerance ({last.gradient_norm:.3g} <= {tol:.3g})"
+        norm = history[-1].gradient_norm
+        return f"gradient below {self.tol:g} ({norm:.3g})" if norm <= self.tol else None
 
 
 class Stagnation(AbstractStoppingRule):
@@ -140,7 +173,7 @@ class TargetValue(AbstractStoppingRule):
     """Stop when a feasible design has an objective this low."""
 
     value: float
-    means_success: ClassVar[bool] = True
+    means_success: ClassVar[bool] = False
     is_budget: ClassVar[bool] = False
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
@@ -163,25 +196,68 @@ class Stalled(AbstractStoppingRule):
         return "the line search finds no better design, even after a restart" if history[-1].stalled else None
 
 
+class Unresponsive(AbstractStoppingRule):
+    """Stop when nothing moves the design, and the start has shown that the gradients are not to be believed.
+
+    Always in force.
+    """
+
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        return of_this_problem(history)[0].doubt if history[-1].gradient_norm == 0.0 else None
+
+
+class Infeasible(AbstractStoppingRule):
+    """Stop where the constraints contradict each other, or what the design can reach: a stationary point of the
+    violation.
+
+    Multipliers have been raised `patience` times in a row, penalties with them, and the violation did not fall by a
+    tenth; they are large by now, so the gradient of the Lagrangian is that of the violation, and it is as good as zero.
+    Somewhere else there may still be a feasible design: the finding is local, as all of a gradient is. Always in force.
+
+    Source: the stationary points of infeasibility of Nocedal & Wright (2006), section 17.4 and Theorem 17.2.
+    """
+
+    patience: int = 4
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        last = history[-1]
+        before = next((record for record in reversed(history) if record.changes <= last.changes - self.patience), None)
+        if before is None or before.step == 0 or last.best_feasible:
+            return None
+        since = history[before.step - last.step - 1 :]
+        least = min(record.violation for record in since)
+        has_stopped_falling = not last.feasible and least > 0.9 * before.violation and last.price > before.price
+        scale = max(last.slope or 0.0, abs(last.value))
+        if not has_stopped_falling or last.price < LARGE_PRICE * scale or last.gradient_norm > 0.01 * last.price:
+            return None
+        return (
+            f"the problem looks infeasible: constraint {last.worst!r} is violated by {last.violation:.3g} of its "
+            f"limit, and to first order nothing near this design makes that smaller"
+        )
+
+
+LARGE_PRICE = 30.0  # multipliers, in units of the objective, that leave nothing of the objective's own gradient
+
+
 def default_rules(dtype: np.dtype) -> tuple[AbstractStoppingRule, ...]:
     """A first-order point as exactly as the precision reasonably allows, or 200 steps."""
-    tol = max(1e-7, _above_rounding(dtype))
-    return GradientBelow(tol, relative=True, residual=_settled(dtype)), MaxSteps(DEFAULT_MAX_STEPS)
+    return FirstOrder(reachable(1e-6, dtype)), MaxSteps(DEFAULT_MAX_STEPS)
 
 
-def _above_rounding(dtype: np.dtype) -> float:
-    return 1000 * float(jnp.finfo(dtype).eps)
-
-
-def _settled(dtype: np.dtype) -> float:
-    """Residuals of constraints below this are as good as none."""
-    return max(1e-6, _above_rounding(dtype))
+def reachable(tolerance: float, dtype: np.dtype) -> float:
+    """A tolerance that rounding leaves room for."""
+    return max(tolerance, 1000 * float(jnp.finfo(dtype).eps))
 
 
 def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) -> tuple[AbstractStoppingRule, ...]:
     """Rules from a form: a mapping with any of the keys below; keys that are absent or `None` add nothing.
 
-    `max_steps`, `gradient_tolerance` (relative, 0 switches it off), `patience` with `stagnation_tolerance`,
+    `max_steps`, `gradient_tolerance` (of `FirstOrder`; 0 switches it off), `patience` with `stagnation_tolerance`,
     `wall_time` (seconds), `max_requests`, `max_evaluations`, `target_value`.
 
     Raises:
@@ -209,7 +285,7 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
         )
     rules: list[AbstractStoppingRule] = []
     if tolerance := given.get("gradient_tolerance"):
-        rules.append(GradientBelow(float(tolerance), relative=True, residual=_settled(dtype or np.dtype(np.float64))))
+        rules.append(FirstOrder(reachable(float(tolerance), dtype or np.dtype(np.float64))))
     if "target_value" in given:
         rules.append(TargetValue(float(given["target_value"])))
     if "patience" in given:
@@ -249,7 +325,7 @@ def as_rules(
             )
     if not any(rule.is_budget for rule in rules):
         rules = (*rules, MaxSteps(DEFAULT_MAX_STEPS))
-    return (*rules, Stalled())
+    return (*rules, Unresponsive(), Infeasible(), Stalled())
 
 
 def first_reason(

@@ -31,7 +31,12 @@ def one(constraint: Constraint, shape=()) -> ConstraintSet:
 
 
 def duals(price, penalty=2.0) -> Duals:
-    return Duals({"c": jnp.asarray(price)}, {"c": jnp.asarray(penalty)})
+    return Duals({"c": jnp.asarray(price)}, {"c": jnp.asarray(penalty)}, {"c": jnp.ones(())})
+
+
+def violation(constraint: Constraint, value, shape=()) -> float:
+    demands = one(constraint, shape)
+    return float(demands.violation({"c": jnp.asarray(value, float)}, demands.silent()))
 
 
 @given(numbers, numbers, numbers)
@@ -80,14 +85,58 @@ def test_silent_duals_add_nothing_and_keep_nan_out_of_the_gradient():
     assert float(value) == 0.0 and slope["c"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_violation_is_measured_in_units_of_the_scale():
-    assert float(one(Constraint(equals=0.01)).violation({"c": jnp.asarray(0.0101)})) == pytest.approx(0.01)
-    assert float(one(Constraint(upper=0.0)).violation({"c": jnp.asarray(0.25)})) == pytest.approx(0.25)
-    assert float(one(Constraint(lower=2.0, scale=10.0)).violation({"c": jnp.asarray(1.0)})) == pytest.approx(0.1)
-    assert float(one(Constraint(lower=-1.0, upper=4.0)).violation({"c": jnp.asarray(3.9)})) == 0.0
-    array = one(Constraint(upper=jnp.array([1.0, 2.0])), (2,))
-    assert float(array.violation({"c": jnp.array([0.5, 3.0])})) == pytest.approx(0.5)
-    assert float(one(Constraint(upper=1.0), (0,)).violation({"c": jnp.zeros(0)})) == 0.0
+@pytest.mark.parametrize(
+    ("constraint", "value", "expected"),
+    [
+        (Constraint(equals=0.01), 0.0101, 0.01),
+        (Constraint(upper=0.0), 0.25, 0.25),
+        (Constraint(lower=2.0, scale=10.0), 1.0, 0.1),
+        (Constraint(lower=-1.0, upper=4.0), 3.9, 0.0),
+        # Each side by its own limit, however large the other is.
+        (Constraint(lower=4.0, upper=1e30), 1.0, 0.75),
+        (Constraint(lower=4.0, upper=1e9), 1.0, 0.75),
+        (Constraint(lower=1.0, upper=1e5), 0.0, 1.0),
+        (Constraint(lower=1.0, upper=1e5), 1.1e5, 0.1),
+        (Constraint(lower=-1e9, upper=4.0), 5.0, 0.25),
+        (Constraint(lower=-1e30, upper=4.0), 5.0, 0.25),
+    ],
+)
+def test_a_violation_is_relative_to_the_limit_that_is_violated(constraint, value, expected):
+    assert violation(constraint, value) == pytest.approx(expected)
+
+
+def test_every_entry_of_an_array_has_its_own_limits():
+    upper = Constraint(upper=jnp.array([1.0, 2.0]))
+    assert violation(upper, [0.5, 3.0], (2,)) == pytest.approx(0.5)
+    assert violation(Constraint(upper=1.0), np.zeros(0), (0,)) == 0.0
+    mixed = Constraint(lower=[4.0, -np.inf, 1.0], upper=[1e9, 2.0, 1.0])
+    assert violation(mixed, [4.0, -50.0, 1.0], (3,)) == 0.0
+    assert violation(mixed, [1.0, -50.0, 1.0], (3,)) == pytest.approx(0.75)
+    assert violation(mixed, [4.0, 3.0, 1.0], (3,)) == pytest.approx(0.5)
+    assert violation(mixed, [4.0, 0.0, 1.5], (3,)) == pytest.approx(0.5)
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.floats(-30, 30), st.floats(-3, 3), st.floats(-3, 3))
+def test_multipliers_of_two_sides_add_up_to_the_slope_of_the_augmentation(low, width, value, below, above):
+    demands = one(Constraint(lower=low, upper=low + width))
+    start, _ = demands.start(METHOD)
+    price = {"c.lower": jnp.asarray(-abs(below)), "c.upper": jnp.asarray(abs(above))}
+    current = Duals(price, start.penalty, start.unit)
+    values = {"c": jnp.asarray(value)}
+    slope = jax.grad(lambda v: demands.augmentation(v, current, jnp.float64))(values)["c"]
+    total = demands.multipliers(demands.estimates(values, current), current)["c"]
+    assert np.isclose(float(slope), float(total), atol=1e-10)
+
+
+def test_a_limit_of_zero_is_measured_by_the_start():
+    demands = one(Constraint(lower=jnp.array([0.0, 2.0, 0.0])), (3,))
+    units = demands.units_from({"c": jnp.array([-3.0, 50.0, 5.0])})
+    assert float(units["c"]) == 5.0
+    sized = Duals({"c": jnp.zeros(3)}, {"c": jnp.zeros(())}, units)
+    assert float(demands.violation({"c": jnp.array([-1.0, 2.0, 0.0])}, sized)) == pytest.approx(0.2)
+    assert float(demands.violation({"c": jnp.array([0.0, 1.0, 0.0])}, sized)) == pytest.approx(0.5)
+    for nothing in (0.0, 1e-16):  # a limit that is met up to rounding says nothing about sizes
+        assert float(demands.units_from({"c": jnp.full(3, nothing)})["c"]) == 1.0
 
 
 def test_penalty_grows_only_where_the_residual_did_not_shrink():
@@ -133,6 +182,9 @@ def test_float32_stays_float32():
         ({"equals": float("inf")}, "equals must be a number"),
         ({"upper": float("nan")}, "upper must be a number"),
         ({"upper": "high"}, "upper must be a number"),
+        ({"lower": 1e30}, "No value satisfies"),
+        ({"upper": -1e30}, "No value satisfies"),
+        ({"equals": 1e30}, "equals must be a number"),
         ({"upper": 1.0, "scale": 0.0}, "scale must be positive"),
     ],
 )

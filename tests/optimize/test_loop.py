@@ -16,6 +16,7 @@ from tesseract_flow.errors import DriverError, ProblemError
 from tesseract_flow.optimize import (
     Constraint,
     Evaluation,
+    FirstOrder,
     GradientBelow,
     MaxEvaluations,
     MaxRequests,
@@ -110,13 +111,16 @@ def test_bounds_hold_at_every_evaluation_and_are_exact_where_active():
         assert all((point <= np.array([0.3, 10.0])).all() for point in points)
         assert result.design["x"].tolist() == pytest.approx([0.3, 3.0], abs=1e-5)
         assert float(result.design["x"][0]) == 0.3
-    assert result.converged and result.reason.startswith("gradient below tolerance")
+    assert result.converged and result.reason.startswith("optimal to first order")
 
 
 def test_a_start_outside_the_bounds_is_moved_and_noted():
     result = optimize(bowl_problem(bounds=(0.5, None)), stop=MaxSteps(0))
     assert result.design["x"].tolist() == [0.5, 1.0]
-    assert result.notes == ("the start was outside the bounds, and was moved into them",)
+    assert result.notes == (
+        "the start was outside the bounds, and was moved into them",
+        "a bound is active: 'x' at its lower bound (1 of 2 entries)",
+    )
     assert optimize(bowl_problem(), stop=MaxSteps(0)).notes == ()
 
 
@@ -180,11 +184,14 @@ class Clock:
     ("stop", "reason", "converged"),
     [
         (MaxSteps(3), "maximum number of steps reached (3)", False),
-        (GradientBelow(5.0), "gradient below tolerance", True),
+        # Only the user knows what 5.0 means, so it is a reason and no claim.
+        (GradientBelow(5.0), "gradient below 5", False),
+        (FirstOrder(0.9), "optimal to first order", True),
         ([MaxEvaluations(4), MaxSteps(50)], "maximum number of evaluations reached (4 of 4)", False),
         (MaxRequests(9), "maximum number of requests reached (10 of 9)", False),
         (WallTime(7.5), "wall time used up", False),
-        ({"target_value": 5.0}, "target value reached", True),
+        # The user's own success: it says nothing about optimality.
+        ({"target_value": 5.0}, "target value reached", False),
         ([Stagnation(2, rtol=0.5), MaxSteps(50)], "no improvement by more than 0.5", False),
         (TargetValue(-1.0), "maximum number of steps reached (200)", False),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize import (
+    FirstOrder,
     GradientBelow,
     MaxEvaluations,
     MaxRequests,
@@ -20,7 +21,7 @@ from tesseract_flow.optimize import (
     WallTime,
     stop_rules_from,
 )
-from tesseract_flow.optimize.stopping import as_rules, first_reason
+from tesseract_flow.optimize.stopping import Infeasible, Unresponsive, as_rules, first_reason
 
 
 def record(step: int = 0, **fields) -> StepRecord:
@@ -39,6 +40,9 @@ def record(step: int = 0, **fields) -> StepRecord:
         evaluations=step + 1,
         requests=2 * step + 2,
         seconds=0.5 * step,
+        stationarity=0.1,
+        complementarity=0.0,
+        slope=10.0,
     )
     return dataclasses.replace(base, **fields)
 
@@ -47,8 +51,13 @@ def record(step: int = 0, **fields) -> StepRecord:
     ("rule", "goes_on", "stops", "reason"),
     [
         (MaxSteps(5), record(4), record(5), "maximum number of steps reached (5)"),
-        (GradientBelow(0.5), record(gradient_norm=0.6), record(gradient_norm=0.4), "gradient below tolerance"),
-        (GradientBelow(0.5), record(gradient_norm=0.4, residual=1e-3), record(gradient_norm=0.4), "gradient below"),
+        (GradientBelow(0.5), record(gradient_norm=0.6), record(gradient_norm=0.4), "gradient below 0.5 (0.4)"),
+        (FirstOrder(0.01), record(stationarity=0.02), record(stationarity=0.009), "optimal to first order"),
+        (FirstOrder(0.2), record(complementarity=0.3), record(), "optimal to first order"),
+        (FirstOrder(0.2), record(feasible=False), record(), "optimal to first order"),
+        (FirstOrder(0.2), record(doubt="a wrong gradient"), record(), "optimal to first order"),
+        (FirstOrder(0.2), record(stationarity=None), record(), "optimal to first order"),
+        (Unresponsive(), record(doubt="no"), record(doubt="nothing depends on x", gradient_norm=0.0), "nothing dep"),
         (WallTime(2.0), record(3), record(4), "wall time used up (2.0 s of 2 s)"),
         (MaxRequests(10), record(3), record(4), "maximum number of requests reached (10 of 10)"),
         (MaxEvaluations(5), record(3), record(4), "maximum number of evaluations reached (5 of 5)"),
@@ -62,10 +71,40 @@ def test_rules_speak_at_their_limit_and_not_before(rule, goes_on, stops, reason)
     assert reason in rule.reason_to_stop([stops])
 
 
-def test_relative_gradient_is_compared_with_the_size_of_the_start():
-    rule = GradientBelow(0.01, relative=True)
-    assert rule.reason_to_stop([record(value=-200.0), record(1, gradient_norm=1.9)])
-    assert rule.reason_to_stop([record(value=0.0, gradient_norm=100.0), record(1, gradient_norm=1.1)]) is None
+def test_a_first_order_point_that_is_not_the_best_design_is_no_success():
+    rule = FirstOrder(0.01)
+    history = [record(0, best_value=1.0), record(1, stationarity=0.001, best_value=1.0, best_step=0)]
+    reason = rule.reason_to_stop(history)
+    assert reason is not None and "no better than the design of step 0" in reason
+    assert not rule.is_met(history)
+    both = [record(0, stationarity=0.001, best_value=1.0), history[1]]
+    assert rule.is_met(both) and "optimal to first order" in (rule.reason_to_stop(both) or "")
+
+
+def raised(step: int, violation: float, price: float, slope: float = 0.0) -> StepRecord:
+    return record(
+        step,
+        violation=violation,
+        feasible=False,
+        best_feasible=False,
+        changes=step,
+        price=price,
+        gradient_norm=slope,
+        worst="stress",
+    )
+
+
+def test_infeasible_is_said_where_the_violation_is_stationary_and_does_not_fall():
+    prices = [10.0, 100.0, 1e3, 1e4, 1e5, 1e6]
+    stuck = [raised(k, 0.5, price) for k, price in enumerate(prices)]
+    reason = Infeasible().reason_to_stop(stuck)
+    assert reason is not None and "looks infeasible" in reason and "'stress' is violated by 0.5" in reason
+    falling = [raised(k, 0.5 * 0.9**k, price) for k, price in enumerate(prices)]
+    sloping = [raised(k, 0.5, price, slope=0.1 * price) for k, price in enumerate(prices)]
+    cheap = [raised(k, 0.5, 10.0 + k) for k in range(6)]
+    was_feasible = [*stuck[:-1], dataclasses.replace(stuck[-1], best_feasible=True)]
+    for history in (falling, sloping, cheap, was_feasible, stuck[:4]):
+        assert Infeasible().reason_to_stop(history) is None
 
 
 def test_stagnation_waits_for_patience_and_for_feasible_steps():
@@ -93,7 +132,7 @@ def test_settings_from_a_form():
     )
     assert {type(rule) for rule in rules} == {
         MaxSteps,
-        GradientBelow,
+        FirstOrder,
         Stagnation,
         WallTime,
         MaxRequests,
@@ -129,13 +168,15 @@ def test_there_is_always_a_rule_that_ends_the_run():
 
 
 def test_success_speaks_first():
-    rules = (MaxSteps(0), GradientBelow(2.0))
+    rules = (MaxSteps(0), FirstOrder(0.2))
     verdict = first_reason(rules, [record()])
-    assert verdict is not None and isinstance(verdict[0], GradientBelow)
+    assert verdict is not None and isinstance(verdict[0], FirstOrder)
     assert first_reason((MaxSteps(3),), [record()]) is None
 
 
-@pytest.mark.parametrize("make", [lambda: MaxSteps(-1), lambda: GradientBelow(-1.0), lambda: Stagnation(0)])
+@pytest.mark.parametrize(
+    "make", [lambda: MaxSteps(-1), lambda: GradientBelow(-1.0), lambda: FirstOrder(-1.0), lambda: Stagnation(0)]
+)
 def test_rules_refuse_limits_that_make_no_sense(make):
     with pytest.raises(ProblemError):
         make()

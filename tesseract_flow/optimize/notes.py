@@ -1,0 +1,157 @@
+"""What a person should know about a run besides its numbers, as sentences.
+
+Some can be said of the problem (`notes_before`), the others only when the run is over (`notes_after`). They end in
+`Result.notes`, and from there in the terminal, the report and the log of a flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.tree_util as jtu
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jaxtyping import PyTree
+
+from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.result import StepRecord
+
+if TYPE_CHECKING:
+    from tesseract_flow.optimize.run import Run
+    from tesseract_flow.optimize.state import State
+
+CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM"
+_FAILED_SEARCHES = 3  # in a row, before it is worth a note
+_SHOWN = 6
+
+
+def notes_before(problem: Problem, template: Evaluation) -> tuple[str, ...]:
+    """What is odd about a problem that is not wrong. Traces `evaluate`, and runs nothing."""
+    notes = []
+    if not problem.box.contains(problem.partition.varying):
+        notes.append("the start was outside the bounds, and was moved into them")
+    for name in sorted(set(template.constraints) - set(problem.constraints or {})):
+        notes.append(
+            f"constraint {name!r} is returned by evaluate, but has no demand: Problem(constraints=...) has none"
+        )
+    if floats := _floats(problem):
+        notes.append(
+            f"{_listed(floats)} {'is a Python float' if len(floats) == 1 else 'are Python floats'}, so the design does "
+            "not vary there; what should vary is an array: jax.numpy.asarray(...)"
+        )
+    if idle := leaves_without_effect(problem, template):
+        notes.append(f"nothing depends on {_listed(idle)}: no way leads from there to the objective or a constraint")
+    return tuple(notes)
+
+
+def _floats(problem: Problem) -> list[str]:
+    """Python floats that were left out only because they are not arrays."""
+    if problem.vary is not eqx.is_inexact_array:
+        return []  # somebody has said what varies
+    named = jtu.tree_flatten_with_path(problem.partition.fixed)[0]
+    return [path_name(path) for path, leaf in named if type(leaf) is float]
+
+
+def leaves_without_effect(problem: Problem, template: Evaluation) -> list[str]:
+    """Varying leaves that neither the objective nor a demanded constraint is computed from."""
+    demanded = [name for name in template.constraints if name in (problem.constraints or {})]
+
+    def values(varying: PyTree) -> list[Any]:
+        evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+        return [evaluation.objective, *(evaluation.constraints[name] for name in demanded)]
+
+    jaxpr = jax.make_jaxpr(values)(problem.partition.varying)
+    used = _used_inputs(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
+    named = jtu.tree_flatten_with_path(problem.partition.varying)[0]
+    return [path_name(path) for (path, leaf), is_used in zip(named, used, strict=True) if leaf.size and not is_used]
+
+
+def _used_inputs(jaxpr: Jaxpr, wanted: list[bool]) -> list[bool]:
+    """Which inputs of a jaxpr the wanted outputs are computed from; of control flow, all inputs of the equation."""
+    needed = {var for var, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted and not _is_literal(var)}
+    for eqn in reversed(jaxpr.eqns):
+        out = [var in needed for var in eqn.outvars]
+        if not any(out) and not eqn.effects:
+            continue
+        body = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit", "closed_call") else None
+        inner = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+        used = _used_inputs(inner, out) if isinstance(inner, Jaxpr) else [True] * len(eqn.invars)
+        needed.update(var for var, is_used in zip(eqn.invars, used, strict=True) if is_used and not _is_literal(var))
+    return [var in needed for var in jaxpr.invars]
+
+
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, Literal)
+
+
+def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[str, ...]:
+    """What a run turned out to be like."""
+    first, last = history[0], history[-1]
+    notes = list(dict.fromkeys(event for event in first.events))
+    notes += _about_units(run, state)
+    n_since = last.step - last.best_step
+    if last.best_step == 0 and last.step > 0:
+        notes.append(
+            f"the best design is the start: none of {last.step} steps found a better one. Unless the start is known to "
+            f"be optimal, {CHECK_GRADIENTS}"
+        )
+    elif run.searching and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+        notes.append(f"the last {n_failed} line searches found no better design; {CHECK_GRADIENTS}")
+    elif not run.searching and last.best_step <= max(3, last.step // 10) and n_since >= 10:
+        notes.append(
+            f"the best design was found at step {last.best_step}, and none of {n_since} steps since was better: the "
+            f"learning rate is too large, or {CHECK_GRADIENTS}"
+        )
+    if run.searching and last.best_step == 0 and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+        n_spent = last.evaluations - history[-1 - n_failed].evaluations
+        notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
+    notes += _about_bounds(run.problem, state.best.varying)
+    return tuple(notes)
+
+
+def _failed_searches(history: Sequence[StepRecord]) -> int:
+    """How many steps at the end did not improve on the one before, under the same multipliers."""
+    n = 0
+    for before, record in zip(reversed(history[:-1]), reversed(history[1:]), strict=True):
+        if record.best_step == record.step or record.changes != before.changes:
+            break
+        n += 1
+    return n
+
+
+def _about_units(run: Run, state: State) -> list[str]:
+    """What limits of zero are measured in."""
+    found: dict[str, float] = {}
+    for key, is_zero in run.constraints.is_zero.items():
+        if bool(is_zero.any()):
+            found[run.constraints.names[key]] = float(state.duals.unit[key])
+    return [
+        f"constraint {name!r} has a limit of zero, so its violation is in units of "
+        f"{f'its value at the start, {unit:.3g}' if unit != 1.0 else '1'}; Constraint(scale=...) sets another"
+        for name, unit in found.items()
+    ]
+
+
+def _about_bounds(problem: Problem, varying: PyTree) -> list[str]:
+    """Which leaves of the best design lie on a bound."""
+    named = jtu.tree_flatten_with_path(varying)[0]
+    sides = zip(named, jax.tree.leaves(problem.box.lower), jax.tree.leaves(problem.box.upper), strict=True)
+    shown = []
+    for (path, leaf), lower, upper in sides:
+        at_lower, at_upper = (int(np.asarray(leaf == side).sum()) for side in (lower, upper))
+        # A leaf of one number has no entries to count.
+        shown += [
+            f"{path_name(path)!r} at its {which} bound" + (f" ({n} of {leaf.size} entries)" if leaf.size > 1 else "")
+            for n, which in ((at_lower, "lower"), (at_upper, "upper"))
+            if n
+        ]
+    return [f"a bound is active: {'; '.join(shown[:_SHOWN])}{'; ...' if len(shown) > _SHOWN else ''}"] if shown else []
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

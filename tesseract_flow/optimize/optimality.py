@@ -1,0 +1,168 @@
+"""Whether a design is optimal to first order: one measure for every driver, and what "converged" means.
+
+With the multipliers `y` of the constraints and `z` of the bounds, a design is a first-order point if
+
+    ∇f + Σ y ∇c - z = 0    stationarity
+    c within its limits    feasibility
+    y, z = 0 off limits    complementarity
+
+The three figures are those of Wächter & Biegler, On the implementation of an interior-point filter line-search
+algorithm for large-scale nonlinear programming, Mathematical Programming 106 (2006), equations (5) and (6): the first
+and the third are divided by `max(100, mean multiplier) / 100`, so that large multipliers do not ask for more digits
+than there are. Nothing is evaluated for them. The gradient of the augmented Lagrangian is the gradient of the
+Lagrangian with the multipliers `λ + ρ t`, and what it leaves at an active bound is `z` (a bound is met exactly here, by
+projection, so it is complementary by construction).
+
+**What they are relative to.** Wächter and Biegler, as most, compare with a number in the objective's own units; in a
+workflow these are anything from 1e-12 to 1e12. The gradient at the start is no better: a start that is far off, or
+infeasible, excuses everything. Here the unit is the *slope* of the objective: by how much it may change over one
+typical size of the design (the larger of 1 and |u|, u the scaled design), seen from where the design is now. It is
+
+    |f|, but at least 1 % of, and at most, the slope that was seen.
+
+|f| is the relative gradient of Dennis & Schnabel, Numerical Methods for Unconstrained Optimization (1996), section 7.2.
+The slope that was seen caps it, because adding a constant to an objective must not make a design optimal (Knitro does
+the same: min(|f|, |∇f at the start|)); and it keeps objectives that fall to zero, sums of squares, able to converge.
+*Seen* means: without constraints, the gradient at the last step that lies at least 1 % of the design's size back,
+extrapolated linearly to all of its size, so a far start is forgotten; with constraints, the gradient of the objective
+alone at the start, taken back linearly if the design has gone further than its own size. Penalties are never in it.
+
+With a tolerance of 1e-6 all of this says: no move by the design's own size changes the objective, to first order, by
+more than a millionth of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.constraints import ConstraintSet
+from tesseract_flow.optimize.problem import Evaluation
+from tesseract_flow.optimize.state import State
+
+if TYPE_CHECKING:
+    from tesseract_flow.optimize.result import StepRecord
+
+S_MAX = 100.0  # of Wächter & Biegler, where multipliers begin to count as large
+LOWEST_SLOPE = 1e-2  # of what was seen; see above
+LOOK_BACK = 1e-2  # of the design's size
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimality:
+    """How far a design is from being optimal to first order; all three are relative, and 0 at a solution.
+
+    Attributes:
+        stationarity: what is left of the gradient of the Lagrangian, over the slope of the objective.
+        feasibility: the largest violation of a constraint, in units of the limit that is violated.
+        complementarity: the largest product of a multiplier and the distance to its limit, over the same slope.
+        tolerance: what the first and the last are compared with, `None` where nothing in the run asked for it.
+    """
+
+    stationarity: float
+    feasibility: float
+    complementarity: float
+    tolerance: float | None = None
+
+
+def measures(box: Box, constraints: ConstraintSet, start: PyTree, state: State, here: Evaluation) -> dict[str, Array]:
+    """What the figures are made of, at the design of a state; pure.
+
+    Gradients and multipliers are in units of the objective, per unit of the scaled design.
+    """
+    dtype = here.objective.dtype
+    scale = state.objective_scale
+    raw = state.here.gradient
+    free = box.projected_gradient(state.u, raw)
+    at_bounds = jax.tree.map(jnp.subtract, raw, free)
+    prices = constraints.estimates(here.constraints, state.duals)
+    scaled = constraints.scaled(here.constraints, state.duals)
+    products = [_product(prices[key], c, constraints.lower[key], constraints.upper[key]) for key, c in scaled.items()]
+    sums = [jnp.abs(leaf).sum().astype(dtype) for leaf in (*prices.values(), *jax.tree.leaves(at_bounds))]
+    n = sum(leaf.size for leaf in (*prices.values(), *jax.tree.leaves(at_bounds)))
+    return {
+        "gradient_norm": _largest(free, dtype) * scale,
+        "raw_gradient": _largest(raw, dtype) * scale,
+        "mean_multiplier": sum(sums, jnp.zeros((), dtype)) / max(n, 1) * scale,
+        "largest_price": _largest(prices, dtype) * scale,
+        "product": _largest(products, dtype) * scale,
+        "size": jnp.maximum(_largest(state.u, dtype), 1.0),
+        "distance": _largest(jax.tree.map(jnp.subtract, state.u, start), dtype),
+    }
+
+
+def _product(price: Array, value: Array, lower: Array, upper: Array) -> Array:
+    """Multiplier times the distance to the limit that it pushes away from; the limit of its own side only."""
+    room = jnp.where(price > 0, upper - value, value - lower)
+    # Where the price is zero the room may be infinite.
+    return jnp.where(price == 0, jnp.zeros_like(value), jnp.abs(price) * jnp.maximum(room, jnp.zeros_like(value)))
+
+
+def _largest(tree: PyTree, dtype: Any) -> Array:
+    norms = [jnp.abs(leaf).max(initial=0.0).astype(dtype) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(norms).max() if norms else jnp.zeros((), dtype)
+
+
+def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: float, has_constraints: bool) -> float:
+    """The slope of the objective, as far as the run has seen it from where it is now.
+
+    `m` are the `measures` of the design, and `move` is its step from the last record of `history`. 0 means that no
+    slope was ever seen.
+    """
+    history = of_this_problem(history)
+    first = history[0].slope or 0.0
+    if has_constraints:
+        return first * min(1.0, m["size"] / m["distance"]) if m["distance"] > 0 else first
+    path = move
+    seen = m["raw_gradient"]  # what pushes against active bounds counts, as it would in the sum that has to cancel
+    for record in reversed(history):
+        if path >= LOOK_BACK * m["size"] or record is history[0]:
+            seen = max(seen, record.gradient_norm * m["size"] / max(path, LOOK_BACK * m["size"]))
+            break
+        path += record.move
+    # Near the start what was seen there still counts: a start at the optimum has no other slope to show.
+    return max(seen, first) if m["distance"] <= m["size"] else seen
+
+
+def unit_of(m: Mapping[str, float], value: float, seen: float) -> float:
+    """What the figures are relative to. `value` is the objective's, and `seen` the slope that the run has seen."""
+    # An objective that is zero and flat has no unit; what is left are the constraints, in units of their limits.
+    slope = min(max(abs(value), LOWEST_SLOPE * seen), seen) if seen > 0 else abs(value) or 1.0
+    return max(slope, m["mean_multiplier"] / S_MAX)
+
+
+def is_first_order(record: StepRecord, tolerance: float) -> bool:
+    """Whether the figures of a step are within the tolerance, and its design feasible by that of the run."""
+    if record.stationarity is None or record.complementarity is None:
+        return False  # written before there were figures
+    return record.feasible and max(record.stationarity, record.complementarity) <= tolerance
+
+
+def of_this_problem(history: Sequence[StepRecord]) -> Sequence[StepRecord]:
+    """The records since the problem last became another one."""
+    began = next((k for k in range(len(history) - 1, 0, -1) if history[k].is_another), 0)
+    return history[began:]
+
+
+def best_record(history: Sequence[StepRecord]) -> StepRecord | None:
+    """The step that found the best design so far; `None` if it was found for another problem."""
+    best = history[-1].best_step
+    return next((record for record in reversed(of_this_problem(history)) if record.step == best), None)
+
+
+def optimality_of(record: StepRecord | None, tolerance: float | None = None) -> Optimality | None:
+    """The figures of a step's design; `None` where none were written, by a version that had none."""
+    if record is None or record.stationarity is None or record.complementarity is None:
+        return None
+    return Optimality(
+        stationarity=record.stationarity,
+        feasibility=record.violation,
+        complementarity=record.complementarity,
+        tolerance=tolerance,
+    )
