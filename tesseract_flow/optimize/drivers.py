@@ -108,17 +108,63 @@ def build_driver(
             return _named_once(driver, learning_rate, json.dumps(settings, sort_keys=True))
         except TypeError:
             return _named(driver, learning_rate, settings)  # which says what is wrong with them
-    if not isinstance(driver, optax.GradientTransformation):
-        raise DriverError(
-            f"A driver is a name or an optax.GradientTransformation, received {type(driver).__name__}.\n"
-            f"Known names are: {', '.join(driver_names())}."
-        )
+    transformation = _as_transformation(driver)
     if learning_rate is not None or settings:
         raise DriverError(
             "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has "
             "its own.\nBuild them into the object, for example optax.adam(1e-2), or pass the name."
         )
-    return Driver(optax.with_extra_args_support(driver), {"name": "optax object"})
+    return Driver(transformation, {"name": "optax object"})
+
+
+def _as_transformation(driver: Any) -> optax.GradientTransformationExtraArgs:
+    """What is updated like `optax.GradientTransformation`, as one that takes the arguments of a line search.
+
+    Raises:
+        DriverError: it is nothing of the kind.
+    """
+    if not isinstance(driver, optax.GradientTransformation):
+        if inspect.isclass(driver) or not all(callable(getattr(driver, name, None)) for name in ("init", "update")):
+            name = getattr(driver, "__name__", None)
+            is_optimiser = callable(driver) and getattr(optax, str(name), None) is driver
+            raise DriverError(
+                f"A driver is a name or an optax.GradientTransformation, received {type(driver).__name__}"
+                + (f" {name}, which makes one: optax.{name}(...)" if is_optimiser else "")
+                + f".\nKnown names are: {', '.join(driver_names())}."
+            )
+        # optax.MultiSteps is an object with the same two functions.
+        driver = optax.GradientTransformation(driver.init, driver.update)
+    if _made_by(driver, "lookahead"):
+        return optax.with_extra_args_support(_with_slow_design(driver))
+    if isinstance(driver, optax.GradientTransformationExtraArgs) and not _takes_anything(driver.update):
+        # It says so and does not, as optax.contrib.sam.
+        return optax.with_extra_args_support(optax.GradientTransformation(driver.init, driver.update))
+    return optax.with_extra_args_support(driver)
+
+
+def _made_by(driver: optax.GradientTransformation, name: str) -> bool:
+    made_by, _, _ = getattr(driver.init, "__qualname__", "").partition(".")
+    return made_by == name and getattr(driver.init, "__module__", "").startswith("optax.")
+
+
+def _takes_anything(update: Any) -> bool:
+    parameters = inspect.signature(update).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _with_slow_design(lookahead: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Optax's lookahead for a design that is one tree: it wants a pair of them, of which the slow one becomes state."""
+
+    def init(u: PyTree) -> Any:
+        return lookahead.init(optax.LookaheadParams(u, u)), u
+
+    def update(gradient: PyTree, state: Any, u: PyTree | None = None) -> tuple[PyTree, Any]:
+        inner, slow = state
+        moves: Any
+        moves, inner = lookahead.update(gradient, inner, optax.LookaheadParams(u, slow))  # type: ignore[arg-type]
+        return moves.fast, (inner, optax.apply_updates(slow, moves.slow))
+
+    return optax.GradientTransformation(init, update)
 
 
 @functools.lru_cache(maxsize=64)
@@ -221,8 +267,32 @@ def _line_search(settings: Mapping[str, Any]) -> optax.GradientTransformation | 
 
 
 def initial_state(driver: Driver, u: PyTree) -> PyTree:
-    with lenient_promotion():
-        return strongly_typed(driver.transformation.init(u))
+    """The driver's state before its first update.
+
+    Raises:
+        DriverError: it cannot begin on this design.
+    """
+    try:
+        with lenient_promotion():
+            return strongly_typed(driver.transformation.init(u))
+    except Exception as error:
+        raise cannot_drive(driver, error) from error
+
+
+def cannot_drive(driver: Driver, error: Exception) -> DriverError:
+    """What is said of a driver that fails on a design, with what is known of such failures."""
+    text = f"{type(error).__name__}: {error}"
+    hints = {
+        "'fast'": "lookahead moves pairs of designs, so it comes outermost: optax.lookahead(optax.chain(...), ...)",
+        "grad_fn": "sam(opaque_mode=True) evaluates inside of its update; opaque_mode=False makes the same steps",
+        "obj_fn": "sophia differentiates the objective twice, which calls to Tesseracts do not offer",
+        "shapes": "optimisers for batches (dpsgd) take the first axis of a gradient for examples; a design has none",
+    }
+    hint = next((f"\n{hint[0].upper()}{hint[1:]}." for mark, hint in hints.items() if mark in text), "")
+    return DriverError(
+        f"Driver {driver.name!r} cannot drive this design: {text}{hint}\n"
+        "It is called as update(gradient, state, design, value=..., grad=..., value_fn=...)."
+    )
 
 
 def lenient_promotion() -> contextlib.AbstractContextManager[None]:

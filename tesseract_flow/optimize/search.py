@@ -23,9 +23,8 @@ import optax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
 from jaxtyping import Array, Float, PyTree
 
-from tesseract_flow.errors import DriverError
 from tesseract_flow.optimize.bounds import Box
-from tesseract_flow.optimize.drivers import Driver, lenient_promotion, strongly_typed
+from tesseract_flow.optimize.drivers import Driver, cannot_drive, lenient_promotion, strongly_typed
 
 # Value and gradient of what is minimised, at a point inside the box.
 SampleFn = Callable[[PyTree], tuple[Float[Array, ""], PyTree]]
@@ -95,10 +94,7 @@ class Updater:
             try:
                 block = _block(jax.make_jaxpr(flat)(*leaves))
             except Exception as error:
-                raise DriverError(
-                    f"Driver {self._driver.name!r} cannot drive this design: {type(error).__name__}: {error}\n"
-                    "It is called as update(gradient, state, design, value=..., grad=..., value_fn=...)."
-                ) from error
+                raise cannot_drive(self._driver, error) from error
             compiled[key] = block, out_tree
         return compiled[key]
 
@@ -108,10 +104,11 @@ class Updater:
             updates, state = self._driver.transformation.update(
                 gradient, state, u, value=value, grad=gradient, value_fn=self._value_fn
             )
+            # Not of the moved design: an update of another shape may well broadcast, to something that nobody meant.
+            shapes = [jax.tree.map(jnp.shape, tree) for tree in (u, updates)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"for a design of shapes {shapes[0]} its update has shapes {shapes[1]}")
             moved = box.project(optax.apply_updates(u, updates))
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (u, moved)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"it turns a design of shapes {shapes[0]} into one of shapes {shapes[1]}")
         return moved, strongly_typed(state)
 
     def _value_fn(self, params: PyTree) -> Float[Array, ""]:

@@ -27,7 +27,8 @@ def make(transform):
 
 
 def weights(scale=1.0, price=0.0, penalty=1.0):
-    return Weights(jnp.asarray(scale), Duals({"sum": jnp.asarray(price)}, {"sum": jnp.asarray(penalty)}))
+    one = {"sum": jnp.ones(())}
+    return Weights(jnp.asarray(scale), Duals({"sum": jnp.asarray(price)}, {"sum": jnp.asarray(penalty)}, one))
 
 
 def test_value_and_gradient_are_those_of_the_lagrangian():

@@ -126,7 +126,7 @@ def test_a_driver_that_wants_what_nobody_offers_is_refused():
 
 def test_a_driver_that_changes_shapes_is_refused():
     bad = optax.stateless(lambda updates, params: jax.tree.map(lambda g: jnp.stack([g, g]), updates))
-    with pytest.raises(DriverError, match="turns a design of shapes"):
+    with pytest.raises(DriverError, match="its update has shapes"):
         Updater(build_driver(bad), box_from(None, START), jnp.float64).is_searching(START, optax.EmptyState())
 
 
