@@ -155,13 +155,13 @@ def _takes_anything(update: Any) -> bool:
 def _with_slow_design(lookahead: optax.GradientTransformation) -> optax.GradientTransformation:
     """Optax's lookahead for a design that is one tree: it wants a pair of them, of which the slow one becomes state."""
 
-    def init(u: PyTree) -> Any:
-        return lookahead.init(optax.LookaheadParams(u, u)), u
+    def init(params: PyTree) -> Any:
+        return lookahead.init(optax.LookaheadParams(params, params)), params
 
-    def update(gradient: PyTree, state: Any, u: PyTree | None = None) -> tuple[PyTree, Any]:
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
         inner, slow = state
         moves: Any
-        moves, inner = lookahead.update(gradient, inner, optax.LookaheadParams(u, slow))  # type: ignore[arg-type]
+        moves, inner = lookahead.update(updates, inner, optax.LookaheadParams(params, slow))  # type: ignore[arg-type]
         return moves.fast, (inner, optax.apply_updates(slow, moves.slow))
 
     return optax.GradientTransformation(init, update)

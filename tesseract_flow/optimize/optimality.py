@@ -100,8 +100,9 @@ def measures(box: Box, constraints: ConstraintSet, start: PyTree, state: State, 
 def _product(price: Array, value: Array, lower: Array, upper: Array) -> Array:
     """Multiplier times the distance to the limit that it pushes away from; the limit of its own side only."""
     room = jnp.where(price > 0, upper - value, value - lower)
-    # Where the price is zero the room may be infinite.
-    return jnp.where(price == 0, jnp.zeros_like(value), jnp.abs(price) * jnp.maximum(room, jnp.zeros_like(value)))
+    # A price towards where there is no limit is what rounding left of zero.
+    room = jnp.where(jnp.isfinite(room), jnp.maximum(room, jnp.zeros_like(value)), jnp.zeros_like(value))
+    return jnp.abs(price) * room
 
 
 def _largest(tree: PyTree, dtype: Any) -> Array:

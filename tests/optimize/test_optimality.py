@@ -1,0 +1,339 @@
+"""What "converged" means: properties of the figures, and runs that must not claim what is not so."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tesseract_flow.autodiff import apply_tesseract
+from tesseract_flow.optimize import (
+    Constraint,
+    Evaluation,
+    FileJournal,
+    FirstOrder,
+    MaxSteps,
+    Optimality,
+    Problem,
+    StepRecord,
+    optimize,
+)
+from tesseract_flow.optimize.optimality import is_first_order, unit_of
+from tesseract_flow.testing import FunctionTesseract
+from tests.optimize.helpers import hs71_problem, rosenbrock
+from tests.optimize.standard import HS97, HS102, HS106, STANDARD
+
+QUICK = ("hs5", "hs6", "hs35", "hs43", "hs65")
+STOP = {"max_steps": 300, "gradient_tolerance": 1e-6}
+
+
+def bowl(design):
+    return ((design["x"] - 3.0) ** 2).sum()
+
+
+def bowl_problem(start=(0.0, 1.0), evaluate=bowl, **kwargs) -> Problem:
+    return Problem({"x": jnp.array(start)}, evaluate, **kwargs)
+
+
+# --- the unit of the figures
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 1.0, 2.0**40])
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_the_unit_of_the_objective_does_not_matter(factor, driver):
+    """A power of two, so that scaling is exact."""
+    result = optimize(bowl_problem(evaluate=lambda d: factor * bowl(d)), driver, stop=STOP, transform=jax.jit)
+    # Adam adds 1e-8 to a gradient of 1e-12 and creeps; what must not be is that it calls that the optimum.
+    assert result.converged or driver == "adam"
+    if result.converged:
+        assert result.design["x"].tolist() == pytest.approx([3.0, 3.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+def test_a_constant_in_the_objective_makes_nothing_optimal(offset):
+    result = optimize(bowl_problem(evaluate=lambda d: bowl(d) + offset), "lbfgs", stop=STOP, transform=jax.jit)
+    assert result.converged and result.design["x"].tolist() == pytest.approx([3.0, 3.0], abs=1e-4)
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_a_far_start_excuses_nothing(driver):
+    """Relative to the gradient at the start, 4e12, everything below x = 46 would pass."""
+    result = optimize(
+        bowl_problem([1e4], lambda d: (d["x"] ** 4).sum()), driver, stop={**STOP, "max_steps": 100}, transform=jax.jit
+    )
+    assert not result.converged or float(jnp.abs(result.design["x"][0])) < 0.1
+
+
+def test_sums_of_squares_converge_though_they_fall_to_zero():
+    start = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
+    result = optimize(Problem(start, rosenbrock), "lbfgs", transform=jax.jit)
+    assert result.converged and result.value < 1e-8
+    assert result.optimality is not None and result.optimality.stationarity <= 1e-6
+
+
+@pytest.mark.parametrize("away", [0.0, 1e-9, 1e-7])
+@pytest.mark.parametrize("offset", [1.0, 1e3])
+def test_a_start_at_the_optimum_is_converged_at_once(away, offset):
+    result = optimize(
+        bowl_problem([3.0 + away, 3.0], lambda d: bowl(d) + offset), "lbfgs", stop=STOP, transform=jax.jit
+    )
+    # One evaluation more than the start's own: a gradient that is as good as zero is looked at twice.
+    assert result.converged and result.steps <= 1 and result.evaluations <= 4
+
+
+def test_a_start_at_the_optimum_of_a_sum_of_squares_ends():
+    for driver in ("lbfgs", "adam"):
+        result = optimize(bowl_problem([3.0 + 1e-9, 3.0]), driver, stop=STOP, transform=jax.jit)
+        assert result.value < 1e-12 and result.steps <= 300
+
+
+def test_figures_of_old_records_are_missing_and_claim_nothing():
+    fields = optimize(bowl_problem(), stop=MaxSteps(1), transform=jax.jit).history[-1].to_json()
+    new = ("stationarity", "complementarity", "slope", "price", "worst", "doubt", "is_another")
+    old = StepRecord.from_json({key: value for key, value in json.loads(json.dumps(fields)).items() if key not in new})
+    assert old.stationarity is None and not is_first_order(old, 1e6)
+    assert StepRecord.from_json(json.loads(json.dumps(fields))).to_json() == json.loads(json.dumps(fields)) | {
+        "events": ()
+    }
+
+
+def test_the_unit_lies_between_what_was_seen_and_a_hundredth_of_it():
+    no_multipliers = {"mean_multiplier": 0.0}
+    for value, seen, unit in [(5.0, 10.0, 5.0), (1e6, 10.0, 10.0), (1e-9, 10.0, 0.1), (0.0, 0.0, 1.0), (7.0, 0.0, 7.0)]:
+        assert unit_of(no_multipliers, value, seen) == unit
+    assert unit_of({"mean_multiplier": 5000.0}, 5.0, 10.0) == 50.0
+
+
+# --- first-order points of constrained problems
+
+
+def test_the_figures_are_those_of_the_conditions_written_out():
+    """Gradients of objective and constraints by JAX, multipliers from the result: the sum has to vanish as reported."""
+    problem = hs71_problem()
+    result = optimize(problem, "lbfgs", transform=jax.jit)
+    assert result.converged and result.optimality is not None
+    x = result.design
+    evaluation = jax.jacobian(lambda x: (problem.evaluate(x).objective, problem.evaluate(x).constraints))(x)
+    lagrangian = np.asarray(evaluation[0]) + sum(
+        float(result.multipliers[name]) * np.asarray(evaluation[1][name]) for name in ("product", "squares")
+    )
+    free = np.asarray((x > 1.0) & (x < 5.0))
+    assert np.abs(lagrangian[free]).max() <= 1e-6 * abs(result.value)
+    assert (lagrangian[~free] > 0).all()  # x_1 at its lower bound
+    assert result.optimality.feasibility == result.violation <= 1e-6
+    assert float(result.multipliers["product"]) < 0
+    assert result.optimality.tolerance == 1e-6
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+def test_the_unit_does_not_matter_with_constraints(factor):
+    standard = next(s for s in STANDARD if s.name == "hs43")
+    result = optimize(standard.problem(factor), "lbfgs", stop=STOP, transform=jax.jit)
+    assert result.converged and result.value == pytest.approx(-44.0 * factor, rel=1e-5)
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+@pytest.mark.parametrize("standard", [HS106, HS102, HS97], ids=lambda s: s.name)
+def test_an_infeasible_start_does_not_make_a_design_converged(standard, driver):
+    """Ended as converged at 15000, 3000 and 4.07, after 4 evaluations: the penalty was in the tolerance."""
+    result = optimize(standard.problem(), driver, stop={**STOP, "max_steps": 60}, transform=jax.jit)
+    assert not result.converged or result.value == pytest.approx(standard.optimum, rel=1e-4)
+
+
+@pytest.mark.parametrize("standard", [s for s in STANDARD if s.name in QUICK], ids=lambda s: s.name)
+def test_standard_problems_are_solved_and_said_to_be(standard):
+    _solve(standard, "lbfgs", must_converge=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+@pytest.mark.parametrize("standard", STANDARD, ids=lambda s: s.name)
+def test_no_standard_problem_is_said_to_be_solved_that_is_not(standard, driver):
+    _solve(standard, driver, must_converge=False)
+
+
+def _solve(standard, driver, must_converge):
+    result = optimize(standard.problem(), driver, stop=STOP, transform=jax.jit, on_nonfinite="stop")
+    assert "infeasible" not in result.reason
+    assert result.converged or not must_converge, (result.reason, result.optimality)
+    if result.converged:
+        assert result.value == pytest.approx(standard.optimum, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "optimum"),
+    [
+        (Constraint(lower=4.0, upper=1e30), 16.0),
+        (Constraint(lower=4.0, upper=1e9), 16.0),
+        (Constraint(lower=1.0, upper=1e5), 1.0),
+        (Constraint(lower=4.0), 16.0),
+        (Constraint(lower=4.0, upper=4.1), 16.0),
+        (Constraint(equals=4.0), 16.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_a_large_upper_limit_does_not_loosen_the_lower_one(constraint, optimum, driver):
+    """min x² from x = 1 with c = x: with 1e30 or 1e9 above, c = 1 was feasible and converged."""
+    problem = Problem(jnp.asarray(0.5), lambda x: Evaluation(x**2, {"c": x}), constraints={"c": constraint})
+    result = optimize(problem, driver, learning_rate=0.1 if driver == "adam" else None, stop=STOP, transform=jax.jit)
+    assert result.violation < 1e-4
+    assert result.value == pytest.approx(optimum, rel=1e-3)
+    if driver == "lbfgs":
+        assert result.converged and result.value == pytest.approx(optimum, rel=1e-5)
+        assert float(result.multipliers["c"]) == pytest.approx(-2 * np.sqrt(optimum), rel=1e-3)
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_an_infeasible_problem_is_said_to_be_one(driver):
+    """4212 requests and "maximum number of steps", before."""
+    problem = Problem(
+        jnp.asarray(0.5), lambda x: Evaluation(x, {"square": x * x}), constraints={"square": Constraint(upper=-1.0)}
+    )
+    result = optimize(problem, driver, stop={"max_steps": 400}, transform=jax.jit)
+    assert "looks infeasible: constraint 'square' is violated by 1 of its limit" in result.reason
+    assert not result.converged and not result.feasible
+    assert result.evaluations < 100
+
+
+# --- gradients that are not to be believed
+
+
+def with_pullback(pullback):
+    """A bowl whose gradient is replaced by `pullback(x, its true gradient)`."""
+
+    @jax.custom_vjp
+    def fn(x):
+        return ((x - 3.0) ** 2).sum()
+
+    fn.defvjp(lambda x: (fn(x), x), lambda x, bar: (bar * pullback(x, 2 * (x - 3.0)),))
+    return lambda design: fn(design["x"])
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam", "sgd"])
+@pytest.mark.parametrize("bounds", [None, (-1.0, 5.0), (0.0, 1.0)], ids=["free", "wide", "from a corner"])
+def test_a_wrong_sign_never_converges(driver, bounds):
+    problem = bowl_problem(evaluate=with_pullback(lambda x, g: -g), bounds=bounds)
+    result = optimize(problem, driver, stop={**STOP, "max_steps": 40}, transform=jax.jit)
+    assert not result.converged
+    assert result.design["x"].tolist() == [0.0, 1.0]
+    assert any("check the gradients" in note.lower() for note in result.notes)
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_a_pullback_of_zero_is_found_out_at_the_start(driver):
+    problem = bowl_problem(evaluate=with_pullback(lambda x, g: 0.0 * g))
+    result = optimize(problem, driver, stop=STOP, transform=jax.jit)
+    assert not result.converged and result.steps == 0 and result.evaluations == 2
+    assert (
+        "gradient with respect to 'x' is exactly zero" in result.reason
+        and "check the gradients" in result.reason.lower()
+    )
+    assert result.history[0].events == (result.reason,)
+
+
+def test_a_component_that_answers_zero_for_its_pullback():
+    class Zero(FunctionTesseract):
+        def request(self, endpoint, payload, *, run_id=None):
+            answer = super().request(endpoint, payload, run_id=run_id)
+            is_pullback = endpoint == "vector_jacobian_product"
+            return {path: np.zeros_like(value) for path, value in answer.items()} if is_pullback else answer
+
+    square = Zero(lambda i: {"y": jnp.sum((i["x"] - 3) ** 2)}, {"x": jnp.ones(2)}, name="square")
+    problem = Problem({"x": jnp.ones(2)}, lambda design: apply_tesseract(square, {"x": design["x"]})["y"])
+    result = optimize(problem, stop=STOP)
+    assert not result.converged and result.steps == 0 and "exactly zero" in result.reason
+
+
+def test_a_pullback_of_zero_for_one_leaf_of_two():
+    wrong = with_pullback(lambda x, g: 0.0 * g)
+    problem = Problem(
+        {"x": jnp.zeros(2), "z": jnp.ones(2)}, lambda d: wrong({"x": d["x"]}) + ((d["z"] - 2.0) ** 2).sum()
+    )
+    result = optimize(problem, "lbfgs", stop=STOP, transform=jax.jit)
+    assert not result.converged
+    assert any("gradient with respect to 'x' is exactly zero" in note for note in result.notes)
+
+
+def test_an_objective_that_does_not_depend_on_the_design_is_not_converged():
+    result = optimize(bowl_problem(evaluate=lambda d: jnp.asarray(4.0)), stop=STOP, transform=jax.jit)
+    assert not result.converged and result.steps == 0
+    assert "nothing depends on 'x'" in result.reason
+    flat = optimize(bowl_problem(evaluate=lambda d: jnp.round(d["x"]).sum()), stop=STOP, transform=jax.jit)
+    assert not flat.converged and "nothing depends on 'x'" in flat.reason
+
+
+def test_a_leaf_without_effect_is_noted_and_does_not_keep_others_from_converging():
+    problem = Problem({"x": jnp.zeros(2), "idle": jnp.ones(3)}, lambda d: bowl(d) + 1.0)
+    result = optimize(problem, "lbfgs", stop=STOP, transform=jax.jit)
+    assert result.converged
+    assert any("nothing depends on 'idle'" in note for note in result.notes)
+    assert not any("'x'" in note and "nothing" in note for note in result.notes)
+
+
+def test_a_start_on_a_maximum_is_not_converged():
+    result = optimize(bowl_problem([0.0], lambda d: jnp.cos(d["x"]).sum()), "lbfgs", stop=STOP, transform=jax.jit)
+    assert not result.converged and "another start is needed" in result.reason
+
+
+def test_a_constant_objective_with_constraints_is_a_question_of_feasibility():
+    problem = Problem(
+        jnp.array([2.0, 1.0]),
+        lambda x: Evaluation(jnp.asarray(-1.0), {"sum": (x**2).sum(), "product": x[0] * x[1]}),
+        constraints={"sum": Constraint(equals=25.0), "product": Constraint(equals=9.0)},
+    )
+    result = optimize(problem, "lbfgs", stop=STOP, transform=jax.jit)
+    assert result.converged and result.violation < 1e-6
+
+
+# --- what is returned is what the claim is about
+
+
+def test_the_claim_is_about_the_design_that_is_returned():
+    result = optimize(hs71_problem(), "lbfgs", transform=jax.jit)
+    best = result.history[result.history[-1].best_step]
+    assert best.value == result.value
+    assert result.optimality == Optimality(
+        stationarity=best.stationarity,
+        feasibility=best.violation,
+        complementarity=best.complementarity,
+        tolerance=1e-6,
+    )
+
+
+def test_a_run_that_ends_at_a_worse_first_order_point_is_not_converged():
+    """Steps over a deep minimum into a shallow one: what is returned was never measured as optimal."""
+
+    def two_valleys(d):
+        x = d["x"]
+        return (0.5 * (x - 2.0) ** 2 - 3.0 * jnp.exp(-50.0 * (x - 0.55) ** 2)).sum()
+
+    result = optimize(bowl_problem([0.3], two_valleys), optax.sgd(0.03, momentum=0.9), stop=STOP, transform=jax.jit)
+    last = result.history[-1]
+    if last.best_step != last.step:
+        assert not result.converged
+    assert result.value == min(record.value for record in result.history)
+
+
+def test_other_reasons_claim_nothing_but_show_the_figures(tmp_path):
+    result = optimize(bowl_problem([2.9999999, 3.0]), stop={"target_value": 1.0}, transform=jax.jit)
+    assert "target value" in result.reason and not result.converged
+    assert result.optimality is not None and result.optimality.tolerance is None
+
+
+def test_figures_survive_a_journal_bit_for_bit(tmp_path):
+    whole = optimize(hs71_problem(), "lbfgs", stop=[FirstOrder(1e-6), MaxSteps(100)], transform=jax.jit)
+    for n in (5, 100):
+        again = optimize(
+            hs71_problem(),
+            "lbfgs",
+            stop=[FirstOrder(1e-6), MaxSteps(n)],
+            transform=jax.jit,
+            journal=FileJournal(tmp_path),
+        )
+    assert again.optimality == whole.optimality and again.converged == whole.converged
+    assert [r.stationarity for r in again.history] == [r.stationarity for r in whole.history]
