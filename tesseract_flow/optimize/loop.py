@@ -123,9 +123,9 @@ def optimize(
         transform or default_transform(),
         constraint_method,
         reachable(1e-6, problem.partition.dtype) if feasibility_tol is None else feasibility_tol,
-        tolerance,
         policy,
         sleep,
+        tolerance,
     )
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []

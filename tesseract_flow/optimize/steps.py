@@ -44,9 +44,9 @@ def prepare(
     transform: Transform,
     method: AugmentedLagrangian | None,
     feasibility_tol: float,
-    tolerance: float | None,
     policy: FailurePolicy,
     sleep: Callable[[float], object] = time.sleep,
+    tolerance: float | None = None,
 ) -> Run:
     template = check_evaluation(problem)
     partition, dtype = problem.partition, template.objective.dtype

@@ -18,7 +18,10 @@ from tesseract_flow.optimize import Constraint, Evaluation, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Standard:
-    """`inequalities(x) >= 0` and `equalities(x) == 0`; bounds per variable, or numbers for all."""
+    """`inequalities(x) >= 0` and `equalities(x) == 0`; bounds per variable, or numbers for all.
+
+    `local` are the values at other local minima, which are first-order points with the same right.
+    """
 
     name: str
     start: list[float]
@@ -28,6 +31,7 @@ class Standard:
     equalities: Callable[[Any], list[Any]] | None = None
     lower: Any = None
     upper: Any = None
+    local: tuple[float, ...] = ()
 
     def problem(self, factor: float = 1.0) -> Problem:
         def evaluate(x: jax.Array) -> Evaluation:
@@ -216,6 +220,7 @@ HS97 = Standard(
     inequalities=_hs97_constraints,
     lower=0.0,
     upper=np.array([0.31, 0.046, 0.068, 0.042, 0.028, 0.0134]),
+    local=(4.0712463563,),
 )
 
 STANDARD = [

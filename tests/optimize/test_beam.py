@@ -38,7 +38,7 @@ def test_adam_with_its_defaults_reaches_one_in_a_thousand():
     assert transform.n_calls == result.evaluations == 201
     assert transform.n_traces == 1
     assert result.history[-1].changes == 13
-    reached = [r.step for r in result.history if r.best_feasible and abs(r.best_value / BEAM_OPTIMUM - 1) < 1e-3]
+    reached = [r.step for r in result.history if r.violation < 1e-4 and abs(r.value / BEAM_OPTIMUM - 1) < 1e-3]
     assert reached[0] <= 130
     assert result.design["label"] == "beam" and result.evaluation.aux["kind"] == "beam"
     assert np.abs(np.asarray(result.design["thickness"]) - beam_thickness()).max() < 2e-3
@@ -86,7 +86,7 @@ def test_an_inequality_on_the_volume_is_active_and_gives_the_same_beam():
 def test_lbfgs_reaches_one_in_a_million_in_fewer_evaluations():
     transform = Counted()
     result = optimize(beam_problem(), "lbfgs", transform=transform)
-    assert result.converged and "gradient" in result.reason
+    assert result.converged and "optimal to first order" in result.reason
     assert error_of(result) < 1e-6
     assert volume_error_of(result) < 1e-6
     assert transform.n_calls == result.evaluations <= 80

@@ -100,7 +100,7 @@ def test_infeasible_is_said_where_the_violation_is_stationary_and_does_not_fall(
     reason = Infeasible().reason_to_stop(stuck)
     assert reason is not None and "looks infeasible" in reason and "'stress' is violated by 0.5" in reason
     falling = [raised(k, 0.5 * 0.9**k, price) for k, price in enumerate(prices)]
-    sloping = [raised(k, 0.5, price, slope=0.1 * price) for k, price in enumerate(prices)]
+    sloping = [raised(k, 0.5, price, slope=0.01 * price) for k, price in enumerate(prices)]
     cheap = [raised(k, 0.5, 10.0 + k) for k in range(6)]
     was_feasible = [*stuck[:-1], dataclasses.replace(stuck[-1], best_feasible=True)]
     for history in (falling, sloping, cheap, was_feasible, stuck[:4]):
