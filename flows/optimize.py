@@ -66,7 +66,9 @@ class Stop(BaseModel):
 
     max_steps: int = Field(default=200, ge=0, description="Steps, over all runs with this run key")
     gradient_tolerance: float | None = Field(
-        default=1e-6, ge=0, description="Projected gradient, relative to the start; constraints must be met as well"
+        default=1e-6,
+        ge=0,
+        description="Of first-order optimality: stationarity and complementarity; constraints must be met as well",
     )
     patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
     stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")

@@ -24,6 +24,7 @@ import numpy as np
 from tesseract_flow.errors import TesseractFlowError
 from tesseract_flow.optimize.checkpoint import Checkpoint, Damaged, decode_checkpoint, encode_checkpoint
 from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJournal, read_attached, read_contents
+from tesseract_flow.optimize.optimality import best_record, optimality_of
 from tesseract_flow.optimize.partition import leaf_names, named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation
 from tesseract_flow.optimize.result import Result, StepRecord
@@ -58,7 +59,16 @@ def describe(journal: AbstractJournal, run: Run) -> None:
         "evaluation": [
             name for name, leaf in named_leaves(run.evaluator.template) if isinstance(leaf, jax.ShapeDtypeStruct)
         ],
-        "constraints": {name: np.asarray(size).tolist() for name, size in run.constraints.size.items()},
+        # A constraint with two limits of different magnitude is two demands; see `ConstraintSet`.
+        "demands": [
+            [
+                key,
+                name,
+                np.asarray(run.constraints.size[key]).tolist(),
+                np.asarray(run.constraints.is_zero[key]).tolist(),
+            ]
+            for key, name in run.constraints.names.items()
+        ],
     }
     start = {name: np.asarray(leaf) for name, leaf in named_leaves(run.problem.start)}
     journal.attach(_OUTCOME, b"null")
@@ -73,6 +83,7 @@ def conclude(journal: AbstractJournal, result: Result) -> None:
         step=result.steps,
         reason=result.reason,
         converged=result.converged,
+        tolerance=result.optimality.tolerance if result.optimality else None,
         notes=list(result.notes),
         multipliers={name: np.asarray(value).tolist() for name, value in result.multipliers.items()},
         evaluations=result.evaluations,
@@ -166,6 +177,7 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
         seconds=history[-1].seconds if history else 0.0,
         evaluation=evaluation,
         notes=tuple(outcome.get("notes", ())) or contents.notes,
+        optimality=optimality_of(best_record(history) if history else None, outcome.get("tolerance")),
     )
     name = about.get("problem") or (contents.identity or {}).get("problem") or "problem"
     return Account(result, str(name), _design(about, start, arrays))
@@ -219,12 +231,13 @@ def _multipliers(contents: Contents, about: Mapping[str, Any], outcome: Mapping[
     if "multipliers" in outcome:
         return {name: np.asarray(value) for name, value in outcome["multipliers"].items()}
     kept = contents.checkpoint.arrays if contents.checkpoint else {}
-    prices = {name: kept.get(f"duals.price.{name}") for name in about.get("constraints", {})}
-    return {
-        name: price * kept["objective_scale"] / np.asarray(about["constraints"][name])
-        for name, price in prices.items()
-        if price is not None
-    }
+    found: dict[str, Any] = {}
+    for key, name, size, is_zero in about.get("demands", ()):
+        price = kept.get(f"duals.price.{key}")
+        if price is not None:
+            measure = np.where(np.asarray(is_zero), np.asarray(size) * kept.get(f"duals.unit.{key}", 1.0), size)
+            found[name] = found.get(name, 0.0) + price * kept["objective_scale"] / measure
+    return found
 
 
 def _json(data: bytes | None) -> dict[str, Any]:

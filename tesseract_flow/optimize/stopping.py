@@ -215,7 +215,8 @@ class Infeasible(AbstractStoppingRule):
 
     Multipliers have been raised `patience` times in a row, penalties with them, and the violation did not fall by a
     tenth; they are large by now, so the gradient of the Lagrangian is that of the violation, and it promises less than
-    a hundredth of the violation for a move by one scaled unit. Somewhere else there may still be a feasible design: the finding is local, as all of a gradient is. Always in force.
+    a hundredth of the violation for a move by one scaled unit. Somewhere else there may still be a feasible design: the
+    finding is local, as all of a gradient is. Always in force.
 
     Source: the stationary points of infeasibility of Nocedal & Wright (2006), section 17.4 and Theorem 17.2.
     """
@@ -233,7 +234,11 @@ class Infeasible(AbstractStoppingRule):
         least = min(record.violation for record in since)
         has_stopped_falling = not last.feasible and least > 0.9 * before.violation and last.price > before.price
         scale = max(last.slope or 0.0, abs(last.value))
-        if not has_stopped_falling or last.price < LARGE_PRICE * scale or last.gradient_norm > 0.01 * last.violation * last.price:
+        if (
+            not has_stopped_falling
+            or last.price < LARGE_PRICE * scale
+            or last.gradient_norm > 0.01 * last.violation * last.price
+        ):
             return None
         return (
             f"the problem looks infeasible: constraint {last.worst!r} is violated by {last.violation:.3g} of its "

@@ -70,7 +70,7 @@ def write_result(
 
 
 def _summary(result: Any) -> dict[str, Any]:
-    further = ("violation", "feasible", "multipliers", "evaluations", "notes")
+    further = ("violation", "feasible", "multipliers", "evaluations", "optimality", "notes")
     events = tables.event_rows(result.history)
     return {
         "value": result.value,
@@ -119,6 +119,8 @@ def _jsonable(x: Any) -> Any:
         return {str(key): _jsonable(item) for key, item in x.items()}
     if isinstance(x, (list, tuple, set, frozenset)):
         return [_jsonable(item) for item in x]
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return _jsonable(dataclasses.asdict(x))
     if hasattr(x, "tolist") and getattr(x, "dtype", None) is not None:  # NumPy and JAX
         return _jsonable(np.asarray(x).tolist())
     return str(x) if isinstance(x, Path) else repr(x)

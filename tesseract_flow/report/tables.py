@@ -140,6 +140,11 @@ def summary_rows(result: Any) -> list[tuple[str, str]]:
     ]
     if result.constraints:
         rows.append(("violation", number(largest_violation(result), 3)))
+    if (optimality := getattr(result, "optimality", None)) is not None:
+        limit = "" if optimality.tolerance is None else f" of {number(optimality.tolerance, 3)}"
+        rows.append(("stationarity", number(optimality.stationarity, 3) + limit))
+        if result.constraints:
+            rows.append(("complementarity", number(optimality.complementarity, 3) + limit))
     rows.append(("requests", number(total_requests(result.requests))))
     rows.append(("time", duration(total_seconds(result))))
     return rows
