@@ -68,8 +68,9 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
     named, treedef = jtu.tree_flatten_with_path(like)
     names = [path_name(path) for path, _ in named]
     # Limits of zero had no unit before there were any, which is a unit of one.
-    known = {path_name(path): np.asarray(leaf) for path, leaf in named if path_name(path).startswith("duals.unit.")}
-    arrays = {name: {**known, **arrays}[name] for name in names if name in arrays or name in known} | dict(arrays)
+    ones = {path_name(path): np.asarray(leaf) for path, leaf in named if path_name(path).startswith("duals.unit.")}
+    if ones and not ones.keys() & arrays.keys() and set(names) == {*ones, *arrays}:
+        arrays = {name: {**ones, **arrays}[name] for name in names}
     if names != list(arrays):
         odd = sorted(set(names) ^ set(arrays)) or names
         raise JournalError(

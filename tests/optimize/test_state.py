@@ -58,3 +58,12 @@ def test_restored_arrays_do_not_alias_the_buffer_they_came_from():
     buffer += 1
     assert restored.u["a"].tolist() == [0.0, 0.0]
     assert dataclasses.is_dataclass(restored)
+
+
+def test_a_state_from_before_units_is_read_with_units_of_one():
+    whole = state(0.5, ())
+    arrays = pack(whole)
+    old = {name: array for name, array in arrays.items() if not name.startswith("duals.unit")}
+    assert len(old) == len(arrays) - 1
+    restored = unpack(old, whole)
+    assert float(restored.duals.unit["c"]) == 1.0 and float(restored.here.lagrangian) == 0.5
