@@ -38,6 +38,7 @@ from tesseract_flow.tasks import (
     PrefectSubmitter,
     observation_of,
     run_step_as_task,
+    warnings_in_run_log,
 )
 from tesseract_flow.tasks.run_folder import in_run_folder
 
@@ -132,48 +133,49 @@ def optimize_design(
     Returns:
         value, reason, steps, constraints, requests, and the folder with everything else.
     """
-    logger = get_run_logger()
-    key = run_key or str(flow_run.id)
-    loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
-    report = require_soundness(loaded) if check else None
-    observation = observation_of(observe)
-    submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
+    with warnings_in_run_log():
+        logger = get_run_logger()
+        key = run_key or str(flow_run.id)
+        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        report = require_soundness(loaded) if check else None
+        observation = observation_of(observe)
+        submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
 
-    def attempt(out: str) -> Result:
-        logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
-        journal = FileJournal(place_in(out, "journal"))
-        reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
-        with reporting:
-            return optimize(
-                loaded,
-                optimizer.name,
-                learning_rate=optimizer.learning_rate,
-                driver_settings=optimizer.settings,
-                stop=stop.model_dump(),
-                on_failure=on_failure.model_dump(),
-                journal=PrefectJournal(journal, observation),
-                transform=partial(concurrent, submitter=submitter),
-                run_step=_step_runner(submitter, observe),
-                observers=[
-                    ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
-                    TerminalProgress(max_steps=stop.max_steps),
-                    reporting,
-                ],
-                start_from=None if start_from is None else (start_from, start_design),
-                accept_changes=accept_changes,
-            )
+        def attempt(out: str) -> Result:
+            logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
+            journal = FileJournal(place_in(out, "journal"))
+            reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
+            with reporting:
+                return optimize(
+                    loaded,
+                    optimizer.name,
+                    learning_rate=optimizer.learning_rate,
+                    driver_settings=optimizer.settings,
+                    stop=stop.model_dump(),
+                    on_failure=on_failure.model_dump(),
+                    journal=PrefectJournal(journal, observation),
+                    transform=partial(concurrent, submitter=submitter),
+                    run_step=_step_runner(submitter, observe),
+                    observers=[
+                        ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
+                        TerminalProgress(max_steps=stop.max_steps),
+                        reporting,
+                    ],
+                    start_from=None if start_from is None else (start_from, start_design),
+                    accept_changes=accept_changes,
+                )
 
-    with count_requests() as requests:
-        out, result = in_run_folder(folder, key, attempt)
-    logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
-    return {
-        "value": result.value,
-        "reason": result.reason,
-        "steps": result.steps,
-        "constraints": {name: value.tolist() for name, value in result.constraints.items()},
-        "requests": result.requests,
-        "folder": out if is_url(out) else str(Path(out).resolve()),
-    }
+        with count_requests() as requests:
+            out, result = in_run_folder(folder, key, attempt)
+        logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
+        return {
+            "value": result.value,
+            "reason": result.reason,
+            "steps": result.steps,
+            "constraints": {name: value.tolist() for name, value in result.constraints.items()},
+            "requests": result.requests,
+            "folder": out if is_url(out) else str(Path(out).resolve()),
+        }
 
 
 def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callable[[int, Callable[[], T]], T]:

@@ -4,6 +4,7 @@ from tesseract_flow.tasks.cache import PrefectCache
 from tesseract_flow.tasks.call import PrefectSubmitter, call_tesseract, retry_if_transient
 from tesseract_flow.tasks.check import publish_check
 from tesseract_flow.tasks.checkpoint import PrefectJournal, save_checkpoint
+from tesseract_flow.tasks.log import warnings_in_run_log
 from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
 from tesseract_flow.tasks.publish import ArtifactPublisher, publish_pictures, publish_result
 from tesseract_flow.tasks.step import run_step, run_step_as_task
@@ -24,4 +25,5 @@ __all__ = [
     "run_step",
     "run_step_as_task",
     "save_checkpoint",
+    "warnings_in_run_log",
 ]
