@@ -73,6 +73,9 @@ class PrefectCache(AbstractCache):
             self._traffic.count("skipped")
             _log.warning("Cannot write to %r (%s: %s). The call goes on without it.", self, type(error).__name__, error)
 
+    def drop(self, key: RequestKey) -> None:
+        """Blocks cannot remove files; the answer that is asked for now is written over it."""
+
     def size(self) -> dict[str, int]:
         return {}
 

@@ -18,6 +18,7 @@ TesseractFlowError
 │   │   └── ShapesUnknown (ValueError)    a transformation needs abstract_eval, and there is none
 │   ├── ComponentFailed (RuntimeError)    the component itself raised
 │   ├── InvalidAnswer (ValueError)        the answer is not what the protocol or the schema says
+│   │   └── NonFiniteAnswer (NonFiniteError)   a plain float that is NaN or inf, where JSON has neither
 │   ├── AccessDenied (PermissionError)    401 or 403, 407 of a proxy
 │   ├── NotServed (ConnectionError)       a tesseract_core.Tesseract that nobody has started
 │   ├── CallTimeout (TimeoutError)        no answer in time: the solve may still be running there
@@ -221,6 +222,10 @@ class InvalidEvaluation(TesseractFlowError, ArithmeticError):
 
 class StorageError(TesseractFlowError, OSError):
     """A place for files (a folder, a bucket) cannot be used, or somebody else possesses it."""
+
+
+class NonFiniteAnswer(InvalidAnswer, NonFiniteError):
+    """A plain number of an answer is NaN or inf, and JSON does not tell which."""
 
 
 class OptimizationError(TesseractFlowError):

@@ -12,11 +12,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from tesseract_flow.errors import EndpointNotFound, InvalidAnswer
-from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.errors import EndpointNotFound, InvalidAnswer, NonFiniteAnswer
+from tesseract_flow.schema import TesseractSchema, answer_faults
 
 Endpoint = Literal["apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"]
 GENERIC_NAMES = frozenset({"", "Tesseract"})  # what tesseract-core calls a component without a config
+_MOST_FAULTS = 20  # lines of a message
 Tree = Any  # nested dict / list of arrays and plain values, as the protocol has it
 
 
@@ -64,6 +65,11 @@ class AbstractTesseract(abc.ABC):
         where equal handles share them.
         """
         return self
+
+    @property
+    def known_schema(self) -> TesseractSchema | None:
+        """The schema, if it can be told without a question to the component."""
+        return self.schema
 
     @abc.abstractmethod
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
@@ -163,6 +169,27 @@ class AbstractTesseract(abc.ABC):
                 tesseract=repr(self),
                 endpoint=endpoint,
             )
+
+    def check_answer(self, endpoint: Endpoint, payload: Mapping[str, Any], answer: Tree) -> None:
+        """Refuse an answer that cannot be one to this question. Handles to what is outside of our code do with each.
+
+        Raises:
+            InvalidAnswer: it does not fit the schema, or not the question.
+            NonFiniteAnswer: null in place of a plain float.
+        """
+        schema = self.known_schema
+        if schema is None or not (faults := answer_faults(schema, endpoint, payload, answer)):
+            return
+        lines = "\n".join(f"  {fault}" for fault in faults[:_MOST_FAULTS])
+        more = f"\n  and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
+        is_finite = all(fault.kind != "not_finite" for fault in faults)
+        raise (InvalidAnswer if is_finite else NonFiniteAnswer)(
+            f"{endpoint!r} of Tesseract {self.name!r}: the answer does not fit the question and the component's own "
+            f"schema:\n{lines}{more}\n"
+            f"Nothing of it is used or kept. Look at {endpoint!r} in the component's tesseract_api.py.",
+            tesseract=repr(self),
+            endpoint=endpoint,
+        )
 
 
 def on_each_kind(hear: Callable[[type[AbstractTesseract]], object]) -> None:

@@ -119,7 +119,7 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
             f"the server redirects to {headers.get('location', '')[:200]!r} (HTTP {status}).\n"
             "Open the Tesseract with the address it redirects to.",
         )
-    if status >= 500:
+    if status == 500:  # any other is the word of something that stands before the component
         return component_failed(question, readable(content))
     return question.error(
         InvalidAnswer,

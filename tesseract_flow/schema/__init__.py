@@ -1,5 +1,6 @@
 """A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
 
+from tesseract_flow.schema.answers import answer_faults
 from tesseract_flow.schema.casting import ValueLost, cast, is_same_kind, lossless
 from tesseract_flow.schema.fields import (
     ANY,
@@ -32,6 +33,7 @@ __all__ = [
     "TesseractSchema",
     "UnionField",
     "ValueLost",
+    "answer_faults",
     "array_leaves",
     "array_templates",
     "cast",

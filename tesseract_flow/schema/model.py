@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tesseract_flow.errors import SchemaError
 from tesseract_flow.schema.fields import ArrayField, FrozenMapping, ModelField
 from tesseract_flow.schema.paths import array_templates
 
@@ -44,6 +45,13 @@ class TesseractSchema:
         Raises:
             SchemaError: the document is not that of a Tesseract; the message says what is missing.
         """
+        try:
+            return cls._read(document)
+        except RecursionError:  # nobody's component, but anybody's document
+            raise SchemaError("The OpenAPI document is nested too deeply to be that of a Tesseract.") from None
+
+    @classmethod
+    def _read(cls, document: Mapping[str, Any]) -> TesseractSchema:
         from tesseract_flow.schema import openapi  # not needed before there is a document
 
         input_side, output_side = openapi.sides(document)

@@ -117,10 +117,11 @@ class Side:
     def _union(self, node: Node, options: Sequence[Any], at: Template, seen: frozenset[str]) -> Field:
         fields = [self._field(option, at, seen) for option in options]
         tag = _mapping(node.get("discriminator")).get("propertyName")
+        tag = tag if isinstance(tag, str) else None
         # pydantic picks the option by its tag, so the tag must be given even where it has a default.
         fields = [
             dataclasses.replace(field, required=field.required | {tag})
-            if isinstance(field, ModelField) and tag in field.fields
+            if isinstance(field, ModelField) and tag is not None and tag in field.fields
             else field
             for field in fields
         ]
@@ -343,9 +344,9 @@ def _dtype(node: Node) -> tuple[str | None, bool]:
     complex values, so the two together are unambiguous.
     """
     words = _mapping(_mapping(node.get("properties")).get("dtype"))
-    names = set(_list(words.get("enum")) or [words.get("const")]) & set(DTYPES)
+    names = {name for name in _list(words.get("enum")) or [words.get("const")] if isinstance(name, str)} & set(DTYPES)
     examples = _list(words.get("examples"))
-    example = examples[0] if examples and examples[0] in names else None
+    example = examples[0] if examples and isinstance(examples[0], str) and examples[0] in names else None
     if example is not None:
         return (example, True) if len(names) < len(DTYPES) or example.startswith("complex") else (None, True)
     if len(names) == 1:
@@ -367,7 +368,7 @@ def _shape(node: Node) -> tuple[tuple[int | None, ...] | None, bool]:
 
 def _length(words: Node) -> int | None:
     """One dimension: `{"minimum": 0}` is any length, const 1 is 1, and enum [1, n] is n, because 1 broadcasts to n."""
-    lengths = [n for n in [*_list(words.get("enum")), words.get("const")] if isinstance(n, int)]
+    lengths = [n for n in map(_count, [*_list(words.get("enum")), words.get("const")]) if n is not None]
     return next((n for n in lengths if n != 1), 1) if lengths else None
 
 
@@ -426,6 +427,5 @@ def _list(value: Any) -> list[Any]:
 
 def _count(value: Any) -> int | None:
     # Some JSON tools write 3 as 3.0.
-    return (
-        int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1 else None
-    )
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < 2**63 and value == value // 1 else None

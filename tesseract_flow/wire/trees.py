@@ -32,6 +32,14 @@ from tesseract_flow.wire._splice import Message
 from tesseract_flow.wire.arrays import Source, Target, decode, encode, is_wire_form
 from tesseract_flow.wire.binref import BufferWriter
 
+# What JSON has no words for, in those that JavaScript, Python's `json` and pydantic have. Servers of tesseract-core
+# read them, and answer with null: see `schema.answers`.
+_NOT_FINITE = {
+    "inf": orjson.Fragment(b"Infinity"),
+    "-inf": orjson.Fragment(b"-Infinity"),
+    "nan": orjson.Fragment(b"NaN"),
+}
+
 
 def encode_tree(
     tree: Any,
@@ -44,7 +52,8 @@ def encode_tree(
 
     Raises:
         WireError: a leaf that cannot travel, named by its path: an unknown type, a NaN or inf as a bare float (in an
-            array they travel), an integer beyond 64 bits, a key that is no string; or more than 200 levels.
+            array, and in a `message`, they travel), an integer beyond 64 bits, a key that is no string; or more than
+            200 levels.
     """
     return _encoded(tree, Target(encoding, compression, binref), None, MAX_DEPTH)
 
@@ -75,7 +84,7 @@ def message(
     With `binref`, arrays of less than `inline_below` bytes are in the text nevertheless, as base64.
 
     Raises:
-        WireError: as `encode_tree`.
+        WireError: as `encode_tree`, but for NaN and inf.
     """
     splicer = _splice.Splicer()
     target = Target(encoding, compression, binref, splicer, inline_below)
@@ -148,12 +157,14 @@ def _encoded(node: Any, target: Target, path: Path, n_levels: int) -> Any:
             raise WireError(f"the integer at {name_of(path)} has {node.bit_length()} bits; JSON carries 64 here.")
         return node
     if isinstance(node, float):
-        if not math.isfinite(node):
-            raise WireError(
-                f"the float at {name_of(path)} is {node}, which JSON cannot carry. "
-                "If the Tesseract declares an array there, pass np.asarray(...) instead: arrays can hold it."
-            )
-        return float(node)
+        if math.isfinite(node):
+            return float(node)
+        if target.splicer is not None:
+            return _NOT_FINITE[repr(float(node))]
+        raise WireError(
+            f"the float at {name_of(path)} is {node}, which JSON has no word for. A message (`message`, `dumps`) says "
+            "it as Python's and pydantic's readers of JSON understand it."
+        )
     if hasattr(type(node), "__array__"):
         return encode(node, target, path)
     raise WireError(

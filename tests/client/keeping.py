@@ -12,7 +12,7 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, open_tesseract, record_request
 from tesseract_flow.client.caches.base import AbstractCache
-from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.schema import ANY, ModelField, TesseractSchema
 from tesseract_flow.testing import FunctionTesseract
 
 
@@ -22,13 +22,15 @@ def square(**options: Any) -> FunctionTesseract:
     return FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(3)}, **options)
 
 
-_SCHEMA = square().schema
+# One that takes any answer.
+_SCHEMA = dataclasses.replace(square().schema, outputs=ModelField({}, extra=ANY))
 
 
 class Numbering(AbstractTesseract):
     """A component that answers the n-th request with n, whatever the question."""
 
-    def __init__(self, answer: Callable[[int], Tree] = lambda n: {"n": n}):
+    def __init__(self, answer: Callable[[int], Tree] = lambda n: {"n": n}, schema: TesseractSchema = _SCHEMA):
+        self._schema = schema
         self.numbers = itertools.count()
         self._answer = answer
 
@@ -41,7 +43,7 @@ class Numbering(AbstractTesseract):
 
     @property
     def schema(self) -> TesseractSchema:
-        return _SCHEMA
+        return self._schema
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         record_request(self.name, endpoint)

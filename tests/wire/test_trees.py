@@ -3,6 +3,7 @@
 import collections
 import enum
 import json
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -142,9 +143,6 @@ def nested(n_levels, leaf):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ({"a": {"b": [1, float("nan")]}}, r"float at a\.b\.\[1\] is nan.*np\.asarray"),
-        ({"a": float("-inf")}, "float at a is -inf"),
-        (float("inf"), r"float at \(root\) is inf"),
         ({"a": [2**64]}, r"integer at a\.\[0\] has 65 bits"),
         ({"a": -(2**63) - 1}, "integer at a has 64 bits"),
         ({"a": {1: 2}}, "dict at a has the key 1; keys must be strings"),
@@ -229,3 +227,13 @@ def test_a_large_array_reads_and_writes_like_the_bare_libraries():
     text = dumps({"x": x})
     assert text == bare_dumps()
     np.testing.assert_array_equal(loads(text)["x"], bare_loads())
+
+
+def test_plain_numbers_that_json_has_no_word_for():
+    tree = {"a": [math.inf, -math.inf], "b": np.float64(1.0), "c": math.nan}
+    text = dumps(tree)
+    assert b"[Infinity,-Infinity]" in text and b'"c":NaN' in text
+    read = json.loads(text)  # as servers of tesseract-core do
+    assert read["a"] == [math.inf, -math.inf] and math.isnan(read["c"])
+    with pytest.raises(WireError, match=r"float at a\.\[0\] is inf"):  # whatever writes this may write null
+        encode_tree(tree)

@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from tesseract_flow.client.retry import is_transient
 from tesseract_flow.errors import CallError, OptionError
 from tesseract_flow.exact import InputKey, copied, pack
 
+_log = logging.getLogger("tesseract_flow")
 MISS = object()
 _PER_LEAF = 100  # bytes that a number, a text or an array's description takes in memory, roughly
 
@@ -142,6 +144,10 @@ class AbstractCache(abc.ABC):
         """Keep an answer, which is the cache's own from now on; `key` has arrays of its own as well."""
 
     @abc.abstractmethod
+    def drop(self, key: RequestKey) -> None:
+        """Let go of an answer that turned out to be none. Where that cannot be, the next `put` writes over it."""
+
+    @abc.abstractmethod
     def size(self) -> dict[str, int]:
         """What is kept now: `entries` and `bytes`, as far as that is known."""
 
@@ -153,8 +159,13 @@ class AbstractCache(abc.ABC):
         """
         return {**self.traffic.counts(), **self.size()}
 
-    def answer(self, key: RequestKey, ask: Callable[[], Tree]) -> Tree:
+    def answer(
+        self, key: RequestKey, ask: Callable[[], Tree], check: Callable[[Tree], object] = lambda answer: None
+    ) -> Tree:
         """The answer to a call: one that is kept, or the one that an equal call is waiting for, or that of `ask()`.
+
+        `check` raises a `CallError` for an answer that cannot be one: a fresh one is then not kept, and a kept one is
+        let go of and asked for again.
 
         If an equal call fails, its error is the answer to this one, too: a component that raised will raise again.
         Errors that have nothing to do with the question (transient ones, an interrupt) are left to whoever met them,
@@ -163,12 +174,12 @@ class AbstractCache(abc.ABC):
         traffic = self.traffic
         while True:
             n_landed = traffic.n_landed
-            if (kept := self.get(key)) is not MISS:
+            if (kept := self._kept(key, check)) is not MISS:
                 traffic.count("hits")
                 return kept
             flight, is_first = traffic.board(key)
             if is_first:
-                return self._fly(key, flight, ask, n_landed)
+                return self._fly(key, flight, ask, check, n_landed)
             traffic.wait_for(flight)
             if flight.error is not None:
                 traffic.count("merged")
@@ -177,17 +188,37 @@ class AbstractCache(abc.ABC):
                 traffic.count("merged")
                 return copied(flight.answer)
 
-    def _fly(self, key: RequestKey, flight: Flight, ask: Callable[[], Tree], n_landed: int) -> Tree:
+    def _kept(self, key: RequestKey, check: Callable[[Tree], object]) -> Tree:
+        kept = self.get(key)
+        if kept is MISS:
+            return MISS
+        try:
+            check(kept)
+        except CallError as error:
+            _log.warning("%r has kept what is no answer. It is let go of, and asked for again. %s", self, error)
+            self.drop(key)
+            return MISS
+        return kept
+
+    def _fly(
+        self,
+        key: RequestKey,
+        flight: Flight,
+        ask: Callable[[], Tree],
+        check: Callable[[Tree], object],
+        n_landed: int,
+    ) -> Tree:
         traffic = self.traffic
         try:
             # An equal call may have landed between the look into the cache and now.
-            if traffic.n_landed != n_landed and (kept := self.get(key)) is not MISS:
+            if traffic.n_landed != n_landed and (kept := self._kept(key, check)) is not MISS:
                 traffic.count("hits")
                 flight.answer = copied(kept)
                 return kept
             traffic.count("misses")
             own = key.kept()  # before the request: a component in this process may write into its inputs
             answer = ask()
+            check(answer)
             if not is_plain(answer):
                 traffic.count("skipped")
                 return answer

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import logging
 import os
 import re
+import stat
 import struct
 import threading
 import time
@@ -189,7 +191,7 @@ class DirectoryCache(AbstractCache):
     def get(self, key: RequestKey) -> Tree:
         file = self.folder / name_of(key)
         try:
-            with open(file, "rb") as opened:
+            with open(_regular(file), "rb") as opened:
                 answer = read_entry(opened, key)
         except FileNotFoundError:
             return MISS
@@ -221,6 +223,10 @@ class DirectoryCache(AbstractCache):
         except OSError as error:
             self.traffic.count("skipped")
             self._warn("write", error)
+
+    def drop(self, key: RequestKey) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / name_of(key)).unlink()
 
     def size(self) -> dict[str, int]:
         found = Inventory.of(self.folder, time.time())
@@ -284,6 +290,25 @@ class DirectoryCache(AbstractCache):
         if not self._state.has_warned:
             self._state.has_warned = True
             _log.warning("Cannot %s %r (%s). Calls go on without it; this is said once.", what, self, error)
+
+
+def _regular(file: Path) -> int:
+    """A descriptor of a file that is one: neither a pipe, which would wait for a writer, nor a link to something else.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(file, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("it is a link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no file")
+    return descriptor
 
 
 def existing(path: str | os.PathLike[str]) -> DirectoryCache:

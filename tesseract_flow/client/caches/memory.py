@@ -73,6 +73,10 @@ class MemoryCache(AbstractCache):
             self._n_bytes += n_bytes
         self._traffic.count("evicted", n_evicted)
 
+    def drop(self, key: RequestKey) -> None:
+        with self._lock:
+            self._n_bytes -= self._entries.pop(key, (None, 0))[1]
+
     def size(self) -> dict[str, int]:
         with self._lock:
             return {"entries": len(self._entries), "bytes": self._n_bytes}

@@ -64,7 +64,11 @@ class CachedTesseract(AbstractWrapper):
         key = self._key(endpoint, payload) if endpoint in _PURE else None
         if key is None:
             return self.tesseract.request(endpoint, payload, run_id=run_id)
-        return self.cache.answer(key, lambda: self.tesseract.request(endpoint, payload, run_id=run_id))
+        return self.cache.answer(
+            key,
+            lambda: self.tesseract.request(endpoint, payload, run_id=run_id),
+            lambda answer: self.check_answer(endpoint, payload, answer),
+        )
 
     def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""

@@ -104,6 +104,10 @@ class CoreTesseract(AbstractTesseract):
     def anchor(self) -> object:
         return self.tesseract  # apply_tesseract makes a new handle at every call
 
+    @property
+    def known_schema(self) -> TesseractSchema | None:
+        return _schemas.get(self.tesseract)
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         if endpoint == "abstract_eval":
             arguments = {"abstract_inputs": payload["inputs"]}
@@ -115,7 +119,9 @@ class CoreTesseract(AbstractTesseract):
             record_request(question.name, endpoint)
             return plain_tree(ANY, _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments)))
 
-        return self.retry.run(ask, label=f"{question.name}.{endpoint}")
+        answer = self.retry.run(ask, label=f"{question.name}.{endpoint}")
+        self.check_answer(endpoint, payload, answer)
+        return answer
 
     @property
     def _short_name(self) -> str:

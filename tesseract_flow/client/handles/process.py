@@ -75,6 +75,11 @@ class ServedProcess(ByFields, AbstractTesseract):
         return self.http.schema
 
     @property
+    def known_schema(self) -> TesseractSchema | None:
+        server = self._place.server
+        return None if server is None else server.http.known_schema
+
+    @property
     def build(self) -> str:  # type: ignore[override]
         return self._server.build
 
@@ -239,6 +244,7 @@ def _start(handle: ServedProcess) -> _Server:
     try:
         if handle.label is None and http.schema.name in GENERIC_NAMES:
             server.http = dataclasses.replace(http, label=handle.path.parent.name)
+            server.http.learn_schema(http.schema)
         # Another interpreter may have an older tesseract-core.
         server.http.owns_folders(is_known=handle.python == sys.executable)
     except BaseException:

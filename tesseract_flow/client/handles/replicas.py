@@ -108,6 +108,10 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
     def anchor(self) -> object:
         return self._group
 
+    @property
+    def known_schema(self) -> TesseractSchema | None:
+        return self._group.schema
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         _ = self.schema
         key = primals_key(endpoint, payload)

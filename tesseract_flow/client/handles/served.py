@@ -84,6 +84,10 @@ class ServedTesseract(ByFields, AbstractTesseract):
         return self._processes[0].http.read_schema()
 
     @property
+    def known_schema(self) -> TesseractSchema | None:
+        return self._handle.known_schema
+
+    @property
     def build(self) -> str:  # type: ignore[override]
         """A digest of the files in the component's folder, as they were when its processes were started."""
         return self._handle.build or ""

@@ -39,6 +39,10 @@ class AbstractWrapper(ByFields, AbstractTesseract):
         return self.tesseract.read_schema()
 
     @property
+    def known_schema(self) -> TesseractSchema | None:
+        return self.tesseract.known_schema
+
+    @property
     def build(self) -> str | None:  # type: ignore[override]
         return self.tesseract.build
 

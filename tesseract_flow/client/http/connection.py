@@ -43,7 +43,7 @@ class KeptConnection:
         self._new()
 
     def handle_request(self, request: httpcore.Request) -> httpcore.Response:
-        self._road.patience = request.extensions.get("patience") or Patience()
+        self._road.patience, self._road.was_ahead = request.extensions.get("patience") or Patience(), False
         if self._connection.is_closed() or self._connection.has_expired():
             self._tell_of_strays()
             self.close()
@@ -55,7 +55,13 @@ class KeptConnection:
 
     def is_ahead(self) -> bool:
         """Whether the server has sent something already, or has hung up, before it has the whole question."""
-        return any(stream.is_readable() for stream in self._road.streams if self.n_requests > 1 or not stream.is_tls)
+        return self._road.was_ahead or any(
+            stream.is_readable() for stream in self._road.streams if self.n_requests > 1 or not stream.is_tls
+        )
+
+    def was_ahead(self) -> bool:
+        """The same, as far as it was seen while the question was being sent."""
+        return self._road.was_ahead
 
     def has_rest(self) -> bool:
         """Whether more has come than the answer that was just read."""
@@ -87,6 +93,7 @@ class _Backend(httpcore.NetworkBackend):
 
     def __init__(self) -> None:
         self.patience = Patience()
+        self.was_ahead = False
         self.streams: list[_Stream] = []  # the one in use
 
     def connect_tcp(self, host: str, port: int, timeout: float | None = None, **kwargs: Any) -> httpcore.NetworkStream:
@@ -141,6 +148,8 @@ class _Stream(httpcore.NetworkStream):
                     raise httpcore.WriteTimeout(str(error)) from error
                 try:
                     rest = rest[self._socket.send(rest) :]
+                    # Only where the other side takes its time is there a time to look.
+                    self._road.was_ahead |= bool(rest) and not self.is_tls and self.is_readable()
                     break
                 except TimeoutError:
                     continue
@@ -213,6 +222,9 @@ class TransportConnection:
     n_requests = 1  # whatever is behind the transport: nothing is known of its connections
 
     def is_ahead(self) -> bool:
+        return False
+
+    def was_ahead(self) -> bool:
         return False
 
     def has_rest(self) -> bool:

@@ -78,6 +78,12 @@ def error_of_transport(
             f"the request could not be sent ({kind}: {str(error)[:500]}). Nothing was started: the server never had "
             "all of it.\nIf it persists, look at the server's log.",
         )
+    if limit == "question_timeout":
+        return question.error(
+            ConnectionLost,
+            f"the connection was lost after {seconds:.1f} s ({kind}: {str(error)[:500]}), and nothing was to be "
+            "solved.\nIf it persists, look at the server's log." + question.advice_on_the_way,
+        )
     advice = "If it persists, the component probably crashed: look at its log."
     if seconds > _SILENCE_OF_A_WORKER:
         advice += (

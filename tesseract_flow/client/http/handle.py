@@ -6,6 +6,7 @@ and the schema belong to a `Session`, which equal handles of one process share.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -33,7 +34,7 @@ from tesseract_flow.client.http.session import Session, session_of
 from tesseract_flow.client.http.sharing import is_read_from
 from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.translate import Question, error_of_status
-from tesseract_flow.errors import InvalidAnswer, SchemaError, WireError
+from tesseract_flow.errors import CallError, InvalidAnswer, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import Message
 
@@ -78,9 +79,17 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
     def anchor(self) -> object:
         return self._session
 
+    @property
+    def known_schema(self) -> TesseractSchema | None:
+        return self._session.schema
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self._primals_key(endpoint, payload)
         return self._repeated(endpoint, lambda: self.ask(endpoint, payload, run_id, key))
+
+    def learn_schema(self, schema: TesseractSchema) -> None:
+        """Take it from somebody who has asked the same server."""
+        self._session.schema = schema
 
     def ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
         """`request`, once, for callers that know more.
@@ -94,7 +103,15 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             record_request(question.name, endpoint)
             answer, lane = self._send("POST", question, body, {"run_id": exchange.run_id}, key, accept=exchange.accept)
             try:
-                return exchange.tree(answer)
+                tree = exchange.tree(answer)
+                if self._session.schema is None and b"null" in answer:
+                    with contextlib.suppress(SchemaError, CallError):  # without it, nothing tells NaN from None
+                        _ = self.schema
+                self.check_answer(endpoint, payload, tree)
+                return tree
+            except InvalidAnswer:
+                self._session.lanes.distrust(lane)
+                raise
             except WireError as error:
                 self._session.lanes.distrust(lane)
                 raise question.error(InvalidAnswer, f"the answer is not understood.\n{error}") from error

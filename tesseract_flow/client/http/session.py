@@ -180,6 +180,7 @@ class _Sending:
             # What comes before the last piece has gone can be no answer to it.
             self._lane.is_ahead |= self._lane.connection.is_ahead()
             yield piece
+        self._lane.is_ahead |= self._lane.connection.was_ahead()
         acknowledge_at_once(self._lane.stream)
         self._lanes.sent(self._lane)
 

@@ -22,7 +22,7 @@ from tesseract_flow.client import DirectoryCache, HttpTesseract, count_requests
 from tesseract_flow.client.caches.directory import FOLDER, Inventory, existing
 from tesseract_flow.errors import OptionError
 from tests.client.helpers import array, document, mocked
-from tests.client.keeping import Numbering, kept
+from tests.client.keeping import Numbering, kept, square
 
 ROOT = Path(__file__).parents[3]
 X = {"x": np.array([1.0, 2.0, 3.0])}
@@ -182,7 +182,7 @@ _WRITER = """
 import os, sys
 import numpy as np
 from tesseract_flow.client import DirectoryCache
-from tests.client.keeping import Numbering, kept
+from tests.client.keeping import Numbering, kept, square
 
 if "hang" in sys.argv:
     def hang(descriptor):
@@ -338,7 +338,7 @@ def test_existing(tmp_path: Path) -> None:
 
 
 def test_a_served_component_is_bound_to_its_code(tmp_path: Path) -> None:
-    from tesseract_flow.client.handles.served import _build_of
+    from tesseract_flow.client.handles.source import build_of
 
     folder = tmp_path / "component"
     (folder / "_parts" / "__pycache__").mkdir(parents=True)
@@ -346,19 +346,42 @@ def test_a_served_component_is_bound_to_its_code(tmp_path: Path) -> None:
     code, helper, mesh = folder / "tesseract_api.py", folder / "_parts" / "stress.py", folder / "mesh.dat"
     for path in (code, helper, mesh):
         path.write_text("1")
-    seen = [_build_of(folder)]
+    seen = [build_of(folder)]
     for path in (code, helper, mesh):
         path.write_text("2")
         os.utime(path, (len(seen), len(seen)))
-        seen.append(_build_of(folder))
+        seen.append(build_of(folder))
     assert len(set(seen)) == 4
     for name in ("_parts/__pycache__/x.pyc", "venv/pyvenv.cfg", "venv/x.py", ".hidden"):
         (folder / name).write_text("")
     (folder / ".hidden").unlink()
     os.utime(code, (50, 50))  # the same text
-    assert _build_of(folder) == seen[-1]
+    assert build_of(folder) == seen[-1]
 
 
 def test_handle_is_still_http(tmp_path: Path) -> None:
     handle = kept(HttpTesseract("http://solver:8000"), DirectoryCache(tmp_path))
     assert handle.url == "http://solver:8000"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("planted", ["pipe", "folder", "link", "huge"])
+def test_what_is_no_file_is_a_miss(tmp_path: Path, planted: str) -> None:
+    cache = DirectoryCache(tmp_path)
+    handle = kept(square(), cache)
+    handle.apply(X)
+    (entry,) = cache.folder.iterdir()
+    content = entry.read_bytes()
+    entry.unlink()
+    if planted == "pipe":
+        os.mkfifo(entry)  # whoever opens it waits for a writer
+    elif planted == "folder":
+        entry.mkdir()
+    elif planted == "link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        entry.symlink_to(tmp_path / "elsewhere")
+    else:
+        with open(entry, "wb") as file:
+            file.write(content)
+            file.truncate(2**42)  # it takes no room on the disk, and would take all of the memory
+    np.testing.assert_array_equal(handle.apply(X)["y"], X["x"] ** 2)
+    np.testing.assert_array_equal(handle.apply(X)["y"], X["x"] ** 2)

@@ -30,7 +30,7 @@ from tesseract_flow.client import (
 from tesseract_flow.client.caches.memory import shared_cache
 from tesseract_flow.client.handles.limited import LimitedTesseract
 from tesseract_flow.client.handles.replicas import ReplicatedTesseract
-from tesseract_flow.errors import ComponentFailed, OptionError, Overloaded, Unreachable
+from tesseract_flow.errors import ComponentFailed, InvalidAnswer, OptionError, Overloaded
 from tesseract_flow.execute import concurrent
 from tesseract_flow.testing import FunctionTesseract
 from tests.cases import CASES, Case
@@ -285,7 +285,7 @@ def test_code_in_this_process_is_not_kept_beyond_it(tmp_path: Path, in_process: 
 def test_nothing_is_started_before_it_is_used(tmp_path: Path) -> None:
     missing = ServedTesseract(tmp_path / "tesseract_api.py")
     handle = open_tesseract(missing, cache=tmp_path / "cache", derive=True)
-    with pytest.raises(Unreachable, match="no component"):
+    with pytest.raises(ComponentFailed, match="no component"):
         handle.apply(X)
 
 
@@ -387,3 +387,33 @@ def test_equal_calls_by_url_trace_once() -> None:
     for _ in range(3):
         fn(open_tesseract(component, cache=True), jnp.asarray(X["x"]))
     assert len(n_traced) == 1
+
+
+# Answers that are none
+
+
+@pytest.mark.parametrize(
+    "bad", [{}, {"y": np.ones((3, 3))}, {"y": np.ones(3, int)}, {"z": np.ones(3)}, {"y": None}, None]
+)
+def test_refused_answers_are_not_kept(cache: AbstractCache, bad: Any) -> None:
+    component = Numbering(lambda n: bad if n == 0 else {"y": np.full(3, float(n))}, schema=square().schema)
+    handle = kept(component, cache)
+    with pytest.raises(InvalidAnswer, match="does not fit"):
+        handle.apply(X)
+    assert cache.size()["entries"] == 0
+    assert handle.apply(X)["y"][0] == 1.0
+    assert handle.apply(X)["y"][0] == 1.0
+
+
+@pytest.mark.parametrize("bad", [{}, {"y": np.ones((3, 3))}, {"y": None}])
+def test_what_was_kept_and_is_no_answer_is_asked_for_again(cache: AbstractCache, bad: Any, caplog: Any) -> None:
+    component = Numbering(lambda n: {"y": np.full(3, float(n))}, schema=square().schema)
+    handle = kept(component, cache)
+    assert isinstance(handle, CachedTesseract)
+    key = handle._key("apply", {"inputs": X})
+    assert key is not None
+    cache.put(key.kept(), bad)
+    assert handle.apply(X)["y"][0] == 0.0
+    assert "is no answer" in caplog.text
+    assert handle.apply(X)["y"][0] == 0.0
+    assert next(component.numbers) == 1
