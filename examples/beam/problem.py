@@ -59,7 +59,6 @@ def cantilever(
         constraints={"volume": tf.Constraint(equals=volume)},
         scale={"thickness": thickness},
         name="cantilever",
-        settings={"n_elements": n_elements, "volume": volume},
         picture=lambda design, evaluation: thickness_profile(design, evaluation, volume),
     )
 
