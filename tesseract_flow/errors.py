@@ -45,8 +45,11 @@ TesseractFlowError
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -302,3 +305,73 @@ def _value_in_brief(array: Any) -> str:
     if array.size <= 4:
         return f"[{', '.join(f'{value:.6g}' for value in flat.tolist())}]"
     return f"{array.size} values from {flat.min().item():.6g} to {flat.max().item():.6g}"
+
+
+# --- ours behind somebody else's --------------------------------------------------------------------------------------
+
+_N_RECENT = 32
+_recent: deque[TesseractFlowError] = deque(maxlen=_N_RECENT)
+
+
+def remember(error: TesseractFlowError) -> None:
+    """Keep a copy of an error on its way through code that keeps its text alone; without what its frames hold."""
+    _recent.append(copy.copy(error))
+
+
+def cause(error: BaseException) -> TesseractFlowError | None:
+    """Our own exception behind `error`, with its type and attributes; None if there is none.
+
+    Itself, if it is one; else the first among those that it was raised from or while, and in exception groups.
+    Compiled code (`jax.jit`) raises errors of JAX's own that have only the text: then the one whose text that is, out
+    of the last few of this process, or, if it is not among them, one of the same type that is made of the text.
+
+    >>> try:
+    ...     jax.block_until_ready(jax.jit(loss)(x))
+    ... except Exception as error:
+    ...     if isinstance(tf.errors.cause(error), tf.errors.ComponentFailed):
+    ...         ...
+    """
+    found = list(_behind(error))
+    ours = next((one for one in found if isinstance(one, TesseractFlowError)), None)
+    if ours is not None:
+        return ours
+    texts = [text for one in found if "\n" in (text := str(one)) or ": " in text]
+    for text in texts:
+        for known in reversed(_recent):
+            if f"{type(known).__name__}: {known}" in text:
+                return known
+    return next((made for text in texts if (made := _made_of(text)) is not None), None)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it carries, each once, the nearest first."""
+    waiting, seen = deque([error]), set()
+    while waiting:
+        one = waiting.popleft()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting.extend(getattr(one, "exceptions", ()))
+        waiting.extend(other for other in (one.__cause__, one.__context__) if other is not None)
+
+
+def _made_of(text: str) -> TesseractFlowError | None:
+    """The error that a printed traceback ends with, if it is one of ours."""
+    kinds = {kind.__name__: kind for kind in _kinds(TesseractFlowError)}
+    last = None
+    for match in re.finditer(r"^(?:[\w.]+\.)?(?P<name>\w+): ", text, re.MULTILINE):
+        last = match if match["name"] in kinds else last
+    if last is None:
+        return None
+    message = text[last.end() :].rstrip()
+    try:
+        return kinds[last["name"]](message)
+    except TypeError:  # it needs more than a message
+        return TesseractFlowError(message)
+
+
+def _kinds(root: type[TesseractFlowError]) -> Iterator[type[TesseractFlowError]]:
+    yield root
+    for kind in root.__subclasses__():
+        yield from _kinds(kind)

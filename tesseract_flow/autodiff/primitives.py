@@ -23,7 +23,7 @@ from jax.interpreters import partial_eval as pe
 from tesseract_flow.autodiff import messages
 from tesseract_flow.autodiff.call import Call
 from tesseract_flow.client import Endpoint
-from tesseract_flow.errors import NotDifferentiable, SecondDerivative
+from tesseract_flow.errors import NotDifferentiable, SecondDerivative, TesseractFlowError, remember
 
 
 def _primitive(name: str) -> Primitive:
@@ -65,6 +65,14 @@ def _on_host(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarra
     return HOST[primitive](call, [np.asarray(x) for x in operands])
 
 
+def _in_callback(primitive: Primitive, call: Call, *operands: Any) -> list[np.ndarray]:
+    try:
+        return _on_host(primitive, call, *operands)
+    except TesseractFlowError as error:
+        remember(error)  # of which XLA keeps the text
+        raise
+
+
 def _evaluate(primitive: Primitive, *operands, call: Call):
     outputs = _on_host(primitive, call, *operands)
     if primitive is apply_p and call.batch is None:
@@ -83,7 +91,9 @@ def _shapes(primitive: Primitive, *operands, call: Call):
 def _as_callback(primitive: Primitive, *operands, call: Call):
     # While lowering: a missing endpoint is an error before anything runs.
     call.tesseract.require(ENDPOINTS[primitive])
-    return jax.pure_callback(functools.partial(_on_host, primitive, call), AVALS[primitive](call, operands), *operands)
+    return jax.pure_callback(
+        functools.partial(_in_callback, primitive, call), AVALS[primitive](call, operands), *operands
+    )
 
 
 for _p in HOST:
