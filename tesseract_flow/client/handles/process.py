@@ -75,6 +75,10 @@ class ServedProcess(ByFields, AbstractTesseract):
         return self.http.schema
 
     @property
+    def anchor(self) -> object:
+        return self._place
+
+    @property
     def known_schema(self) -> TesseractSchema | None:
         server = self._place.server
         return None if server is None else server.http.known_schema

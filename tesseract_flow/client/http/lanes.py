@@ -36,6 +36,7 @@ _REMEMBERED = 1024  # inputs; a worker keeps fewer residuals
 # and for so many after their last call.
 _REST, _KEPT_FOR = 35.0, 12 * 3600.0
 _ROUND = 10.0  # seconds between two looks
+_MOST_IDLE = 256  # connections of one process, to all of its servers; more are closed, the longest unused first
 _GREETING = "health"
 
 
@@ -211,7 +212,7 @@ class Lanes:
                 self._hand_on(lane)
             self._wake_one()
         _close(out)
-        if has_seen and self._is_answered is not None:
+        if self._is_answered is not None:
             _keep(self)
 
     def distrust(self, lane: Lane) -> None:
@@ -220,6 +221,21 @@ class Lanes:
             out = [lane] if lane.is_free else []  # a call that has it gives it back, and it is closed then
             self._take_out([lane])
         _close(out)
+
+    def retire(self, lane: Lane) -> None:
+        """Close a lane, unless somebody has taken it in the meantime."""
+        with self._lock:
+            out = [lane] if lane.is_free else []
+            self._take_out(out)
+        _close(out)
+
+    def idle(self) -> list[Lane]:
+        """The lanes that nobody uses, without those that have rested for too long, which are closed."""
+        with self._lock:
+            expired = self._take_out_expired()
+            found = [lane for lane in self._open if lane.is_free]
+        _close(expired)
+        return found
 
     def greet(self) -> list[threading.Thread]:
         """Use the lanes that have rested for long, so that the server does not close them; on threads of their own,
@@ -468,5 +484,14 @@ def _greet_all() -> None:
     while not pause.wait(_ROUND):
         with _kept_lock:
             kept = list(_kept)
+        close_surplus(kept)
         while kept:  # and none is held when this rests
             kept.pop().greet()
+
+
+def close_surplus(kept: list[Lanes], most: int = _MOST_IDLE) -> None:
+    """Close what is idle for too long, and the longest unused of what is too many."""
+    idle = [(lane.used_at, k, lane) for k, lanes in enumerate(kept) for lane in lanes.idle()]
+    surplus = sorted(idle, key=lambda item: item[:2])[: max(0, len(idle) - most)]
+    for _, k, lane in surplus:
+        kept[k].retire(lane)

@@ -361,6 +361,30 @@ def test_idle_lanes_expire(lanes_of):
     assert not lanes.has_seen("a")
 
 
+def test_what_is_idle_for_too_long_is_closed_without_a_further_call(lanes_of):
+    now = [0.0]
+    server, lanes = lanes_of(2, expiry=55.0, clock=lambda: now[0])
+    lanes.give_back(take(lanes, "apply"))
+    now[0] = 54.0
+    lanes_module.close_surplus([lanes])
+    assert [connection.is_closed for connection in server.made] == [False]
+    now[0] = 56.0
+    lanes_module.close_surplus([lanes])
+    assert [connection.is_closed for connection in server.made] == [True]
+
+
+def test_of_too_many_the_longest_unused_are_closed(lanes_of):
+    now = [0.0]
+    several = [lanes_of(1, clock=lambda: now[0]) for _ in range(5)]
+    for _, lanes in several:
+        lanes.give_back(take(lanes, "apply"))
+        now[0] += 1.0
+    busy = several[0][1].take("apply")  # what is in use stays, however old
+    lanes_module.close_surplus([lanes for _, lanes in several], most=2)
+    assert [server.made[0].is_closed for server, _ in several] == [False, True, True, False, False]
+    several[0][1].give_back(busy)
+
+
 def test_a_connection_that_was_renewed_casts_doubt_on_the_idle_ones(lanes_of):
     server, lanes = lanes_of(3)
     held = take_all(lanes, 3)
