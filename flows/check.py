@@ -9,12 +9,14 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from tesseract_flow.blocks import TesseractEndpoint
-from tesseract_flow.checks import Report, check
-from tesseract_flow.checks.views import as_markdown
-from tesseract_flow.errors import ProblemError
-from tesseract_flow.optimize import Problem, load_problem
+from tesseract_flow.checks import Report, check, check_gradients
+from tesseract_flow.checks.views import as_markdown, gradient_markdown
+from tesseract_flow.errors import ProblemError, TesseractFlowError
+from tesseract_flow.optimize import Problem, Result, load_problem
 from tesseract_flow.tasks.check import publish_check
 from tesseract_flow.tasks.publish import artifact_key
+
+_MOST_REQUESTS = 500  # to find out whose gradients are wrong
 
 
 @flow(name="check-design")
@@ -51,6 +53,21 @@ def require_soundness(problem: Problem) -> Report:
         raise ProblemError(f"{report.headline} Nothing was solved.\n{lines}")
     logger.info("%s", report.headline)
     return report
+
+
+def blamed(problem: Problem, result: Result) -> None:
+    """Find out whose derivatives are wrong where a run stopped because of them, for its log and as an artifact."""
+    logger = get_run_logger()
+    try:
+        report = check_gradients(problem, at=result, components=True, max_requests=_MOST_REQUESTS)
+    except TesseractFlowError as error:
+        logger.warning("Whose gradients are wrong could not be found out: %s", error)
+        return
+    logger.warning("%s", report)
+    try:
+        publish_check("gradients", artifact_key(problem.name), gradient_markdown(report), report.headline)
+    except Exception as error:
+        logger.warning("The report on the gradients could not be published: %s", error)
 
 
 def resolved(value: Any) -> Any:

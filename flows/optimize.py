@@ -19,7 +19,7 @@ from tesseract_flow.checks import Report
 from tesseract_flow.checks.views import finding_rows
 from tesseract_flow.client import count_requests
 from tesseract_flow.execute import concurrent, default_submitter
-from tesseract_flow.flows.check import require_soundness, resolved
+from tesseract_flow.flows.check import blamed, require_soundness, resolved
 from tesseract_flow.optimize import (
     FailureAction,
     FileJournal,
@@ -104,6 +104,7 @@ def optimize_design(
     observe: ObserveLevel = "auto",
     folder: str = "runs",
     check: bool = True,
+    verify_gradients: Literal["start"] | int | None = "start",
     start_from: str | None = None,
     start_design: WhichDesign = "best",
     accept_changes: bool = False,
@@ -129,6 +130,9 @@ def optimize_design(
             what changed.
         check: look for all that is wrong before the first solve (no component is asked to solve for it), and refuse to
             start with an error.
+        verify_gradients: whether gradients fit the values, by one evaluation more at the start ("start"), or at the
+            start and every so many steps (a number). Where they do not, the run stops, and whose are wrong is in its log
+            and in an artifact.
 
     Returns:
         value, reason, steps, constraints, requests, and the folder with everything else.
@@ -163,10 +167,13 @@ def optimize_design(
                     ],
                     start_from=None if start_from is None else (start_from, start_design),
                     accept_changes=accept_changes,
+                    verify_gradients=verify_gradients,
                 )
 
         with count_requests() as requests:
             out, result = in_run_folder(folder, key, attempt)
+            if result.history[-1].contradiction:
+                blamed(loaded, result)
         logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
         return {
             "value": result.value,

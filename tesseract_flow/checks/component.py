@@ -156,8 +156,10 @@ def check_component(site: Site, budget: Budget, seed: int = 0) -> list[Verdict]:
     try:
         verdicts += _of_shapes(probe)
         far = {p: probe.x[p] + _FAR * t for p, t in direction(probe.x, probe.rng).items()}
-        for x in (probe.x, *({p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS), far):
-            look = _look(probe, x, looks[0] if looks else None)
+        near = [{p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS]
+        for x in (probe.x, *near, far):
+            # The last one in directions of its own: what one of them cannot see by chance, another one does.
+            look = _look(probe, x, looks[0] if looks and x is not far else None)
             if look is not None:
                 looks.append(look)
         if not looks:
@@ -188,7 +190,7 @@ def alike(x: np.ndarray, decimals: int) -> np.ndarray:
 
 
 def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None) -> Look | None:
-    """All endpoints at a point near the one that the component sees, in the directions of the first look."""
+    """All endpoints at a point, in the directions of the first look, or in new ones."""
     rng = probe.rng
     x = {path: np.asarray(x[path], probe.x[path].dtype) for path in probe.x}
     (y,) = probe.values([x])

@@ -38,6 +38,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--recheck", action="store_true", help="evaluate the last point of --journal again before going on, and compare"
     )
+    parser.add_argument(
+        "--verify-gradients",
+        type=_verify,
+        default="start",
+        metavar="WHEN",
+        help="whether gradients fit the values, by an evaluation more: start (default), a number of steps, or never",
+    )
     parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
     parser.set_defaults(run=run)
 
@@ -64,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
             accept_changes=arguments.accept_changes,
             recheck=arguments.recheck,
+            verify_gradients=arguments.verify_gradients,
             observers=[
                 TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
                 *([] if reporting is None else [reporting]),
@@ -72,3 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     if reporting is not None:
         print(f"Written to {out}: {', '.join(reporting.written)}")
     return 0
+
+
+def _verify(text: str) -> str | int | None:
+    if text in ("start", "never"):
+        return None if text == "never" else text
+    try:
+        n_steps = int(text)
+    except ValueError:
+        n_steps = 0
+    if n_steps < 1:
+        raise argparse.ArgumentTypeError(f"expected start, never, or a number of steps, got {text!r}")
+    return n_steps

@@ -22,6 +22,7 @@ from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
+from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
 from tesseract_flow.optimize.drivers import build_driver
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
@@ -69,6 +70,7 @@ def optimize(
     start_from: StartFrom | None = None,
     accept_changes: bool = False,
     recheck: bool = False,
+    verify_gradients: Verify = None,
 ) -> Result:
     """The best design that the driver finds before a stop rule speaks.
 
@@ -102,6 +104,11 @@ def optimize(
             it cannot be told otherwise that the problem is the same (a component that says no version, a Python
             function behind a callback, another version of JAX); worth asking for where a component may have changed
             without changing its version.
+        verify_gradients: `"start"`: one evaluation more at the start, a short step away, tells whether values and
+            gradients fit together (up to three if they do not). A number: again after so many steps each, as a
+            derivative may be right at the start and wrong where a limit is active. None: only when a line search that
+            has trouble makes it suspect. Where they contradict each other the run stops and says so; started again,
+            it looks again.
 
     Raises:
         ProblemError, BoundsError, DriverError: something does not fit; raised before the first evaluation.
@@ -111,7 +118,7 @@ def optimize(
         CallError: what no other design would mend, such as a missing endpoint; or a component stays away for longer
             than the policy's patience.
     """
-    policy = as_policy(on_failure)
+    policy, verify = as_policy(on_failure), as_verify(verify_gradients)
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
@@ -157,15 +164,19 @@ def optimize(
         for observer in observers:
             observer.on_start(problem, tuple(history))
         if state is None:
-            state, record = run_step(0, lambda: start(run, meter.totals))
+            state, record = run_step(0, lambda: start(run, meter.totals, verify))
             record = dataclasses.replace(record, events=(*record.events, origin)) if origin else record
         if record is not None:
             finish(state, record)
+        # One that a journal brought back may be mended by now.
+        contradiction = history[-1].contradiction
+        if contradiction and resumed and record is None:
+            contradiction = str(verify_gradient(run, state) or "")
         given_up: EvaluationFailed | None = None
-        while (verdict := first_reason(rules, history)) is None:
+        while (verdict := _contradicted(contradiction, requests) or first_reason(rules, history)) is None:
             try:
                 state, record = run_step(
-                    history[-1].step + 1, functools.partial(advance, run, state, tuple(history), meter.totals)
+                    history[-1].step + 1, functools.partial(advance, run, state, tuple(history), meter.totals, verify)
                 )
             except EvaluationFailed as error:
                 if policy.action == "raise":
@@ -173,6 +184,7 @@ def optimize(
                 verdict, given_up = (None, error.reason), error
                 break
             finish(state, record)
+            contradiction = record.contradiction
         rule, reason = verdict
         if given_up is not None:
             notes += given_up.events
@@ -185,6 +197,16 @@ def optimize(
     for observer in observers:
         observer.on_finish(result)
     return result
+
+
+def _contradicted(contradiction: str, requests: Mapping[str, int]) -> tuple[None, str] | None:
+    """The end of a run whose gradient is wrong: each further step would be paid for in vain."""
+    if not contradiction:
+        return None
+    derivatives = ("vector_jacobian_product", "jacobian_vector_product", "jacobian")
+    asked = (key.rpartition(".") for key in sorted(requests))
+    components = dict.fromkeys(name for name, _, endpoint in asked if endpoint in derivatives)
+    return None, f"{contradiction}: {advice(components)}"
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ class StepRecord:
         worst: the constraint with the largest violation, if there is one.
         doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
         is_another: from this step on the problem is another one, which was accepted.
+        contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -73,6 +74,7 @@ class StepRecord:
     worst: str | None = None
     doubt: str | None = None
     is_another: bool = False
+    contradiction: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

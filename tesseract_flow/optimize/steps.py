@@ -21,6 +21,13 @@ from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.optimize import optimality
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet, Duals
+from tesseract_flow.optimize.contradictions import (
+    Contradiction,
+    Verify,
+    is_due,
+    is_suspicious,
+    verify_gradient,
+)
 from tesseract_flow.optimize.drivers import Driver, initial_state
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
 from tesseract_flow.optimize.failures import Attempts, FailurePolicy
@@ -73,7 +80,7 @@ def prepare(
     )
 
 
-def start(run: Run, totals: Totals) -> tuple[State, StepRecord]:
+def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepRecord]:
     """The state at the start: one evaluation, or two if a constraint is violated there.
 
     Raises:
@@ -105,7 +112,9 @@ def start(run: Run, totals: Totals) -> tuple[State, StepRecord]:
     run.attempts.begin(0)  # a point next to the start may fail
     view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
     record = _record(run, state, (), 0.0, False, totals, measures, view.slope)
-    return state, dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
+    record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
+    found = verify_gradient(run, state) if is_due(verify, 0) else None
+    return state, _verified(record, found, totals)
 
 
 def _alone(run: Run, u: PyTree) -> Sample | None:
@@ -155,7 +164,17 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     return new, dataclasses.replace(record, is_another=True)
 
 
-def advance(run: Run, state: State, history: Sequence[StepRecord], totals: Totals) -> tuple[State, StepRecord]:
+def _verified(record: StepRecord, found: Contradiction | None, totals: Totals) -> StepRecord:
+    """With what a look at the gradient found, and what it took."""
+    if found is None:
+        return dataclasses.replace(record, **totals())
+    event = f"{found}: one of them is wrong"
+    return dataclasses.replace(record, contradiction=str(found), events=(*record.events, event), **totals())
+
+
+def advance(
+    run: Run, state: State, history: Sequence[StepRecord], totals: Totals, verify: Verify = None
+) -> tuple[State, StepRecord]:
     """One step: the next state, and its record.
 
     Raises:
@@ -175,7 +194,10 @@ def advance(run: Run, state: State, history: Sequence[StepRecord], totals: Total
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
-    return new, record
+    found = verify_gradient(run, state) if is_suspicious(move, state) else None
+    if found is None and is_due(verify, step):
+        found = verify_gradient(run, new)
+    return new, _verified(record, found, totals)
 
 
 def _assess(

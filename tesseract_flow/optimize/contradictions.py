@@ -1,0 +1,198 @@
+"""Whether gradients and values contradict each other, seen from inside a run.
+
+A run evaluates values and gradients together, so each two points are a test of both: by the trapezoidal rule, the
+change of the value is the mean of the two slopes times the distance, up to the third power of it. The trials of a line
+search are such points, and where it had trouble its shortest ones say whether to suspect the gradient; one more
+evaluation, a short step down the gradient, is the test. A first contradiction is looked at again closer by before
+anything is said: a smooth function comes round. Of a kink, points on one side agree with each other; a wrong gradient
+contradicts everywhere.
+
+Which component is wrong is not known here: `tesseract_flow.checks` finds out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize.evaluator import Sample
+from tesseract_flow.optimize.failures import is_of_the_design
+from tesseract_flow.optimize.moves import Move
+from tesseract_flow.optimize.run import Run
+from tesseract_flow.optimize.state import State
+
+Verify = Literal["start"] | int | None
+
+# Relative to the size of the design, one after the other as long as they contradict; the last two close together.
+_DISTANCES = (1e-3, 1e-4, 8e-5)
+_COARSE_DISTANCES = (3e-2, 1e-2, 8e-3)  # where numbers have seven digits
+_TOLERANCE = 0.1  # of the change: beyond, slopes contradict the values
+_SPREAD = 0.3  # of the slope's error between pairs of points: beyond, it is something else than a wrong gradient
+_MANY_TRIALS = 4  # of one search: it has trouble
+_LEGIBLE = 1e3  # a change must be so many times its rounding error to be read
+
+
+def as_verify(verify: Verify) -> Verify:
+    """The setting, if it is one.
+
+    Raises:
+        ProblemError: it is not `"start"`, a positive number of steps, or None.
+    """
+    is_number = isinstance(verify, int) and not isinstance(verify, bool) and verify >= 1
+    if verify is None or verify == "start" or is_number:
+        return verify
+    raise ProblemError(
+        f'verify_gradients must be "start", a number of steps, or None, received {verify!r}.\n'
+        "It costs one evaluation at the start; with a number also one after so many steps, again and again."
+    )
+
+
+def is_due(verify: Verify, step: int) -> bool:
+    """Whether the gradient is to be verified at this step; step 0 is the start."""
+    return verify is not None and (step == 0 if verify == "start" else step % int(verify) == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contradiction:
+    """What slopes predict between two points, and values do not do.
+
+    Attributes:
+        predicted: change of what is minimised, by the slopes at both ends.
+        found: by the values.
+        distance: between the ends, in scaled units.
+    """
+
+    predicted: float
+    found: float
+    distance: float
+
+    def __str__(self) -> str:
+        return (
+            f"the gradient predicts {self.predicted:+.3g} along a step of length {self.distance:.1g}, the values say "
+            f"{self.found:+.3g}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Point:
+    u: PyTree
+    sample: Sample
+
+
+def is_suspicious(move: Move, state: State) -> bool:
+    """Whether a search of this step failed or went on for long, and its shortest trial does not fit the slopes."""
+    start = _Point(state.u, state.here)
+    for search in move.searches:
+        trials = [_Point(trial.u, trial.sample) for trial in search.trials if trial.sample is not None]
+        if search.here is not None and len(trials) < _MANY_TRIALS:
+            continue
+        pairs = [pair for trial in trials if (pair := _compared(start, trial)) is not None]
+        if pairs and _contradicts(min(pairs, key=lambda pair: pair.distance)):
+            return True
+    return False
+
+
+def verify_gradient(run: Run, state: State) -> Contradiction | None:
+    """One evaluation a short step away; up to two more if it contradicts.
+
+    The way is half down the gradient, half anywhere: a dependence that the gradient lacks shows in no step along it.
+    None if all fits, or if it cannot be told: the gradient is zero, the values are flat, or there is no evaluation.
+    """
+    slopes = run.box.projected_gradient(state.u, state.here.gradient)
+    norm = math.sqrt(sum(float((np.asarray(g, np.float64) ** 2).sum()) for g in jax.tree.leaves(slopes)))
+    if not norm or not math.isfinite(norm):
+        return None
+    way = _way(slopes, norm)
+    size = max(1.0, *(float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(state.u)))
+    is_exact = float(jnp.finfo(run.evaluator.dtype).eps) < 1e-10
+    points = [_Point(state.u, state.here)]
+    for relative in _DISTANCES if is_exact else _COARSE_DISTANCES:
+        u = run.box.project(jax.tree.map(lambda x, d, t=relative * size: x + d * jnp.asarray(t, d.dtype), state.u, way))
+        sample = _sample(run, u, state)
+        if sample is None:
+            return None
+        found = _compared(points[0], _Point(u, sample))
+        if found is None or not _contradicts(found):
+            return None
+        points.append(_Point(u, sample))
+    return _common(points)
+
+
+def _way(slopes: PyTree, norm: float) -> PyTree:
+    """Half down the gradient, half in a direction in which all variables count the same; always the same one."""
+    leaves, treedef = jax.tree.flatten(slopes)
+    n = sum(leaf.size for leaf in leaves)
+    rng = np.random.default_rng(n)
+    down = [-np.asarray(leaf, np.float64) / norm for leaf in leaves]
+    anywhere = [rng.choice([-1.0, 1.0], leaf.shape) / math.sqrt(n) for leaf in leaves]
+    # Not against each other: with few variables nothing would be left.
+    sign = 1.0 if sum(float((a * b).sum()) for a, b in zip(down, anywhere, strict=True)) >= 0.0 else -1.0
+    way = [(a + sign * b) / math.sqrt(2.0) for a, b in zip(down, anywhere, strict=True)]
+    return treedef.unflatten([jnp.asarray(part, leaf.dtype) for part, leaf in zip(way, leaves, strict=True)])
+
+
+def _sample(run: Run, u: PyTree, state: State) -> Sample | None:
+    """A look aside: that it fails is no failure of the run."""
+    try:
+        sample = run.evaluator(run.varying_at(u), state.weights)
+    except Exception as error:
+        if not is_of_the_design(error):
+            raise
+        return None
+    gradient = run.problem.partition.scale_gradient(sample.gradient)
+    is_finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((sample.lagrangian, gradient)))
+    return Sample(sample.lagrangian, gradient, sample.leaves) if is_finite else None
+
+
+def _common(points: Sequence[_Point]) -> Contradiction | None:
+    """What a start and further points on a line from it, the nearest last, have in common: the same error of the slope.
+
+    Noise makes an error that grows as points come closer, a kink one that is not between points on one side of it.
+    """
+    start, *others = points
+    pairs = [*(_compared(start, other) for other in others), _compared(others[-1], others[-2])]
+    if any(pair is None or not _contradicts(pair) for pair in pairs):
+        return None
+    errors = [(pair.found - pair.predicted) / pair.distance for pair in pairs if pair is not None]
+    if max(errors) - min(errors) > _SPREAD * min(map(abs, errors)):
+        return None
+    return pairs[len(others) - 1]
+
+
+def _compared(a: _Point, b: _Point) -> Contradiction | None:
+    """Slopes and values between two points; None if the change drowns in rounding."""
+    ends = zip(*(map(jax.tree.leaves, (a.u, b.u, a.sample.gradient, b.sample.gradient))), strict=True)
+    square, at_a, at_b = 0.0, 0.0, 0.0
+    for x, y, g, h in ends:
+        way = np.asarray(y, np.float64) - np.asarray(x, np.float64)
+        square += float((way * way).sum())
+        at_a += float((way * np.asarray(g, np.float64)).sum())
+        at_b += float((way * np.asarray(h, np.float64)).sum())
+    values = float(a.sample.lagrangian), float(b.sample.lagrangian)
+    found = values[1] - values[0]
+    rounding = float(jnp.finfo(a.sample.lagrangian.dtype).eps) * max(map(abs, values))
+    change = max(abs(found), abs(at_a), abs(at_b))
+    if not square or not math.isfinite(change) or change <= _LEGIBLE * rounding:
+        return None
+    return Contradiction(0.5 * (at_a + at_b), found, math.sqrt(square))
+
+
+def _contradicts(pair: Contradiction) -> bool:
+    return abs(pair.predicted - pair.found) > _TOLERANCE * max(abs(pair.predicted), abs(pair.found))
+
+
+def advice(components: Collection[str]) -> str:
+    """What to do about it."""
+    whose = f" of {', '.join(components)}" if components else ""
+    return (
+        f"check the gradients{whose}: tf.check_gradients(problem), or tesseract-flow check-gradients PROBLEM, tells "
+        "which component, and where in it"
+    )
