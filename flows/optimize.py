@@ -131,8 +131,8 @@ def optimize_design(
         check: look for all that is wrong before the first solve (no component is asked to solve for it), and refuse to
             start with an error.
         verify_gradients: whether gradients fit the values, by one evaluation more at the start ("start"), or at the
-            start and every so many steps (a number). Where they do not, the run stops, and whose are wrong is in its log
-            and in an artifact.
+            start and every so many steps (a number). Where they do not, the run stops, and whose are wrong is in its
+            log and in an artifact.
 
     Returns:
         value, reason, steps, constraints, requests, and the folder with everything else.

@@ -49,8 +49,8 @@ def test_a_planted_fault_ends_the_run_at_the_start(driver: str, fault: str) -> N
     assert SAYS in result.reason
     assert "the gradient predicts" in result.reason
     assert result.steps == 0
-    assert result.evaluations == 4
-    assert requests.n_of("apply") + requests.n_of(PULLBACK) == 8
+    assert result.evaluations <= 5  # one of them because a slope of exactly zero is suspicious by itself
+    assert requests.n_of("apply") == requests.n_of(PULLBACK) == result.evaluations
     assert any("the values say" in event for event in result.history[0].events)
 
 
@@ -140,7 +140,8 @@ def test_noise_is_not_taken_for_a_fault(noise: float, driver: str) -> None:
     def distort(endpoint: str, y: Any) -> Any:
         return {"r": y["r"] + noise * rng.standard_normal(2)} if endpoint == "apply" else y
 
-    part = FunctionTesseract(lambda i: {"r": jnp.stack([i["x"] - 1, i["y"] + i["x"]])}, {"x": np.array(0.0), "y": np.array(0.0)})  # fmt: skip  # noqa: E501
+    zero = np.array(0.0)
+    part = FunctionTesseract(lambda i: {"r": jnp.stack([i["x"] - 1, i["y"] + i["x"]])}, {"x": zero, "y": zero})
     handle = Watched(part, distort)
     problem = tf.Problem(
         {"x": jnp.asarray(3.0), "y": jnp.asarray(1.0)}, lambda d: jnp.sum(tf.apply_tesseract(handle, d)["r"] ** 2)
