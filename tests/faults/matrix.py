@@ -280,10 +280,10 @@ def complaints(cell: Cell, error: Exception, server: FaultyServer, n_attempts: i
     asked = [asked for asked in server.asked if asked.is_faulty]
     was_whole = any(one.is_whole for one in asked)
     # In a flow each attempt has a state and a log of its own, and the last one speaks for itself.
-    is_last_word = cell.way != "flow" and "may still be running" not in text
-    if re.search(r"Nothing was (started|sent)", text) and was_whole and is_last_word:
+    is_all = cell.way != "flow" and cell.endpoint not in QUESTIONS and "may still be running" not in text
+    if re.search(r"Nothing was (started|sent)", text) and was_whole and is_all:
         yield "UNTRUE", f"something may have started: {text[:300]!r}"
-    if "may still be running" in text and cell.endpoint == "openapi.json":
+    if "may still be running" in text and cell.endpoint in QUESTIONS:
         yield "UNTRUE", f"no solve is running for this question: {text[:300]!r}"
     if "is tried again" in text and n_attempts <= 1:
         yield "UNTRUE", f"it was not tried again: {text[:300]!r}"
