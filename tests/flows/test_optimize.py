@@ -11,6 +11,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tesseract_flow import errors
 from tesseract_flow.flows import Optimizer, Stop, optimize_design
+from tesseract_flow.optimize import read_contents
+from tesseract_flow.storage import open_store
 
 PROBLEM = """
 import os
@@ -211,6 +213,25 @@ def test_keys_have_folders_of_their_own_and_old_ones_are_still_found(prefect_har
     assert at("aoa=-2", 0.9) == folders[1]  # the old one holds another run
     assert at("aoa=2", 0.2) == str(old)
     assert (old / "run-key.txt").read_text() == "aoa=2"
+
+
+def test_a_folder_by_url_gets_journal_and_results(prefect_harness, tmp_path):
+    file = tmp_path / "amp.py"
+    file.write_text(AMPLITUDE)
+
+    def at(folder, **options):
+        options = {"observe": "run", "run_key": "far", "optimizer": Optimizer(name="lbfgs"), **options}
+        return optimize_design(f"{file}:problem", folder=folder, return_state=True, **options).result()
+
+    folder = f"memory://{tmp_path.name}"
+    first = at(folder)
+    assert first["folder"] == f"{folder}/far"
+    store = open_store(first["folder"])
+    assert {"result.json", "design.npz", "history.csv", "report.html", "run-key.txt"} <= set(store.names())
+    assert json.loads(store.read("result.json"))["value"] == first["value"]
+    assert read_contents(first["folder"]).step == first["steps"]
+    assert at(folder) == first
+    assert at(str(tmp_path / "runs"), start_from=first["folder"], stop=Stop(max_steps=0))["value"] == first["value"]
 
 
 def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_path):
