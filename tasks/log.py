@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.logging import get_run_logger
@@ -44,7 +45,7 @@ def warnings_in_run_log(clock: Callable[[], float] = time.monotonic) -> Iterator
 
 
 class _RunLogHandler(logging.Handler):
-    def __init__(self, flow_run_id: object, run_logger: logging.LoggerAdapter, clock: Callable[[], float]):  # type: ignore[type-arg]
+    def __init__(self, flow_run_id: object, run_logger: Any, clock: Callable[[], float]):
         super().__init__(logging.WARNING)
         self._flow_run_id = flow_run_id
         self._run_logger = run_logger

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from tesseract_flow.client.caches.probation import on_probation
 from tesseract_flow.errors import (
     CallTimeout,
     ComponentFailed,
@@ -210,7 +211,14 @@ class Attempts:
         waited, pause = 0.0, 1.0
         while True:
             try:
-                return self._evaluator(varying, weights)
+                with on_probation() as answers:
+                    try:
+                        return self._evaluator(varying, weights)
+                    except Exception:
+                        # A result cache would give the same again: to whoever evaluates this point once more, and to
+                        # other runs, for which an answer that is not valid is no answer either.
+                        answers.forget()
+                        raise
             except TransientError as error:
                 if self._step == 0 or waited >= self.policy.patience:
                     if waited:

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.client import count_requests
+from tesseract_flow.client import MemoryCache, count_requests, open_tesseract
 from tesseract_flow.errors import (
     AccessDenied,
     CallTimeout,
@@ -200,6 +200,38 @@ def test_a_failure_that_passes_is_repeated():
     assert [record.value for record in result.history] == [record.value for record in undisturbed.history]
     assert result.history[-1].failures == 0 and result.evaluations == 2 * undisturbed.evaluations
     assert "was repeated (1 of 1): the licence server is busy" in result.history[1].events[0]
+
+
+def test_nothing_of_a_failed_evaluation_stays_in_a_result_cache():
+    """Two components with answers kept: the second says once that it did not converge."""
+    cache, told = MemoryCache(), []
+
+    def solve(i):
+        return {"y": (i["x"] - 3) ** 2, "converged": i["x"] < 10}
+
+    flaky = FunctionTesseract(solve, {"x": np.float64(0.0)}, name="flaky")
+    plain = FunctionTesseract(lambda i: {"x": i["x"] * 1.0}, {"x": np.float64(0.0)}, name="plain")
+
+    def request(endpoint, payload, *, run_id=None, ask=flaky.request):
+        answer = ask(endpoint, payload, run_id=run_id)
+        if endpoint == "apply" and len(told) == 0 and payload["inputs"]["x"] > 0:
+            told.append(float(payload["inputs"]["x"]))
+            answer["converged"] = np.asarray(False)
+        return answer
+
+    flaky.request = request  # type: ignore[method-assign]
+    first, second = (open_tesseract(handle, cache=cache) for handle in (plain, flaky))
+
+    def evaluate(design):
+        out = apply_tesseract(second, apply_tesseract(first, {"x": design["x"]}))
+        return Evaluation(out["y"], aux={"converged": out["converged"]})
+
+    problem = Problem({"x": jnp.asarray(0.0)}, evaluate, valid="converged")
+    result = optimize(problem, "lbfgs", on_failure=FailurePolicy(retries=1), stop=MaxSteps(2))
+    assert len(told) == 1 and result.history[-1].failures == 0
+    assert any("was repeated (1 of 1)" in event for record in result.history for event in record.events)
+    # Asked again at the point that failed, the cache has the answer that was good.
+    assert bool(second.apply({"x": np.float64(told[0])})["converged"])
 
 
 class Away:

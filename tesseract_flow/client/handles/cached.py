@@ -15,6 +15,7 @@ from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoin
 from tesseract_flow.client.caches.base import AbstractCache, RequestKey
 from tesseract_flow.client.caches.directory import DirectoryCache
 from tesseract_flow.client.caches.memory import shared_cache
+from tesseract_flow.client.caches.probation import note_answer
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError
 from tesseract_flow.exact import InputKey
@@ -64,11 +65,13 @@ class CachedTesseract(AbstractWrapper):
         key = self._key(endpoint, payload) if endpoint in _PURE else None
         if key is None:
             return self.tesseract.request(endpoint, payload, run_id=run_id)
-        return self.cache.answer(
+        answer = self.cache.answer(
             key,
             lambda: self.tesseract.request(endpoint, payload, run_id=run_id),
             lambda answer: self.check_answer(endpoint, payload, answer),
         )
+        note_answer(self.cache, key)
+        return answer
 
     def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
