@@ -20,6 +20,7 @@ FINAL = [
     errors.EndpointNotFound,
     errors.InvalidAnswer,
     errors.AccessDenied,
+    errors.NotServed,
     errors.OverBudget,
 ]
 
