@@ -7,6 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib as contrib
 import pytest
 
 from tesseract_flow.errors import DriverError
@@ -109,3 +110,72 @@ def test_schedules_run_from_the_learning_rate_to_its_end_and_stay_there(schedule
 def test_what_a_driver_does_not_take_is_said_with_what_it_takes(driver, rate, settings, message):
     with pytest.raises(DriverError, match=message):
         build_driver(driver, rate, settings)
+
+
+def slope(driver, n=12):
+    """Objective of the bowl before and after."""
+    u = run(driver, n)
+    return float(bowl(START)[0]), float(bowl(u)[0])
+
+
+SGD = optax.sgd(0.1)
+OBJECTS = {
+    "lookahead": lambda: optax.lookahead(SGD, 5, 0.5),
+    "MultiSteps": lambda: optax.MultiSteps(SGD, 2),
+    "MultiSteps as a transformation": lambda: optax.MultiSteps(SGD, 2).gradient_transformation(),
+    "sam": lambda: contrib.sam(SGD, optax.chain(contrib.normalize(), optax.sgd(0.05)), 2),
+    "schedule_free": lambda: contrib.schedule_free(SGD, 0.1),
+    "momo": lambda: contrib.momo(0.1),
+    "cocob": lambda: contrib.cocob(),
+    "muon": lambda: contrib.muon(0.1),
+    "madgrad": lambda: contrib.madgrad(0.1),
+    "ademamix": lambda: contrib.ademamix(0.1),
+    "adafactor": lambda: optax.adafactor(0.1),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+    "flatten": lambda: optax.flatten(SGD),
+    "partition": lambda: optax.partition({"a": SGD, "b": optax.adam(0.1)}, {"x": "a", "y": "b"}),
+    "apply_if_finite": lambda: optax.apply_if_finite(SGD, 3),
+    "noisy_sgd": lambda: optax.noisy_sgd(0.01, key=0),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_optimisers_of_optax_go_downhill_as_objects(name):
+    before, after = slope(build_driver(OBJECTS[name]()))
+    assert after < before
+
+
+def test_lookahead_is_the_loop_of_its_documentation():
+    """With pairs of designs: fast and slow ones."""
+    lookahead = optax.lookahead(SGD, 3, 0.5)
+    pair = optax.LookaheadParams(START, START)
+    with jax.numpy_dtype_promotion("standard"):
+        state = lookahead.init(pair)
+        for _ in range(7):
+            updates, state = lookahead.update(bowl(pair.fast)[1], state, pair)
+            pair = optax.apply_updates(pair, updates)
+    assert jnp.allclose(run(build_driver(lookahead), 7)["x"], pair.fast["x"])
+
+
+def test_multi_steps_move_every_other_step():
+    ours, theirs = run(build_driver(optax.MultiSteps(SGD, 2)), 6), run(build_driver(SGD), 3)
+    assert jnp.allclose(ours["x"], theirs["x"])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: contrib.sam(SGD, SGD, 2, opaque_mode=True), "(?s)grad_fn.*opaque_mode=False makes the same steps"),
+        (lambda: contrib.sophia(0.01), "(?s)obj_fn.*differentiates the objective twice"),
+        (
+            lambda: optax.chain(contrib.differentially_private_aggregate(1.0, 0.1, 0), SGD),
+            "(?s)its update has shapes.*first axis of a gradient for examples",
+        ),
+        (lambda: optax.chain(optax.lookahead(SGD, 5, 0.5), optax.scale(1.0)), "(?s)'fast'.*comes outermost"),
+        (lambda: optax.adam, "received function adam, which makes one: optax.adam"),
+    ],
+)
+def test_what_cannot_drive_is_refused_with_the_reason(make, message):
+    start = {"x": jnp.ones(3), "y": jnp.asarray(3.0)}
+    with pytest.raises(DriverError, match=message):
+        run(build_driver(make()), 1, start)
