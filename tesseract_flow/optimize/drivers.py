@@ -279,6 +279,9 @@ def initial_state(driver: Driver, u: PyTree) -> PyTree:
         raise cannot_drive(driver, error) from error
 
 
+_FOR_BATCHES = "optimisers for batches (dpsgd) take the first axis of a gradient for examples; a design has none"
+
+
 def cannot_drive(driver: Driver, error: Exception) -> DriverError:
     """What is said of a driver that fails on a design, with what is known of such failures."""
     text = f"{type(error).__name__}: {error}"
@@ -286,7 +289,8 @@ def cannot_drive(driver: Driver, error: Exception) -> DriverError:
         "'fast'": "lookahead moves pairs of designs, so it comes outermost: optax.lookahead(optax.chain(...), ...)",
         "grad_fn": "sam(opaque_mode=True) evaluates inside of its update; opaque_mode=False makes the same steps",
         "obj_fn": "sophia differentiates the objective twice, which calls to Tesseracts do not offer",
-        "shapes": "optimisers for batches (dpsgd) take the first axis of a gradient for examples; a design has none",
+        "batch dimension": _FOR_BATCHES,
+        "its update has shapes": _FOR_BATCHES,
     }
     hint = next((f"\n{hint[0].upper()}{hint[1:]}." for mark, hint in hints.items() if mark in text), "")
     return DriverError(

@@ -169,7 +169,7 @@ def test_multi_steps_move_every_other_step():
         (lambda: contrib.sophia(0.01), "(?s)obj_fn.*differentiates the objective twice"),
         (
             lambda: optax.chain(contrib.differentially_private_aggregate(1.0, 0.1, 0), SGD),
-            "(?s)its update has shapes.*first axis of a gradient for examples",
+            "(?s)batch dimension.*first axis of a gradient for examples",
         ),
         (lambda: optax.chain(optax.lookahead(SGD, 5, 0.5), optax.scale(1.0)), "(?s)'fast'.*comes outermost"),
         (lambda: optax.adam, "received function adam, which makes one: optax.adam"),
@@ -179,3 +179,10 @@ def test_what_cannot_drive_is_refused_with_the_reason(make, message):
     start = {"x": jnp.ones(3), "y": jnp.asarray(3.0)}
     with pytest.raises(DriverError, match=message):
         run(build_driver(make()), 1, start)
+
+
+def test_an_update_of_another_shape_is_refused_although_it_would_broadcast():
+    driver = build_driver(optax.chain(contrib.differentially_private_aggregate(1.0, 0.1, 0), SGD))
+    start = jnp.ones(3)
+    with pytest.raises(DriverError, match=r"(?s)its update has shapes.*first axis of a gradient for examples"):
+        Updater(driver, box_from(None, start), jnp.float64).is_searching(start, initial_state(driver, start))
