@@ -13,10 +13,10 @@ import torch
 
 from tesseract_flow.client import AbstractTesseract, TesseractLike, opened
 from tesseract_flow.errors import Fault
-from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path, plain_tree
+from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, format_path, lossless, plain_tree
 from tesseract_flow.torch.call import SHAPES_LATER, Call, Operand
 from tesseract_flow.torch.function import refuse_transforms, run
-from tesseract_flow.torch.refusals import refuse_misfits, require_method
+from tesseract_flow.torch.refusals import cast_input, refuse_misfits, require_method
 from tesseract_flow.torch.trees import Constant, Slot, map_leaves
 
 # Faults that the batch dimension may heal.
@@ -80,36 +80,50 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any, vmap_method: str | Non
     def split(keys: Keys, leaf: Any) -> Any:
         field = fields.get(keys)
         if not isinstance(leaf, torch.Tensor):
-            return _plain(leaf) if field is None else _array(leaf, field)
+            return _plain(leaf) if field is None else _array(handle, format_path(root, keys), leaf, field)
         path, is_differentiable = format_path(root, keys), field is not None and field.differentiable
         if leaf.layout is not torch.strided:
             fault = Fault(path, f"a tensor of layout {leaf.layout} cannot be sent; use .to_dense()", "wrong_layout")
             refuse_misfits(handle, [fault])
         if not is_differentiable:
             leaf = leaf.detach()
-        tensors.append(leaf if field is None else _tensor(leaf, field))
-        operands.append(Operand(path, field is not None, is_differentiable))
+        later = None
+        if field is not None:
+            leaf, later = _tensor(leaf, field)
+        tensors.append(leaf)
+        operands.append(Operand(path, field is not None, is_differentiable, later))
         return Slot(len(tensors) - 1)
 
     return Call(handle, map_leaves(split, inputs), tuple(operands), vmap_method), tensors
 
 
-def _tensor(tensor: torch.Tensor, field: ArrayField) -> torch.Tensor:
-    """`tensor` in the field's dtype, at full size where the schema broadcasts.
+def _tensor(tensor: torch.Tensor, field: ArrayField) -> tuple[torch.Tensor, str | None]:
+    """`tensor` in the field's dtype, at full size where the schema broadcasts; and the dtype to which the call must
+    convert it, where that may lose a value: inside of vmap there are no values to look at.
 
     Casting and broadcasting on this side makes them part of the graph, so that autograd differentiates them: a server
     that broadcasts (1,) to (3,) would answer a pullback with three numbers where one is due.
     """
     dtype = tensor.dtype if field.dtype is None else getattr(torch, field.dtype)
     shape = _full_shape(tensor.shape, field)
+    later = None
     # Only where needed: inside of torch.func even an operation that does nothing makes a tensor without numbers.
-    tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)
-    return tensor if tensor.shape == shape else tensor.expand(shape)
+    if tensor.dtype != dtype and tensor.dtype == torch.bfloat16:
+        tensor = tensor.to(torch.float32)  # which NumPy knows
+    if tensor.dtype != dtype:
+        if lossless(str(tensor.dtype).rpartition(".")[2], field.dtype):
+            tensor = tensor.to(dtype)
+        else:
+            later = field.dtype
+    return tensor if tensor.shape == shape else tensor.expand(shape), later
 
 
-def _array(value: Any, field: ArrayField) -> Any:
+def _array(handle: AbstractTesseract, path: str, value: Any, field: ArrayField) -> Any:
     """A NumPy array, or what becomes one, in the field's dtype; a copy, as the pullback needs it unchanged later."""
-    array = np.array(value, dtype=field.dtype)
+    is_number = isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic)
+    array = np.array(value, dtype=field.dtype if is_number else None)  # whether a number fits was looked at
+    if field.dtype is not None:
+        array = cast_input(handle, array, field.dtype, path)
     if isinstance(value, bool | int | float | complex):
         return array  # a number stays one under vmap
     return Constant(np.broadcast_to(array, _full_shape(array.shape, field)))

@@ -4,7 +4,8 @@ Here: the three `vmap_method`s of tesseract-torch. Both ways run ordinary calls 
 mapped calls, and maps of maps, need nothing of their own.
 
 Every array of a mapped call comes back as a tensor, also those that are not differentiable: a NumPy array has no place
-for the dimension that vmap hides. What is no array comes back once.
+for the dimension that vmap hides. One by one, numbers and flags do as well, as each element has its own; what else
+there is comes back once, and with a warning where it differs.
 """
 
 # Where PyTorch is not installed, pyright takes this package for it.
@@ -56,7 +57,7 @@ def _one_by_one(
     elements = []
     for k in range(n_batch):
         element = [x if dim is None else x.select(dim, k) for x, dim in zip(operands, dims, strict=True)]
-        elements.append(_with_all_arrays_as_tensors(*run(call, element)))
+        elements.append(_with_all_arrays_as_tensors(*run(call, element), with_numbers=True))
     tree = elements[0][0]
     _require_equal_shapes(call, elements)
     _warn_of_different_values(call, [tree for tree, _ in elements])
@@ -155,11 +156,13 @@ def _with_whole_batch(call: Call, keys: Keys, y: torch.Tensor, n_batch: int, n_u
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _with_all_arrays_as_tensors(tree: Tree, tensors: Sequence[torch.Tensor]) -> Outputs:
-    """The same outputs, with a slot and a tensor also where there was a NumPy array."""
+def _with_all_arrays_as_tensors(tree: Tree, tensors: Sequence[torch.Tensor], *, with_numbers: bool = False) -> Outputs:
+    """The same outputs, with a slot and a tensor also where there was a NumPy array, or a plain number."""
     outputs = list(tensors)
 
     def slot(keys: Keys, leaf: Any) -> Any:
+        if with_numbers and isinstance(leaf, bool | int | float):
+            leaf = np.asarray(leaf, {bool: np.bool_, int: np.int64}.get(type(leaf), np.float64))
         if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.name not in DTYPES:
             return leaf
         outputs.append(to_tensor(np.asarray(leaf)))

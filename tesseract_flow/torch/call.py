@@ -14,8 +14,20 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import Fault, InvalidAnswer
-from tesseract_flow.schema import ArrayField, Keys, array_leaves, check_inputs, follow, format_path
-from tesseract_flow.torch.refusals import refuse_misfits
+from tesseract_flow.schema import (
+    ArrayField,
+    Keys,
+    ValueLost,
+    array_leaves,
+    cast,
+    check_inputs,
+    field_at,
+    follow,
+    format_path,
+    is_same_kind,
+    parse_path,
+)
+from tesseract_flow.torch.refusals import cast_input, refuse_misfits
 from tesseract_flow.torch.trees import Constant, Slot, Tree, map_leaves
 
 
@@ -27,11 +39,14 @@ class Operand:
         path: the place, as the protocol writes it.
         is_array: the schema has an array there, and not a plain number.
         is_differentiable: derivatives with respect to it can be asked.
+        dtype: in which it is sent, where that may lose a value, which is then looked at; else None, and it is sent as
+            it is.
     """
 
     path: str
     is_array: bool
     is_differentiable: bool
+    dtype: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +112,7 @@ class Call:
         avals: Sequence[Aval],
     ) -> list[np.ndarray]:
         """J·t for the outputs at `paths`, from tangents by index of the operand. One request."""
-        x_dot = {self.operands[i].path: t for i, t in tangents.items()}
+        x_dot = {self.operands[i].path: self._cast(i, t, "the tangent of ") for i, t in tangents.items()}
         answer = self.tesseract.jacobian_vector_product(self._filled(primals), list(x_dot), list(paths), x_dot)
         return [
             self._checked("jacobian_vector_product", path, answer[path], aval)
@@ -121,24 +136,32 @@ class Call:
                 return leaf.value
             if not isinstance(leaf, Slot):
                 return leaf
-            value = primals[leaf.index]
+            value = self._cast(leaf.index, primals[leaf.index])
             return value.item() if value.ndim == 0 and not self.operands[leaf.index].is_array else value
 
         return map_leaves(fill, self.inputs)
 
+    def _cast(self, index: int, value: np.ndarray, what: str = "") -> np.ndarray:
+        """An operand, or its tangent, in the dtype in which it is sent."""
+        operand = self.operands[index]
+        return value if operand.dtype is None else cast_input(self.tesseract, value, operand.dtype, what + operand.path)
+
     def _checked(self, endpoint: str, path: str, value: Any, expected: Any) -> np.ndarray:
         """`value` as an array of the expected shape and dtype; a server's word is not trusted."""
         array = np.asarray(value)
-        kind_fits = np.can_cast(array.dtype, expected.dtype, "same_kind")
-        if array.shape != expected.shape or not kind_fits:
+        try:
+            if array.shape != expected.shape or not is_same_kind(array.dtype, expected.dtype):
+                raise ValueLost("")
+            return cast(array, expected.dtype)
+        except ValueLost as error:
+            detail = f" ({error})" if str(error) else ""
             raise InvalidAnswer(
                 f"Tesseract {self.tesseract.name!r} answered {endpoint!r} with {path!r} of shape {array.shape} and "
-                f"dtype {array.dtype}; expected shape {expected.shape} and dtype {expected.dtype}.\n"
+                f"dtype {array.dtype}; expected shape {expected.shape} and dtype {expected.dtype}{detail}.\n"
                 f"This is a fault in the component's {endpoint!r}: a derivative has the shape of what it belongs to.",
                 tesseract=repr(self.tesseract),
                 endpoint=endpoint,
-            )
-        return array.astype(expected.dtype, copy=False)
+            ) from None
 
 
 #: The vmap methods under which the arrays of a request have a dimension more than the caller's.
@@ -152,7 +175,15 @@ def read_answer(tesseract: AbstractTesseract, answer: Any) -> Answer:
     """
     root = tesseract.schema.outputs
     fields = dict(array_leaves(root, answer))
-    if faults := _faults_of(tesseract, answer, fields):
+    converted: dict[Keys, np.ndarray] = {}
+    faults = _faults_of(tesseract, answer, fields)
+    for keys, field in {} if faults else fields.items():
+        array = np.asarray(follow(answer, keys))
+        try:
+            converted[keys] = cast(array, field.dtype or array.dtype)
+        except ValueLost as error:
+            faults.append(Fault(format_path(root, keys), str(error)))
+    if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise InvalidAnswer(
             f"Tesseract {tesseract.name!r} answered 'apply' with outputs that do not fit its own schema:\n{lines}",
@@ -166,7 +197,7 @@ def read_answer(tesseract: AbstractTesseract, answer: Any) -> Answer:
         field = fields.get(keys)
         if field is None:
             return leaf
-        array = np.asarray(leaf, field.dtype)
+        array = converted[keys]
         if not field.differentiable or array.dtype.kind not in "fc":
             return array
         paths.append(format_path(root, keys))
@@ -181,8 +212,17 @@ def _faults_of(tesseract: AbstractTesseract, answer: Any, fields: Mapping[Keys, 
     if not isinstance(answer, Mapping):
         names = ", ".join(root.fields)
         return [Fault("", f"expected an object with the fields {names}, got {type(answer).__name__}")]
-    faults = [fault for fault in check_inputs(root, answer) if fault.kind == "missing_field"]
+    faults = [
+        fault
+        for fault in check_inputs(root, answer)
+        if fault.kind == "missing_field"
+        or (fault.kind == "wrong_kind" and isinstance(field_at(root, parse_path(fault.path, root)), ArrayField))
+    ]
     for keys, field in fields.items():
         path = format_path(root, keys)
-        faults += [Fault(path, fault.message) for fault in check_inputs(field, follow(answer, keys))]
+        value = follow(answer, keys)
+        faults += [Fault(path, fault.message) for fault in check_inputs(field, value)]
+        dtype = getattr(value, "dtype", None)
+        if dtype is not None and field.dtype is not None and not is_same_kind(dtype, field.dtype):
+            faults.append(Fault(path, f"expected {field.dtype}, got {dtype}"))
     return faults

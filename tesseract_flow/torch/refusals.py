@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from tesseract_flow.client import AbstractTesseract, Endpoint
 from tesseract_flow.errors import (
     EndpointNotFound,
@@ -20,6 +22,7 @@ from tesseract_flow.errors import (
     TesseractFlowError,
     did_you_mean,
 )
+from tesseract_flow.schema import ValueLost, cast
 
 VMAP_METHODS = ("sequential", "expand_dims", "broadcast_all")
 
@@ -115,3 +118,16 @@ def _in_torch_words(message: str) -> str:
     for pattern, words in _WORDS:
         message = pattern.sub(words, message)
     return message
+
+
+def cast_input(tesseract: AbstractTesseract, value: np.ndarray, dtype: str, what: str) -> np.ndarray:
+    """`value` in the dtype that the schema has.
+
+    Raises:
+        InvalidInput: it would be another value. Nothing was sent.
+    """
+    try:
+        return cast(value, dtype)
+    except ValueLost as error:
+        refuse_misfits(tesseract, [Fault(what, str(error), "out_of_range")])
+        raise
