@@ -12,14 +12,19 @@ if TYPE_CHECKING:
 else:
     Commands = Any
 
+_PYTHON = {"True": True, "False": False, "None": None}
+
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:
-    """`NAME=VALUE` → a dict; values are JSON where they can be, and text otherwise."""
+    """`NAME=VALUE` → a dict; values are JSON or Python's names for it where they can be, and text otherwise."""
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise SystemExit(f"tesseract-flow: expected NAME=VALUE, got {pair!r}")
+        if text in _PYTHON:  # as text, `False` would be true
+            settings[name] = _PYTHON[text]
+            continue
         try:
             settings[name] = json.loads(text)
         except json.JSONDecodeError:

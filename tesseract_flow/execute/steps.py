@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.autodiff import HOST, Call, only, pullback_p, pushforward_p
@@ -90,6 +90,9 @@ class Flattener:
             n_own, n_all = eqn.params["const_lengths"].solve, sum(eqn.params["const_lengths"])
             solve = eqn.params["jaxprs"].solve
             return self.flatten(solve.jaxpr, solve.consts, (*inputs[n_before:][:n_own], *inputs[n_all:]))
+        if eqn.primitive.name == "while" and eqn.params["cond_jaxpr"].out_avals[0].shape:
+            closed = with_one_condition(eqn)
+            return self.flatten(closed.jaxpr, closed.consts, inputs)
         if eqn.primitive.name == "scan":
             moved = without_invariant_calls(eqn)
             if moved is not None:
@@ -214,6 +217,35 @@ def without_invariant_calls(eqn: Any) -> tuple[Jaxpr, Any] | None:
     )
     params = {**eqn.params, "jaxpr": ClosedJaxpr(rest, ()), "num_consts": len(results) + n_consts}
     return once, eqn.replace(invars=[*results, *eqn.invars], params=params)
+
+
+def with_one_condition(eqn: Any) -> ClosedJaxpr:
+    """A while loop under vmap whose elements end at different times, as one that goes on while any element does.
+
+    What has ended keeps its value, as in JAX's own lowering of such a loop; its calls are made on all the same.
+    """
+    condition, body = (jaxpr_as_fun(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr"))
+    n_condition, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+
+    def loop(*operands: Any) -> list[Any]:
+        consts, inner = operands[:n_condition], operands[n_condition : n_condition + n_body]
+
+        def goes_on(carry: Sequence[Any]) -> Any:
+            return condition(*consts, *carry)[0]
+
+        def step(carry: Sequence[Any]) -> list[Any]:
+            is_on = goes_on(carry)
+            new = body(*inner, *carry)
+            # The elements come first in whatever has them.
+            masks = [jax.lax.expand_dims(is_on, range(is_on.ndim, x.ndim)) for x in new]
+            return [
+                jax.lax.select(jax.lax.broadcast_in_dim(mask, x.shape, range(mask.ndim)), x, old)
+                for mask, x, old in zip(masks, new, carry, strict=True)
+            ]
+
+        return jax.lax.while_loop(lambda carry: goes_on(carry).any(), step, list(operands[n_condition + n_body :]))
+
+    return jax.make_jaxpr(loop)(*(jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in eqn.invars))
 
 
 def _names(n_inputs: int, n_outputs: int) -> DebugInfo:

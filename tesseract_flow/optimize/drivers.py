@@ -58,7 +58,7 @@ _SEARCHES = ("zoom", "backtracking", "none")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Driver:
-    """A gradient transformation, and a JSON description of it for the journal's fingerprint."""
+    """A gradient transformation, and a JSON description of it for the run's identity."""
 
     transformation: optax.GradientTransformationExtraArgs
     description: Mapping[str, Any]

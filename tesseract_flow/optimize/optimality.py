@@ -93,6 +93,7 @@ def measures(box: Box, constraints: ConstraintSet, start: PyTree, state: State, 
         "largest_price": _largest(prices, dtype) * scale,
         "product": _largest(products, dtype) * scale,
         "size": jnp.maximum(_largest(state.u, dtype), 1.0),
+        "start_size": jnp.maximum(_largest(start, dtype), 1.0),
         "distance": _largest(jax.tree.map(jnp.subtract, state.u, start), dtype),
     }
 
@@ -119,23 +120,38 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
     history = of_this_problem(history)
     first = history[0].slope or 0.0
     if has_constraints:
-        return first * min(1.0, m["size"] / m["distance"]) if m["distance"] > 0 else first
+        here = first * m["size"] / m["start_size"]
+        return here * min(1.0, m["size"] / m["distance"]) if m["distance"] > 0 else here
     path = move
-    seen = m["raw_gradient"]  # what pushes against active bounds counts, as it would in the sum that has to cancel
+    # What pushes against active bounds counts, as it would in the sum that has to cancel.
+    seen = m["raw_gradient"] * m["size"]
     for record in reversed(history):
         if path >= LOOK_BACK * m["size"] or record is history[0]:
-            seen = max(seen, record.gradient_norm * m["size"] / max(path, LOOK_BACK * m["size"]))
+            seen = max(seen, record.gradient_norm * m["size"] ** 2 / max(path, LOOK_BACK * m["size"]))
             break
         path += record.move
     # Near the start what was seen there still counts: a start at the optimum has no other slope to show.
     return max(seen, first) if m["distance"] <= m["size"] else seen
 
 
+def stationarity(m: Mapping[str, float], value: float, seen: float) -> float:
+    """By how much a move by the design's own size still changes the Lagrangian, relative to the slope."""
+    large = m["mean_multiplier"] * m["size"] / S_MAX  # as `gradient_norm`, per unit of the scaled design
+    return m["gradient_norm"] * m["size"] / max(_slope(value, seen), large)
+
+
+def complementarity(m: Mapping[str, float], value: float, seen: float) -> float:
+    return m["product"] / unit_of(m, value, seen)
+
+
 def unit_of(m: Mapping[str, float], value: float, seen: float) -> float:
-    """What the figures are relative to. `value` is the objective's, and `seen` the slope that the run has seen."""
+    """What changes of the objective are relative to. `value` is its own, `seen` the slope that the run has seen."""
+    return max(_slope(value, seen), m["mean_multiplier"] / S_MAX)
+
+
+def _slope(value: float, seen: float) -> float:
     # An objective that is zero and flat has no unit; what is left are the constraints, in units of their limits.
-    slope = min(max(abs(value), LOWEST_SLOPE * seen), seen) if seen > 0 else abs(value) or 1.0
-    return max(slope, m["mean_multiplier"] / S_MAX)
+    return min(max(abs(value), LOWEST_SLOPE * seen), seen) if seen > 0 else abs(value) or 1.0
 
 
 def is_first_order(record: StepRecord, tolerance: float) -> bool:

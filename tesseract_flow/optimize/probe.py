@@ -57,7 +57,7 @@ def look_around(
     slopes = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(here.gradient)]
     free = [np.asarray(leaf) for leaf in jax.tree.leaves(box.projected_gradient(u, here.gradient))]
     size = max(1.0, *(_norm(leaf) for leaf in leaves))
-    slope = max(_norm(leaf) for leaf in slopes)
+    slope = max(_norm(leaf) for leaf in slopes) * size
     value = float(here.lagrangian)
     silent = [not leaf.any() for leaf in slopes]
     is_flat = max(_norm(leaf) for leaf in free) * size <= SUSPICIOUS * abs(value)
@@ -85,7 +85,7 @@ def look_around(
         for name, is_silent, step, g in zip(names, silent, steps, slopes_there, strict=True)
         if is_silent and step.any() and not g.any()
     ]
-    seen = max(slope, max(_norm(leaf) for leaf in slopes_there) * size / reach) if is_flat else slope
+    seen = max(slope, max(_norm(leaf) for leaf in slopes_there) * size**2 / reach) if is_flat else slope
     return View(seen, *_verdict(still, len(names), change, value, is_flat, evaluator, here, there, problem))
 
 

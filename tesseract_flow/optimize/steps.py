@@ -156,7 +156,7 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     new = State(u, driver, state.objective_scale, state.duals, state.tally, here, best)
     measures = run.assess(new)
     # What was seen of the old problem's slope is of no use, but for constraints there is no other.
-    slope = None if run.has_constraints else float(measures["raw_gradient"])
+    slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
     record = _record(run, new, (last,), 0.0, False, totals, measures, slope)
     if not moved(u, best_u) or _is_better(run, new, measures, record, None):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
@@ -255,7 +255,6 @@ def _record(
     m = {key: float(value) for key, value in measures.items()}
     if slope is None:
         slope = optimality.slope_seen(m, history, move, run.has_constraints)
-    unit = optimality.unit_of(m, m["value"], slope)
     worst = max(run.constraints.names, key=lambda key: m[f"violation of {key}"], default=None)
     return StepRecord(
         step=history[-1].step + 1 if history else 0,
@@ -272,8 +271,8 @@ def _record(
         stalled=stalled,
         failed_in_a_row=run.attempts.n_in_a_row,
         events=run.attempts.events(),
-        stationarity=m["gradient_norm"] / unit,
-        complementarity=m["product"] / unit,
+        stationarity=optimality.stationarity(m, m["value"], slope),
+        complementarity=optimality.complementarity(m, m["value"], slope),
         slope=slope,
         price=m["largest_price"],
         worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,

@@ -287,6 +287,19 @@ def test_random_keys_and_integers_go_through_loops():
     assert (jax.random.key_data(keys) == jax.random.key_data(plain_keys)).all()
 
 
+def test_elements_of_a_mapped_while_loop_end_each_at_its_own_time():
+    worker = part()
+
+    def loop(f: Any) -> Any:
+        def one(x: Any, limit: Any) -> Any:
+            return jax.lax.while_loop(lambda s: s[1] < limit, lambda s: (f(s[0]) + limit, s[1] + 0.5), (x, 0.0))
+
+        return lambda x, limits: jax.vmap(one, in_axes=(None, 0))(x, limits)
+
+    limits = jnp.array([0.5, 0.0, 2.0])
+    assert_close(concurrent(loop(lambda v: y(worker, v)))(X, limits), loop(jnp.sin)(X, limits))
+
+
 def test_values_are_passed_through_long_loops():
     """Thousands of iterations that only pass a value on must not fill the stack."""
     worker = part()

@@ -355,3 +355,18 @@ def test_figures_survive_a_journal_bit_for_bit(tmp_path):
         )
     assert again.optimality == whole.optimality and again.converged == whole.converged
     assert [r.stationarity for r in again.history] == [r.stationarity for r in whole.history]
+
+
+@pytest.mark.parametrize(
+    ("objective", "optimum"),
+    [
+        (lambda x: 10.0 + (jnp.log(x[0]) - 15.0) ** 2, 10.0),
+        (lambda x: (jnp.log(x[0]) - 15.0) ** 2, 0.0),
+        (lambda x: -jnp.log(x[0]), -np.inf),
+        (lambda x: 1.0 + 1.0 / x[0] + 1e-8 * x[0], 1.0002),
+    ],
+)
+def test_a_large_design_is_not_optimal_for_being_large(objective, optimum):
+    """A slope of 1e-5 is steep where the design is a million."""
+    result = optimize(Problem(jnp.array([1.0]), objective), "lbfgs", transform=jax.jit)
+    assert not result.converged or result.value == pytest.approx(optimum, rel=1e-5, abs=1e-6)
