@@ -128,7 +128,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if scope is None or path is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is not None and type(spec.loader) is importlib.machinery.SourceFileLoader:
+        # Of any kind: beartype, which comes with Prefect's server, puts a loader of its own into every path.
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             spec.loader = _Loader(spec.loader.name, spec.loader.path, scope)
             spec.cached = None
         return spec

@@ -158,7 +158,8 @@ def test_whole_trees_come_back_and_cost_one_request(case: Case, jit: bool):
     assert requests.n_of("apply") == requests.n_total == 1
     expected = case.fn(case.inputs)
     assert_close(arrays, eqx.filter(expected, eqx.is_array), case.rtol)
-    assert eqx.tree_equal(static_of(seen[0]), static_of(expected))
+    if not jit:  # a text is not known while JAX traces
+        assert eqx.tree_equal(static_of(seen[0]), static_of(expected))
 
 
 def static_of(tree: Any) -> Any:

@@ -138,7 +138,7 @@ def test_precisions_of_the_protocol(dtype: str, jit: bool):
 
 def test_dtypes_outside_of_the_protocol_are_refused_with_a_remedy():
     square = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(2, np.float32)}, name="square")
-    for x in (jnp.ones(2, jnp.bfloat16), jax.random.split(jax.random.key(0)), jnp.ones(2, jnp.float8_e5m2)):
+    for x in (jax.random.split(jax.random.key(0)), jnp.ones(2, jnp.float8_e5m2)):
         with (
             count_requests() as requests,
             pytest.raises(InvalidInput, match=r"cannot be converted.*\.astype\('float32"),

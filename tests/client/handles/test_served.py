@@ -267,7 +267,7 @@ def test_the_process_ends_with_its_parent_even_if_that_is_killed():
         from tesseract_flow.client import open_tesseract
         handle = open_tesseract({str(PROBE)!r})
         http = handle._processes[0].http
-            print(handle.apply({{"x": [1.0]}})["pid"], http.input_dir, http.output_dir, flush=True)
+        print(handle.apply({{"x": [1.0]}})["pid"], http.input_dir, http.output_dir, flush=True)
         sys.stdin.read()
         """
     )

@@ -323,7 +323,7 @@ def test_a_forked_child_deletes_nothing(tmp_path, monkeypatch):
 @pytest.fixture
 def started(served):
     """A server somebody else has started, as far as the handle knows, and its folders."""
-    http = served._http
+    http = served._processes[0].http
     handle = dataclasses.replace(http, label=uuid.uuid4().hex)
     assert handle._session is not http._session
     return handle
