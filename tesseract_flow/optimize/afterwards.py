@@ -166,7 +166,7 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
         value=float(np.asarray(evaluation.objective)),
         reason=outcome.get("reason") or _unfinished(contents),
         converged=bool(outcome.get("converged", False)),
-        steps=max(contents.step, 0),
+        steps=max(contents.step, history[-1].step if history else 0),
         constraints=dict(evaluation.constraints),
         multipliers=_multipliers(contents, about, outcome),
         violation=_violation(history),
@@ -184,6 +184,8 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
 
 
 def _unfinished(contents: Contents) -> str:
+    if contents.step < 0 and contents.history:
+        return "the checkpoints are gone: values are those of the history, and the design is the start"
     if contents.step < 0:
         return "not finished: no step so far"
     return f"not finished: the last step so far is {contents.step}"

@@ -216,6 +216,14 @@ class FileJournal(AbstractJournal):
         ledger = found.ledger
         now = Entry(identity)
         if not found.candidates:
+            lost = _history_alone(self.store, found)
+            if len(lost) > 1:
+                raise JournalError(
+                    f"Journal {self.address} has no checkpoint, but the history of {len(lost)} finished steps: their "
+                    "checkpoints are gone, so nothing can go on from them.\n"
+                    "Restore the step-*.ckpt files, use another folder (another key), or remove this one to start "
+                    "afresh."
+                )
             # Nothing was ever finished here, so it belongs to nobody yet, whatever was tried before.
             return self._fresh(now, found)
         if ledger is None and found.best is not None and found.best.run == now.digest:
@@ -262,10 +270,11 @@ class FileJournal(AbstractJournal):
         return list(compared.doubts), list(compared.changes)
 
     def _fresh(self, now: Entry, found: _Found) -> None:
-        self._tidied(found)
-        self._history, self._names, self._written = History(), [], 0
+        # History first: with the checkpoints out of the way, it would look like that of a run which lost them.
         if HISTORY in found.names:
             self.store.remove(HISTORY)
+        self._tidied(found)
+        self._history, self._names, self._written = History(), [], 0
         self._ledger = Ledger((now,))
         self._entry = None
         self._ledger.write(self.store)
@@ -386,13 +395,21 @@ def read_contents(journal: AbstractStore | FileJournal | str | os.PathLike[str])
     if found.candidates and found.best is None:
         raise JournalError(f"Journal {address} has no intact checkpoint ({'; '.join([*found.damaged, *found.notes])}).")
     ledger = found.ledger or Ledger()
+    alone = [] if found.candidates else _history_alone(store, found)
+    alone = alone if len(alone) > 1 else []  # of the first step, a checkpoint may be on its way
+    gone = f"the checkpoints of {len(alone)} finished steps are gone, and their designs with them; the history is left"
     return Contents(
         address=address,
         checkpoint=found.best.checkpoint if found.best else None,
-        history=tuple(found.best.history or ()) if found.best else (),
+        history=tuple(found.best.history or ()) if found.best else tuple(alone),
         identity=ledger.last.identity if ledger.entries else None,
         accepted=tuple((entry.step, line) for entry in ledger.entries for line in entry.changes),
-        notes=(*found.notes, *found.damaged, *(f"{name} {why}" for name, why in found.foreign.items())),
+        notes=(
+            *found.notes,
+            *([gone] if alone else ()),
+            *found.damaged,
+            *(f"{name} {why}" for name, why in found.foreign.items()),
+        ),
     )
 
 
@@ -459,6 +476,22 @@ def _look(store: AbstractStore) -> _Found:
             found.intact = [name for _, _, name in found.candidates[: k + 1]]
             break
     return found
+
+
+def _history_alone(store: AbstractStore, found: _Found) -> list[Mapping[str, Any]]:
+    """The steps in `history.jsonl`, where no checkpoint vouches for them.
+
+    A run writes the line of a step before its checkpoint, so one that died in its first step leaves step 0 here, maybe
+    torn, or twice if the write was tried again. A second step means that there was a checkpoint of the first.
+    """
+    if HISTORY not in found.names:
+        return []
+    steps: dict[int, Mapping[str, Any]] = {}
+    for line in store.read(HISTORY).splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            steps[int(record["step"])] = record
+    return [steps[step] for step in sorted(steps)]
 
 
 def _with_history(store: AbstractStore, decoded: Decoded) -> Decoded:

@@ -229,6 +229,28 @@ def test_a_journal_that_finished_nothing_belongs_to_nobody_yet(tmp_path):
     assert read_contents(tmp_path).identity == {"problem": "wing"}
 
 
+def test_lost_checkpoints_are_told_and_nothing_is_started_over_their_history(tmp_path):
+    write(tmp_path, range(5))
+    for path in tmp_path.glob("*.ckpt"):
+        path.unlink()
+    kept = (tmp_path / "history.jsonl").read_bytes()
+    with pytest.raises(JournalError, match="history of 5 finished steps: their checkpoints are gone"):
+        read(tmp_path)
+    assert (tmp_path / "history.jsonl").read_bytes() == kept
+    contents = read_contents(tmp_path)
+    assert list(contents.history) == [record(step) for step in range(5)]
+    assert "the checkpoints of 5 finished steps are gone" in contents.notes[0]
+
+
+@pytest.mark.parametrize("lines", [b'{"step": 0, "val', b'{"step": 0}\n', b'{"step": 0}\n{"step": 0}\n'])
+def test_a_death_before_the_first_checkpoint_starts_again(tmp_path, lines):
+    write(tmp_path, [])
+    (tmp_path / "history.jsonl").write_bytes(lines)
+    assert read_contents(tmp_path).notes == ()
+    assert read(tmp_path) is None
+    assert not (tmp_path / "history.jsonl").exists()
+
+
 def test_files_are_the_owners_alone(tmp_path):
     folder = tmp_path / "runs" / "beam"
     write(folder, range(5))
