@@ -14,7 +14,7 @@ from tesseract_flow.autodiff.plain import to_words
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import InvalidAnswer, NonFiniteError
 from tesseract_flow.exact import pack
-from tesseract_flow.schema import ValueLost, cast, follow, format_path, is_same_kind
+from tesseract_flow.schema import ValueLost, cast, cast_number, follow, format_path, is_same_kind
 
 CONTRADICTION = (
     "What abstract_eval said, or an earlier call where there is none, was something else. It is forgotten here, and "
@@ -90,8 +90,8 @@ def _number(tesseract: AbstractTesseract, path: str, value: Any, dtype: np.dtype
     kinds = {"b": bool, "i": int}.get(dtype.kind, int | float)
     if isinstance(value, kinds) and (dtype.kind == "b" or not isinstance(value, bool)):
         try:
-            return cast(np.asarray(value, None if dtype.kind != "f" else np.float64), dtype)
-        except (ValueLost, OverflowError) as error:
+            return cast_number(value, dtype)
+        except ValueLost as error:
             raise _refused(
                 tesseract,
                 f"{path!r} = {value!r}, which traced code works with as {dtype}: {error}.\n"

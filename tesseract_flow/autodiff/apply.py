@@ -29,12 +29,14 @@ from tesseract_flow.autodiff.shapes import (
     require_precision,
 )
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.errors import InvalidInput, InvalidType, OptionError, did_you_mean
+from tesseract_flow.errors import Fault, InvalidInput, InvalidType, OptionError, did_you_mean
 from tesseract_flow.schema import (
     ArrayField,
     Keys,
+    ValueLost,
     array_leaves,
     array_templates,
+    cast,
     check_inputs,
     follow,
     format_path,
@@ -229,9 +231,9 @@ def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], In
             leaves.append(Static(_plain(handle, format_path(root, at), value)))
             continue
         path = format_path(root, at)
-        operand, cast = _operand(handle, path, value, field)
+        operand, later = _operand(handle, path, value, field)
         operands.append(operand)
-        casts.append(cast)
+        casts.append(later)
         leaves.append(Slot.ARRAY)
         keys.append(at)
         paths.append(path)
@@ -264,6 +266,8 @@ def _operand(handle: AbstractTesseract, path: str, value: Any, field: ArrayField
     if not isinstance(value, Tracer):
         # Without what a subclass adds: masks, or the weak types of JAX's own constants.
         array = np.asarray(value)
+        if not is_jax and not jax.config.jax_enable_x64 and is_staging():  # type: ignore[attr-defined]
+            _refuse_narrowing(handle, path, array, array.dtype if dtype is None else dtype)
         if dtype is not None and array.dtype != dtype:
             if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
                 array = np.asarray(value, dtype)  # whether it fits was looked at
@@ -284,6 +288,18 @@ def _operand(handle: AbstractTesseract, path: str, value: Any, field: ArrayField
         if shape != value.shape:
             value = (jnp if isinstance(value, jax.Array) else np).broadcast_to(value, shape)
     return value, later
+
+
+def _refuse_narrowing(handle: AbstractTesseract, path: str, array: np.ndarray, dtype: np.dtype) -> None:
+    """What JAX records in its 32-bit mode it makes narrower, without a word."""
+    narrow = jax.dtypes.canonicalize_dtype(dtype)
+    if narrow == dtype:
+        return
+    try:
+        cast(array, narrow)
+    except ValueLost as error:
+        message = f'{error}, to which JAX converts it while tracing; jax.config.update("jax_enable_x64", True) keeps it'
+        raise misfit(handle, [Fault(path, message, "out_of_range")]) from None
 
 
 def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:

@@ -200,6 +200,12 @@ def _jacobian_jvp(primals, tangents, *, call: Call):
 # --- nothing that nobody reads ----------------------------------------------------------------------------------------
 
 
+def guards(eqn: Any) -> bool:
+    """Whether an equation is a call at whose text the traced function has looked: only its answer tells whether what
+    was traced still holds, so it is asked even if nobody reads its other outputs."""
+    return eqn.primitive is apply_p and bool(eqn.params["call"].output.known)
+
+
 def only(primitive: Primitive, call: Call, kept: Sequence[int]) -> Call:
     """The call that gives these of a derivative's results, and asks for no more than them."""
     if primitive is pushforward_p:

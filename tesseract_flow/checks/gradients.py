@@ -19,6 +19,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
+from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.component import Site, check_component
 from tesseract_flow.checks.lines import LONGEST, Comparison, Line, direction, inner, size_of
@@ -37,6 +38,7 @@ _AWAY = 1e-3  # relative distance of the second point
 _MARGIN = 1e-3  # of the room between bounds: how far inside a point that lies on one is moved
 
 
+@rehearsal()  # what had to be asked in order to trace serves the first values
 def check_gradients(
     target: Problem | tuple[Callable[[Any], Any], PyTree],
     *,
@@ -115,7 +117,7 @@ class _Total:
         def values(point: PyTree) -> jax.Array:
             found = {key: jnp.ravel(value) for key, value in fn(point).items()}
             self.results = [key for key, value in found.items() for _ in range(value.size)]
-            dtype = np.result_type(*found.values())
+            dtype = np.result_type(*(value.dtype for value in found.values()))
             return jnp.concatenate([value.astype(dtype) for value in found.values()])
 
         def weighted(point: PyTree, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from tesseract_flow.autodiff import Call
+from tesseract_flow.autodiff import Call, informed
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.execute import Plan, default_submitter, make_plan, run_plan
@@ -56,7 +56,7 @@ class Traced:
             return results
 
         leaves, self._in_tree = jax.tree.flatten(examples)
-        self.closed = jax.make_jaxpr(flat)(*leaves)
+        self.closed = informed(lambda: jax.make_jaxpr(flat)(*leaves), lambda: flat(*leaves))
         self._out_tree = out_tree
         self._plan: Plan | None = None
         self._lock = threading.Lock()

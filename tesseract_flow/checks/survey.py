@@ -29,6 +29,7 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidInput,
     NotDifferentiable,
+    PlainValueUnknown,
     PrecisionError,
     ShapesUnknown,
     TesseractFlowError,
@@ -189,6 +190,14 @@ class _Tracer:
             )
         elif isinstance(error, NotDifferentiable):
             self._find("not-differentiable", where, text)
+        elif isinstance(error, PlainValueUnknown):
+            self._find(
+                "unchecked",
+                where,
+                f"evaluate could not be followed further than here without a solve: {text.partition(chr(10))[0]}",
+                "A run is told it by a call at the start, outside of vmap, jit and lax control flow.",
+                "note",
+            )
         else:
             remedy = "" if isinstance(error, TesseractFlowError) else "What comes after it was not checked."
             self._find("evaluate", where, f"evaluate raises {type(error).__name__}: {text}", remedy)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
-from tesseract_flow.autodiff import HOST, Call, only, pullback_p, pushforward_p
+from tesseract_flow.autodiff import HOST, Call, guards, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.execute.plan import Constant, Ref
 
@@ -275,7 +275,8 @@ def without_unused(steps: Sequence[Step], results: Sequence[Ref]) -> list[Step]:
     needed = {ref for ref in results if isinstance(ref, int)}
     kept = []
     for step in reversed(steps):
-        if step.eqn.effects or needed.intersection(step.outputs):
+        # A call that guards a branch taken while tracing is used, whether or not anybody reads what else it answers.
+        if step.eqn.effects or guards(step.eqn) or needed.intersection(step.outputs):
             kept.append(_with_what_is_used(step, needed))
             needed.update(ref for ref in step.inputs if isinstance(ref, int))
     return kept[::-1]

@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
+from tesseract_flow.autodiff import guards, informed
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.result import StepRecord
@@ -64,7 +65,8 @@ def leaves_without_effect(problem: Problem, template: Evaluation) -> list[str]:
         evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
         return [evaluation.objective, *(evaluation.constraints[name] for name in demanded)]
 
-    jaxpr = jax.make_jaxpr(values)(problem.partition.varying)
+    varying = problem.partition.varying
+    jaxpr = informed(lambda: jax.make_jaxpr(values)(varying), lambda: values(problem.start))
     used = _used_inputs(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))
     named = jtu.tree_flatten_with_path(problem.partition.varying)[0]
     return [path_name(path) for (path, leaf), is_used in zip(named, used, strict=True) if leaf.size and not is_used]
@@ -75,7 +77,7 @@ def _used_inputs(jaxpr: Jaxpr, wanted: list[bool]) -> list[bool]:
     needed = {var for var, is_wanted in zip(jaxpr.outvars, wanted, strict=True) if is_wanted and not _is_literal(var)}
     for eqn in reversed(jaxpr.eqns):
         out = [var in needed for var in eqn.outvars]
-        if not any(out) and not eqn.effects:
+        if not any(out) and not eqn.effects and not guards(eqn):
             continue
         body = eqn.params.get("jaxpr") if eqn.primitive.name in ("jit", "pjit", "closed_call") else None
         inner = body.jaxpr if isinstance(body, ClosedJaxpr) else body

@@ -1,7 +1,7 @@
 """A Tesseract's OpenAPI document as one typed, hashable value; paths into trees; checks of trees against it."""
 
 from tesseract_flow.schema.answers import answer_faults
-from tesseract_flow.schema.casting import ValueLost, cast, is_same_kind, lossless
+from tesseract_flow.schema.casting import ValueLost, cast, cast_number, is_same_kind, lossless
 from tesseract_flow.schema.fields import (
     ANY,
     DTYPES,
@@ -37,6 +37,7 @@ __all__ = [
     "array_leaves",
     "array_templates",
     "cast",
+    "cast_number",
     "check_inputs",
     "describe",
     "describe_shape",

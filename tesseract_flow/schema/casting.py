@@ -69,6 +69,24 @@ def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
     return converted
 
 
+def cast_number(value: complex, dtype: Any) -> np.ndarray:
+    """A Python number as an array without dimensions, by the rules of `cast`.
+
+    NumPy would round an integer on its way to a float before anybody could look at it.
+
+    Raises:
+        ValueLost: as `cast`; also an integer for which NumPy has no array, having more than 64 bits.
+    """
+    target = np.dtype(dtype)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return cast(np.asarray(value), target)
+    if not -(2**63) <= value < 2**64:
+        # Python refuses to write down thousands of digits.
+        shown = f"{value:d}" if value.bit_length() <= 128 else f"an integer of {value.bit_length()} bits"
+        raise ValueLost(f"{shown} does not fit into {target}")
+    return cast(np.asarray(int(value), np.int64 if value < 2**63 else np.uint64), target)
+
+
 def _is_number_for(source: np.dtype, target: np.dtype) -> bool:
     """Conversions that look at values: among integers, and from the one float that NumPy does not know."""
     return source.kind + target.kind in ("ui", "iu") or (_is_bfloat16(source) and target.kind in "fc")
@@ -90,6 +108,13 @@ def _lost(array: np.ndarray, converted: np.ndarray) -> np.ndarray | None:
             | (real >= 2.0 ** (8 * array.itemsize - (array.dtype.kind == "i")))
             | (real.astype(array.dtype) != array)
         )
+    if array.dtype.kind == "c" and converted.dtype.kind == "c":
+        # Part by part: beside an infinite real part, an imaginary one may become infinite as well.
+        return _overflows(np.real(array), np.real(converted)) | _overflows(np.imag(array), np.imag(converted))
+    return _overflows(array, converted)
+
+
+def _overflows(array: np.ndarray, converted: np.ndarray) -> np.ndarray:
     return np.isfinite(array) & ~np.isfinite(converted)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import math
 import os
 import re
 from collections import OrderedDict
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from tesseract_flow.errors import Fault, did_you_mean
+from tesseract_flow.schema.casting import ValueLost, cast_number
 from tesseract_flow.schema.fields import (
     DTYPES,
     ArrayField,
@@ -159,8 +159,11 @@ def _scalar_faults(field: ArrayField, value: complex, at: tuple[str, ...]) -> It
     if not is_castable(dtype, field.dtype):
         message = f"{value!r} cannot be converted to {_dtype_wanted(field)}{_dtype_advice(field)}"
         yield _fault(at, "wrong_dtype", message)
-    elif not _is_in_range(value, field.dtype):
-        yield _fault(at, "out_of_range", f"{value!r} does not fit into {field.dtype or '64 bits'}")
+    else:
+        try:
+            cast_number(value, field.dtype or dtype)
+        except ValueLost as error:
+            yield _fault(at, "out_of_range", str(error))
 
 
 def _shape_faults(field: ArrayField, shape: tuple[Any, ...], at: tuple[str, ...]) -> Iterator[Fault]:
@@ -320,21 +323,6 @@ def _is_scalar_of(field: LeafField, value: Any) -> bool:
         return False
     dtype = _dtype_name(value.dtype)
     return dtype in DTYPES and np.dtype(dtype).kind in _NUMPY_KINDS.get(field.kind, "")
-
-
-def _is_in_range(value: complex, dtype: str | None) -> bool:
-    """Whether a Python number survives conversion: integers by their limits, floats by not becoming infinite."""
-    # Beyond 64 bits NumPy has no array for an integer at all, whatever it is to become.
-    if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        return False
-    if dtype is None:
-        return True
-    if isinstance(value, int) and np.dtype(dtype).kind in "iu":
-        return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
-    part = {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)
-    with np.errstate(over="ignore"):
-        parts = (np.float64(complex(value).real), np.float64(complex(value).imag))
-        return all(bool(np.isfinite(x.astype(part))) for x in parts if math.isfinite(x))
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -141,3 +141,58 @@ def test_a_pullback_in_another_dtype_as_well():
     odd = Watched(echo("float32"), distort)
     with pytest.raises(InvalidAnswer, match=r"'vector_jacobian_product' with 'x'(?s:.*)does not fit into float32"):
         jax.grad(lambda x: jnp.sum(apply_tesseract(odd, {"x": x})["y"]))(jnp.ones(2, jnp.float32))
+
+
+NUMBERS_LOST = {
+    "float32": (2**24 + 1, "float32", "16777217 is not exact in float32"),
+    "float64": (2**53 + 1, "float64", "9007199254740993 is not exact in float64"),
+    "float16": (2049, "float16", "2049 is not exact in float16"),
+    "complex64": (-(2**24) - 1, "complex64", "-16777217 is not exact in complex64"),
+    "overflow": (1e39, "float32", r"1e\+39 does not fit into float32"),
+    "a part": (complex(np.inf, 1e39), "complex64", r"1e\+39j\) does not fit into complex64"),
+    "beyond 64 bits": (10**400, "float64", "does not fit into float64"),
+    "imaginary": (1j, "float32", "1j cannot be converted to float32"),
+}
+
+
+def counter(dtype: str) -> Watched:
+    """A component that takes a number."""
+    return Watched(FunctionTesseract(lambda i: {"y": i["k"].real * 1}, {"k": np.ones((), dtype)}, name="counter"))
+
+
+@pytest.mark.parametrize("way", ["eager", "closed over", "traced"])
+@pytest.mark.parametrize("name", NUMBERS_LOST)
+def test_python_numbers_that_lose_their_value_are_refused_as_arrays_are(name: str, way: str):
+    value, dtype, message = NUMBERS_LOST[name]
+    tesseract = counter(dtype)
+    run: Any = lambda k: apply_tesseract(tesseract, {"k": k})["y"]  # noqa: E731
+    if way == "closed over":
+        run = concurrent(lambda k: apply_tesseract(tesseract, {"k": k})["y"])
+    if way == "traced":
+        if name == "beyond 64 bits":
+            return  # JAX has no array for it
+        value, run, message = np.asarray(value), concurrent(run), message.replace("1j", "complex128")
+    with pytest.raises(InvalidInput, match=message):
+        run(value)
+    assert not tesseract.payloads("apply")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(2**24, "float32"), (2**53, "float64"), (2**60, "float32"), (0.1, "float16")]
+)
+def test_python_numbers_that_keep_their_value_are_sent(value: Any, dtype: str):
+    tesseract = counter(dtype)
+    apply_tesseract(tesseract, {"k": value})
+    (payload,) = tesseract.payloads("apply")
+    assert payload["inputs"]["k"] == np.asarray(value, dtype)
+
+
+@pytest.mark.parametrize("way", ["jit", "concurrent"])
+@pytest.mark.parametrize("value", [2**24 + 1, np.int64(2**24 + 1), 1e39, np.float64(1e39)], ids=repr)
+def test_what_the_32_bit_mode_would_make_of_a_number_is_refused(value: Any, way: str):
+    tesseract = FunctionTesseract(lambda i: {"y": jnp.float32(1.0)}, {"k": np.float64(3.0)}, name="counter")
+    with jax.enable_x64(False):
+        apply_tesseract(tesseract, {"k": value})  # not traced: sent in 64 bits
+        with pytest.raises(InvalidInput, match="float32, to which JAX converts it while tracing"):
+            WAYS[way](lambda _: apply_tesseract(tesseract, {"k": value})["y"])(jnp.ones(()))
+        assert WAYS[way](lambda _: apply_tesseract(tesseract, {"k": 0.1})["y"])(jnp.ones(())) == 1.0

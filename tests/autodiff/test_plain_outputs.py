@@ -309,6 +309,28 @@ def test_another_value_later_is_an_error_that_names_it_and_never_the_wrong_branc
     assert step(2.0 * X) == -24.0  # traced anew, as the function is now another one
 
 
+@pytest.mark.parametrize("has_array", [True, False], ids=["beside an array", "alone"])
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad, jax.value_and_grad], ids=["value", "grad", "both"])
+def test_a_text_that_was_looked_at_is_guarded_if_nothing_else_of_the_call_is_used(transform: Any, has_array: bool):
+    def answer(i: Any) -> Any:
+        said = {"said": "hi" if np.asarray(i["x"])[0] > 1.0 else "lo"}
+        return said | {"y": i["x"] ** 2} if has_array else said
+
+    speaker = FunctionTesseract(answer, {"x": np.ones(2)}, name="speaker", endpoints=["apply", "abstract_eval"])
+
+    def loss(x: Any) -> Any:
+        return jnp.sum(x) * (1.0 if apply_tesseract(speaker, {"x": x})["said"] == "hi" else 100.0)
+
+    high, low = jnp.array([2.0, 3.0]), jnp.array([0.5, 3.0])
+    step = concurrent(transform(loss))
+    with count_requests() as requests:
+        assert_close(step(high), transform(lambda x: jnp.sum(x))(high))
+    assert requests.n_of("apply") == 1
+    with pytest.raises(InvalidAnswer, match=r"'speaker' answered 'apply' with 'said' = 'lo'(?s:.*)looks at it"):
+        step(low)
+    assert_close(step(low), transform(lambda x: 100.0 * jnp.sum(x))(low))
+
+
 def test_with_several_calls_each_is_told_its_own(plain: Plain):
     def signs(x: Any) -> Any:
         outs = [apply_tesseract(plain, {"x": k * x}) for k in (1.0, 2.0, 0.5, 3.0)]

@@ -384,3 +384,19 @@ class TestLines:
             assert not right.is_wrong
             n_missed += not line.compare(slope + 0.3, abs(slope) + 0.3).is_wrong
         assert n_missed <= 2
+
+
+def test_a_problem_that_looks_at_a_text_is_checked() -> None:
+    speaker = FunctionTesseract(
+        lambda i: {"y": i["x"] ** 2, "said": "hi" if np.asarray(i["x"])[0] > 1.0 else "lo"}, {"x": np.ones(2)}
+    )
+
+    def evaluate(design: Any) -> Any:
+        out = tf.apply_tesseract(speaker, {"x": design["x"]})
+        return jnp.sum(out["y"]) * (1.0 if out["said"] == "hi" else 100.0)
+
+    problem = tf.Problem({"x": jnp.array([2.0, 3.0])}, evaluate)
+    assert tf.check_gradients(problem).ok
+    report = tf.check(problem)  # for which no solve is made, so that nobody knows the text
+    assert report.ok
+    assert [finding.kind for finding in report.findings] == ["unchecked"]

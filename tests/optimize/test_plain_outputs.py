@@ -12,7 +12,8 @@ import pytest
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import EvaluationFailed, InvalidAnswer
-from tesseract_flow.optimize import Evaluation, Problem, optimize
+from tesseract_flow.optimize import Evaluation, Problem, check_evaluation, optimize
+from tesseract_flow.optimize.notes import leaves_without_effect
 from tesseract_flow.testing import FunctionTesseract
 from tesseract_flow.testing.function import ALL_ENDPOINTS
 from tests.helpers import Watched
@@ -96,3 +97,39 @@ def test_and_is_not_taken_further_where_it_is_another():
     """Downhill of the wrong branch would be uphill in truth."""
     with pytest.raises((InvalidAnswer, EvaluationFailed), match="'status' = 'bad'"):
         optimize(problem_of(bowl(), True), driver="sgd", learning_rate=4.0, stop={"max_steps": 6}, on_failure="raise")
+
+
+def spoken_problem(start: float) -> Problem:
+    """Nothing of its component is used but a text, which is another one where x[0] is at most 1."""
+    speaker = FunctionTesseract(
+        lambda i: {"y": i["x"] ** 2, "said": "hi" if np.asarray(i["x"])[0] > 1.0 else "lo"},
+        {"x": np.ones(2)},
+        name="speaker",
+        endpoints=["apply", "abstract_eval"],
+    )
+
+    def evaluate(design: Any) -> Any:
+        is_high = apply_tesseract(speaker, {"x": design["x"]})["said"] == "hi"
+        return jnp.sum(design["x"] ** 2) * (1.0 if is_high else 100.0)
+
+    return Problem({"x": jnp.array([start, 3.0])}, evaluate, name="spoken")
+
+
+def test_a_text_decides_alone_and_is_guarded_on_the_way():
+    result = optimize(spoken_problem(3.0), driver="sgd", learning_rate=0.1, stop={"max_steps": 2})
+    assert np.isclose(result.value, 2 * 9.0 * 0.8**4)
+    with pytest.raises(InvalidAnswer, match="'said' = 'lo'"):
+        optimize(spoken_problem(1.05), driver="sgd", learning_rate=0.1, stop={"max_steps": 2})
+
+
+def test_what_reaches_a_text_that_is_looked_at_has_an_effect():
+    speaker = FunctionTesseract(lambda i: {"said": "hi"}, {"x": np.ones(2)}, endpoints=["apply", "abstract_eval"])
+
+    def evaluate(design: Any) -> Any:
+        return jnp.sum(design["y"] ** 2) * (
+            1.0 if apply_tesseract(speaker, {"x": design["x"]})["said"] == "hi" else 2.0
+        )
+
+    design = {"x": jnp.ones(2), "y": jnp.ones(2), "idle": jnp.ones(2)}
+    problem = Problem(design, evaluate, name="spoken")
+    assert leaves_without_effect(problem, check_evaluation(problem)) == ["idle"]

@@ -52,6 +52,17 @@ def test_what_loses_a_value_is_refused_before_anything_is_sent(name: str, kind: 
     assert not tesseract.payloads("apply")
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [(2**24 + 1, "float32"), (2**53 + 1, "float64"), (1e39, "float32"), (complex(np.inf, 1e39), "complex64")],
+)
+def test_python_numbers_that_lose_their_value_are_refused(value: Any, dtype: str):
+    tesseract = Watched(FunctionTesseract(lambda i: {"y": i["k"].real * 1}, {"k": np.ones((), dtype)}))
+    with pytest.raises(InvalidInput, match=f"is not exact in {dtype}|does not fit into {dtype}"):
+        apply_tesseract(tesseract, {"k": value})
+    assert not tesseract.payloads("apply")
+
+
 def test_what_loses_none_is_accepted_and_gradients_have_the_callers_dtype():
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         x = torch.tensor([0.5, -2.0], dtype=dtype, requires_grad=True)
