@@ -69,7 +69,7 @@ def cast(array: np.ndarray, dtype: Any) -> np.ndarray:
     return converted
 
 
-def cast_number(value: complex, dtype: Any) -> np.ndarray:
+def cast_number(value: Any, dtype: Any) -> np.ndarray:
     """A Python number as an array without dimensions, by the rules of `cast`.
 
     NumPy would round an integer on its way to a float before anybody could look at it.
