@@ -32,7 +32,9 @@ from tesseract_flow.errors import (
     NonFiniteError,
     Overloaded,
     ProblemError,
+    TesseractFlowError,
     TransientError,
+    cause,
     did_you_mean,
     in_brief,
 )
@@ -214,10 +216,12 @@ class Attempts:
                 with on_probation() as answers:
                     try:
                         return self._evaluator(varying, weights)
-                    except Exception:
+                    except Exception as error:
                         # A result cache would give the same again: to whoever evaluates this point once more, and to
                         # other runs, for which an answer that is not valid is no answer either.
                         answers.forget()
+                        if (ours := _inside_of(error)) is not None:
+                            raise ours from error
                         raise
             except TransientError as error:
                 if self._step == 0 or waited >= self.policy.patience:
@@ -271,6 +275,14 @@ class Attempts:
             for text, found in by_text.items()
         ]
         return (*sentences, *dict.fromkeys(self._notes))
+
+
+def _inside_of(error: Exception) -> TesseractFlowError | None:
+    """Our own error, if a program that was compiled as a whole (`transform=jax.jit`) made it one of the runtime's."""
+    is_of_the_runtime = isinstance(error, jax.errors.JaxRuntimeError) or (
+        type(error) is ValueError and "callback" in str(error)[:200].lower()
+    )
+    return cause(error) if is_of_the_runtime and not isinstance(error, TesseractFlowError) else None
 
 
 def is_of_the_design(error: Exception) -> bool:
