@@ -158,8 +158,11 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
     outcome = _json(read_attached(journal, _OUTCOME))
     arrays, start = _kept_arrays(read_attached(journal, _ARRAYS))
     history = tuple(StepRecord.from_json(fields) for fields in contents.history)
-    if outcome.get("step", contents.step) != contents.step:
-        outcome = {}  # of another end than this one
+    # A run that is interrupted between a checkpoint and what follows it counts one step less than there are. An end
+    # beyond what can still be read, and success at another design, are not told.
+    end = outcome.get("step", contents.step)
+    if end > contents.step or (end < contents.step and outcome.get("converged")):
+        outcome = {}
     evaluation = _evaluation(contents, about, history)
     result = Result(
         design=_design(about, contents.best or start, arrays),

@@ -105,6 +105,28 @@ def test_of_one_that_ended_early_it_tells_the_finished_steps_and_why(tmp_path, e
     assert_same(read_journal(tmp_path), result)
 
 
+def test_of_one_that_is_interrupted_while_a_step_is_written_it_tells_that_step_and_why(tmp_path):
+    class Cut(FileJournal):
+        def save(self, checkpoint, record):
+            super().save(checkpoint, record)
+            if checkpoint.step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize(problem(), learning_rate=0.1, stop=STOP, journal=Cut(tmp_path), transform=jax.jit)
+    told = read_journal(tmp_path)
+    assert (told.steps, told.reason) == (3, "interrupted (KeyboardInterrupt)")
+
+
+def test_success_is_not_told_of_an_older_design(tmp_path):
+    result = optimize(problem(), "lbfgs", journal=tmp_path, transform=jax.jit)
+    assert result.converged and read_journal(tmp_path).converged
+    newest = sorted(tmp_path.glob("*.ckpt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-3])
+    told = read_journal(tmp_path)
+    assert told.steps == result.steps - 1 and not told.converged and "not finished" in told.reason
+
+
 def test_while_it_goes_it_tells_the_steps_so_far(tmp_path):
     told = []
     watch = Observer(on_step=lambda *_: told.append(read_journal(tmp_path)))
