@@ -32,9 +32,9 @@ def test_basic_authentication_becomes_a_header():
 
 
 def test_block_is_stored_with_its_secrets_and_found_by_settings_of_a_flow(prefect_harness):
-    from tesseract_flow.flows.optimize import _resolved
+    from tesseract_flow.flows.check import resolved
 
     TesseractEndpoint(url="http://solver:8000", token=SecretStr("t0k3n")).save("solver")
-    assert _resolved("block:solver") == HttpTesseract("http://solver:8000", token="t0k3n")
-    assert _resolved("http://solver:8000") == "http://solver:8000"
-    assert _resolved(3) == 3
+    assert resolved("block:solver") == HttpTesseract("http://solver:8000", token="t0k3n")
+    assert resolved("http://solver:8000") == "http://solver:8000"
+    assert resolved(3) == 3

@@ -188,6 +188,11 @@ def as_words(tree: Any) -> Any:
     return _each(bare, tree)
 
 
+def without_plain_outputs(tree: Any) -> Any:
+    """The tree with None in their place, for derivatives."""
+    return _each(lambda leaf: None if isinstance(leaf, PlainOutput) else leaf, tree)
+
+
 def has_plain_outputs(tree: Any) -> bool:
     leaves = jax.tree_util.tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, PlainOutput))
     return any(isinstance(leaf, PlainOutput) for leaf in leaves)

@@ -25,6 +25,7 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, Primitive, j
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
 
+from tesseract_flow.autodiff import plain
 from tesseract_flow.autodiff.layout import Static
 
 T = TypeVar("T")
@@ -118,7 +119,8 @@ class _Form:
                 return known.value if part == "primal" else None
             return next(remaining) if part == "primal" or jnp.issubdtype(known, jnp.inexact) else None
 
-        return self.treedef.unflatten([leaf(known) for known in self.leaves])
+        tree = self.treedef.unflatten([leaf(known) for known in self.leaves])
+        return tree if part == "primal" else plain.without_plain_outputs(tree)
 
 
 def _split(tree: Any) -> tuple[list[Any], _Form]:

@@ -20,12 +20,15 @@ class RequestCounts(Counter[str]):
 
     @property
     def n_total(self) -> int:
-        return sum(list(self.values()))
+        return sum(n for _, n in self._copied())
 
     def n_of(self, endpoint: str) -> int:
         """Requests to one endpoint, over all Tesseracts."""
-        # Of a copy, made in one step: other threads may be counting.
-        return sum(n for key, n in list(self.items()) if key.rpartition(".")[2] == endpoint)
+        return sum(n for key, n in self._copied() if key.rpartition(".")[2] == endpoint)
+
+    def _copied(self) -> list[tuple[str, int]]:
+        with _lock:  # other threads may be counting, and to copy a dictionary is not one step
+            return list(self.items())
 
 
 @contextlib.contextmanager

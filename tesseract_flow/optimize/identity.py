@@ -32,18 +32,17 @@ from jaxtyping import PyTree
 
 from tesseract_flow.autodiff import informed
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.behaviour import behaviour, driver_text
 from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
-from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.drivers import Driver
 from tesseract_flow.optimize.partition import leaf_names, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
-from tesseract_flow.optimize.search import Updater
 from tesseract_flow.storage import is_secret, without_secrets
 
 _ABSENT = "(absent)"
-# They write the objective's text; another version of one may write the same objective another way.
-_WRITERS = ("jax", "jaxlib", "equinox", "tesseract-flow")
+# They write the texts; another version of one may write the same objective or update another way.
+_WRITERS = ("jax", "jaxlib", "equinox", "optax", "tesseract-flow")
 # What a component says that was built without saying anything.
 _NO_VERSION = frozenset({"", "unknown", "0.0.0+unknown", "0+unknown"})
 # Settings of a factory that say where or how something runs; what it computes is seen in the objective.
@@ -55,8 +54,8 @@ _NO_MATTER = frozenset(
     }
 )
 # Compared in their own way, or not at all.
-_APART = ("objective", "components", "versions", "doubts")
-_MOST_LINES = 20_000  # of an objective that are kept to show what changed
+_APART = ("objective", "components", "driver_text", "versions", "doubts")
+_MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------
@@ -100,7 +99,9 @@ def identity_of(
     if problem.valid_names:
         description["valid"] = list(problem.valid_names)
     if driver.name == "optax object":
-        description["driver"]["behaviour"] = _behaviour(driver, partition.varying)
+        text = driver_text(driver, partition.varying)
+        description["driver"]["behaviour"] = behaviour(driver, partition.varying)
+        description["driver_text"] = {"digest": text.digest, "lines": _kept(text.lines)}
     if problem.constraints:
         description["constraint_method"] = {
             **{key: str(value) for key, value in dataclasses.asdict(method).items()},
@@ -149,11 +150,15 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         "objective": {
             "digest": value.digest,
             "gradient": gradient.digest,
-            "lines": list(value.lines) if len(value.lines) <= _MOST_LINES else [],
+            "lines": _kept(value.lines),
         },
         "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *gradient.doubts])),
         "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
     }
+
+
+def _kept(lines: Sequence[str]) -> list[str]:
+    return list(lines) if len(lines) <= _MOST_LINES else []
 
 
 def _components(handles: Iterable[AbstractTesseract]) -> tuple[dict[str, Any], Any]:
@@ -227,6 +232,7 @@ def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
         doubts += now.get("doubts", ())
         changes += _component_changes(known.get("components", {}), now["components"], doubts)
         _compare_objectives(known, now, changes, doubts)
+        _compare_drivers(known, now, changes, doubts)
     return Comparison(tuple(changes), tuple(dict.fromkeys(doubts)))
 
 
@@ -260,19 +266,37 @@ def _compare_objectives(
     old, new = known["objective"], now["objective"]
     if (old["digest"], old["gradient"]) == (new["digest"], new["gradient"]):
         return
-    writers = differences(known.get("versions", {}), now.get("versions", {}))
+    writers = _other_writers(known, now)
     if writers:
-        doubts.append(f"the objective's text, which another version writes another way ({'; '.join(writers)})")
+        doubts.append(f"the objective's text, which another version writes another way ({writers})")
     elif old["digest"] != new["digest"]:
-        changes += _line_changes(old["lines"], new["lines"])
+        changes += _line_changes("objective", old["lines"], new["lines"])
     else:
         changes.append("the objective's derivative: a custom rule of it changed, its values did not")
 
 
-def _line_changes(old: Sequence[str], new: Sequence[str], limit: int = 6) -> list[str]:
-    """The lines of the objective that are not the same; names of intermediate values shift and do not count."""
+def _compare_drivers(known: Mapping[str, Any], now: Mapping[str, Any], changes: list[str], doubts: list[str]) -> None:
+    """The texts of an Optax object. What it does is compared besides, so where texts cannot decide, that has."""
+    if "driver_text" not in known or "driver_text" not in now:
+        return
+    old, new = known["driver_text"], now["driver_text"]
+    if old["digest"] == new["digest"]:
+        return
+    writers = _other_writers(known, now)
+    if writers:
+        doubts.append(f"the driver's text, which another version writes another way ({writers})")
+    else:
+        changes += _line_changes("driver", old["lines"], new["lines"])
+
+
+def _other_writers(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "; ".join(differences(known.get("versions", {}), now.get("versions", {})))
+
+
+def _line_changes(what: str, old: Sequence[str], new: Sequence[str], limit: int = 6) -> list[str]:
+    """The lines of a text that are not the same; names of intermediate values shift and do not count."""
     if not old or not new:
-        return ["the objective: it is another one (and too long to show where)"]
+        return [f"the {what}: it is another one (and too long to show where)"]
 
     def stripped(lines: Sequence[str]) -> list[str]:
         return [re.sub(r"\bv\d+\b", "v", line).strip() for line in lines]
@@ -284,10 +308,10 @@ def _line_changes(old: Sequence[str], new: Sequence[str], limit: int = 6) -> lis
             for k in range(max(b - a, d - c)):
                 was = before[a + k] if a + k < b else _ABSENT
                 is_now = after[c + k] if c + k < d else _ABSENT
-                changes.append(f"objective: {_cut(was)} -> {_cut(is_now)}")
+                changes.append(f"{what}: {_cut(was)} -> {_cut(is_now)}")
     if not changes:
-        return ["the objective: the same operations, wired another way"]
-    more = [f"objective: {len(changes) - limit} more lines"] if len(changes) > limit else []
+        return [f"the {what}: the same operations, wired another way"]
+    more = [f"{what}: {len(changes) - limit} more lines"] if len(changes) > limit else []
     return changes[:limit] + more
 
 
@@ -388,39 +412,3 @@ def _leaf(leaf: Any, name: str = "") -> str:
 def _constraint(constraint: Any) -> dict[str, str]:
     fields = {field.name: getattr(constraint, field.name) for field in dataclasses.fields(constraint)}
     return {name: _leaf(np.asarray(value, np.float64)) for name, value in fields.items() if value is not None}
-
-
-def _behaviour(driver: Driver, varying: PyTree) -> list[str]:
-    """How an Optax object behaves on a fixed problem: its identity, since it has no name or settings to compare.
-
-    Three updates on ½|x|² from a fixed pattern, each summed up by its norm and by a weighted sum; five digits, so that
-    another compiler gives the same answer and a changed setting does not.
-    """
-    leaves, treedef = jax.tree.flatten(varying)
-    pattern = [np.cos(1.0 + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape) for leaf in leaves]
-    point = treedef.unflatten([jnp.asarray(array, leaf.dtype) for array, leaf in zip(pattern, leaves, strict=True)])
-    everywhere = Box(
-        jax.tree.map(lambda x: jnp.full_like(x, -jnp.inf), point),
-        jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), point),
-    )
-
-    def sample(x: PyTree):
-        return jnp.asarray(sum(0.5 * float((_double(leaf) ** 2).sum()) for leaf in jax.tree.leaves(x))), x
-
-    state = initial_state(driver, point)
-    update = Updater(driver, everywhere, np.dtype(jnp.asarray(0.0).dtype))
-    # By its leaves: what else a state holds may print itself another way in each process.
-    structure = str({path_name(path): (leaf.shape, str(leaf.dtype)) for path, leaf in jtu.tree_leaves_with_path(state)})
-    summary = [f"state {hashlib.sha256(structure.encode()).hexdigest()[:12]}"]
-    for _ in range(3):
-        new, state = update(point, state, point, sample(point)[0], sample)
-        moves = [_double(a) - _double(b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(point), strict=True)]
-        norm = np.sqrt(sum((move**2).sum() for move in moves))
-        weighted = sum((move * weight).sum() for move, weight in zip(moves, pattern, strict=True))
-        summary.append(f"{norm:.5g} {weighted:.5g}")
-        point = new
-    return summary
-
-
-def _double(leaf: Any) -> np.ndarray:
-    return np.asarray(leaf, np.float64)

@@ -54,8 +54,15 @@ class Updater:
         Raises:
             DriverError: the driver cannot be used on this design, or wants arguments that nobody offers.
         """
-        block, _ = self._trace(self._box, u, state, u, jnp.zeros((), self._dtype))
-        return not all(isinstance(unit, _Segment) for unit in block.units)
+        return not all(isinstance(unit, _Segment) for unit in self._traced(u, state).units)
+
+    def traced(self, u: PyTree, state: PyTree) -> ClosedJaxpr:
+        """What an update computes; runs nothing. Its arguments are leaves of the box, `u`, the state, the gradient,
+        and the value."""
+        return self._traced(u, state).closed
+
+    def _traced(self, u: PyTree, state: PyTree) -> _Block:
+        return self._trace(self._box, u, state, u, jnp.zeros((), self._dtype))[0]
 
     def __call__(
         self, u: PyTree, state: PyTree, gradient: PyTree, value: Float[Array, ""], sample: SampleFn

@@ -161,7 +161,7 @@ def _scalar_faults(field: ArrayField, value: complex, at: tuple[str, ...]) -> It
         yield _fault(at, "wrong_dtype", message)
     else:
         try:
-            cast_number(value, field.dtype or dtype)
+            cast_number(value, field.dtype or ("uint64" if dtype == "int64" and value >= 2**63 else dtype))
         except ValueLost as error:
             yield _fault(at, "out_of_range", str(error))
 

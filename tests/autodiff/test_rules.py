@@ -262,6 +262,23 @@ def test_without_abstract_eval_compiled_transformations_say_so(transform: str):
 
 
 @pytest.mark.parametrize(
+    ("transform", "expected", "n_apply", "n_others"),
+    [
+        ("grad", jnp.full(3, 2.0), 1, 1),
+        ("jvp", (jnp.asarray(12.0), jnp.asarray(12.0)), 1, 1),
+        ("vmap", jnp.asarray([12.0]), 1, 0),
+        ("concurrent", jnp.asarray(12.0), 1, 0),
+    ],
+)
+def test_without_abstract_eval_the_others_learn_shapes(transform: str, expected: Any, n_apply: int, n_others: int):
+    """The apply that tells the shapes is the one whose values are used."""
+    poor = without("abstract_eval")
+    with count_requests() as requests:
+        assert_close(TRANSFORMS[transform](total(poor))(X), expected)
+    assert (requests.n_of("apply"), requests.n_total) == (n_apply, n_apply + n_others)
+
+
+@pytest.mark.parametrize(
     ("endpoint", "transform"),
     [
         ("jacobian_vector_product", "jvp"),

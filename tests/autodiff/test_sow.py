@@ -616,7 +616,7 @@ def test_gradient_through_tesseracts(how: str):
     assert_close([seen[side]["primal"]["y"] for side in ("left", "right")], [left, right])
     assert_close([seen[side]["cotangent"]["y"] for side in ("left", "right")], [2 * left * X, 2 * right * X])
     assert_close(seen["left"]["cotangent"]["energy"], jnp.zeros(()))
-    assert not hasattr(seen["left"]["cotangent"]["kind"], "dtype")  # a text has no cotangent
+    assert seen["left"]["cotangent"]["kind"] is None  # a text has none
     # What the pullbacks of both waves add up to; the gain is a constant to the derivative, and counts nevertheless.
     x_bar = 2 * left * X * 2 * jnp.cos(X) + 2 * right * X * 6 * jnp.cos(3 * X)
     gain_bar = jnp.vdot(2 * left * X, jnp.sin(X)) + jnp.vdot(2 * right * X, jnp.sin(3 * X))

@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "derive.md").read_text(encoding="ut
 
 
 def test_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    first, budget, noise = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    first, budget, noise, replaced = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {}
     exec(first, names)
     np.testing.assert_allclose(names["gradient"], 2 * np.arange(5.0), atol=1e-9)
@@ -31,6 +31,10 @@ def test_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with count_requests() as counts:
         exec(noise, names)
     assert counts["solver.apply"] in [1 + 10 + 8 * n_attempts for n_attempts in range(1, 7)]
+    with count_requests() as counts:
+        exec(replaced, names)
+    # An exact route comes first.
+    assert counts == {"function.abstract_eval": 1, "function.apply": 1, "function.jacobian": 1}
 
 
 def test_page_has_every_route() -> None:

@@ -251,7 +251,7 @@ def test_a_failure_names_the_iteration():
     rows = jnp.asarray([[1.0, 0, 0], [2.0, 0, 0], [3.0, 0, 0]])
     with pytest.raises(ComponentFailed, match="tangled") as caught:
         concurrent(lambda rows: jax.lax.map(lambda x: y(worker, x), rows))(rows)
-    assert caught.value.__notes__[0] == "This was worker.apply [2] in the plan."
+    assert caught.value.__notes__ == ["This was worker.apply [2] in the plan.", "Its inputs: x = [3, 0, 0]."]
 
 
 # ------------------------------------------------------------------------------------------------------ kinds of loop

@@ -1,0 +1,82 @@
+"""What an Optax object is, which has no name and no settings to compare: its text, and what it does.
+
+The text is that of its first state and of its update, constants included, so every threshold and every later value of
+a schedule counts. Another version of JAX or Optax may write the same update another way; what it does in three steps
+on a fixed problem is the same then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.canonical import Text, text_of
+from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.search import Updater
+
+
+def driver_text(driver: Driver, varying: PyTree) -> Text:
+    """The first state and the update on a design of this structure, whatever its values and bounds are.
+
+    Without doubts: what has no text, such as a callback, is seen in what it does.
+    """
+    u = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), varying)
+    state = initial_state(driver, u)
+    leaves, treedef = jax.tree.flatten(u)
+    start = jax.make_jaxpr(lambda *leaves: jax.tree.leaves(initial_state(driver, treedef.unflatten(leaves))))(*leaves)
+    update = _updater(driver, u).traced(u, state)
+    texts = [
+        text_of(closed, [f"in{k}" for k in range(len(closed.jaxpr.invars))], slice(None), _no_component)
+        for closed in (start, update)
+    ]
+    return Text(tuple(line for text in texts for line in text.lines))
+
+
+def behaviour(driver: Driver, varying: PyTree) -> list[str]:
+    """Three updates on ½|x|² from a fixed pattern, each summed up by its norm and by a weighted sum.
+
+    Five digits, so that another compiler gives the same answer and a changed setting, mostly, does not.
+    """
+    leaves, treedef = jax.tree.flatten(varying)
+    pattern = [np.cos(1.0 + np.arange(leaf.size, dtype=np.float64)).reshape(leaf.shape) for leaf in leaves]
+    point = treedef.unflatten([jnp.asarray(array, leaf.dtype) for array, leaf in zip(pattern, leaves, strict=True)])
+
+    def sample(x: PyTree):
+        return jnp.asarray(sum(0.5 * float((_double(leaf) ** 2).sum()) for leaf in jax.tree.leaves(x))), x
+
+    state = initial_state(driver, point)
+    update = _updater(driver, point)
+    # By its leaves: what else a state holds may print itself another way in each process.
+    structure = str({path_name(path): (leaf.shape, str(leaf.dtype)) for path, leaf in jtu.tree_leaves_with_path(state)})
+    summary = [f"state {hashlib.sha256(structure.encode()).hexdigest()[:12]}"]
+    for _ in range(3):
+        new, state = update(point, state, point, sample(point)[0], sample)
+        moves = [_double(a) - _double(b) for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(point), strict=True)]
+        norm = np.sqrt(sum((move**2).sum() for move in moves))
+        weighted = sum((move * weight).sum() for move, weight in zip(moves, pattern, strict=True))
+        summary.append(f"{norm:.5g} {weighted:.5g}")
+        point = new
+    return summary
+
+
+def _updater(driver: Driver, u: PyTree) -> Updater:
+    everywhere = Box(
+        *(jax.tree.map(lambda x, limit=limit: jnp.full_like(x, limit), u) for limit in (-jnp.inf, jnp.inf))
+    )
+    return Updater(driver, everywhere, np.dtype(jnp.asarray(0.0).dtype))
+
+
+def _double(leaf: Any) -> np.ndarray:
+    return np.asarray(leaf, np.float64)
+
+
+def _no_component(handle: Any) -> str:
+    raise AssertionError(f"an update that calls {handle!r}")
