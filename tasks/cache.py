@@ -39,6 +39,7 @@ class PrefectCache(AbstractCache):
         self.storage = storage
         self.folder = folder
         self._traffic = Traffic()
+        self._unreadable: set[str] = set()  # entries that ought to be gone, and are not
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PrefectCache) and (self.storage, self.folder) == (other.storage, other.folder)
@@ -57,6 +58,8 @@ class PrefectCache(AbstractCache):
         return self._traffic
 
     def get(self, key: RequestKey) -> Tree:
+        if name_of(key) in self._unreadable:
+            return MISS
         try:
             data = _now(lambda: self.storage.read_path(self._path(key)))
             return read_entry(io.BytesIO(data), key)
@@ -69,12 +72,22 @@ class PrefectCache(AbstractCache):
         try:
             data = write_entry(key, answer)
             _now(lambda: self.storage.write_path(self._path(key), data))
+            self._unreadable.discard(name_of(key))
         except Exception as error:
             self._traffic.count("skipped")
             _log.warning("Cannot write to %r (%s: %s). The call goes on without it.", self, type(error).__name__, error)
 
     def drop(self, key: RequestKey) -> None:
-        """Blocks cannot remove files; the answer that is asked for now is written over it."""
+        """Blocks cannot remove files, so an empty one takes its place, which is no answer."""
+        try:
+            _now(lambda: self.storage.write_path(self._path(key), b""))
+        except Exception as error:
+            _log.warning(
+                "%r holds the answer of a failed evaluation and cannot be written to (%s: %s). Until it can, this "
+                "process does not read that answer; remove %s before others do.",
+                *(self, type(error).__name__, error, self._path(key)),
+            )
+            self._unreadable.add(name_of(key))
 
     def size(self) -> dict[str, int]:
         return {}

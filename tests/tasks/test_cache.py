@@ -10,6 +10,7 @@ from prefect.filesystems import LocalFileSystem, WritableFileSystem
 from pydantic import Field
 
 from tesseract_flow.client import DirectoryCache, open_tesseract
+from tesseract_flow.client.caches.probation import on_probation
 from tesseract_flow.tasks import PrefectCache
 from tests.client.keeping import Numbering, square
 
@@ -52,6 +53,38 @@ def test_inside_of_an_event_loop(storage):
         return [handle.apply(X)["n"], handle.apply(X)["n"]]
 
     assert asyncio.run(ask()) == [0, 0]
+
+
+def test_the_answer_of_a_failed_evaluation_is_let_go(storage, tmp_path):
+    handle = open_tesseract(Numbering(), cache=PrefectCache(storage))
+    with on_probation() as probation:
+        assert [handle.apply(X)["n"], handle.apply(X)["n"]] == [0, 0]
+    probation.forget()
+    assert [handle.apply(X)["n"], handle.apply(X)["n"]] == [1, 1]
+    assert open_tesseract(Numbering(), cache=PrefectCache(storage)).apply(X)["n"] == 1
+
+
+def test_an_answer_that_cannot_be_overwritten_is_not_read(caplog):
+    class ReadOnly(Bucket):
+        _block_type_slug = "test-read-only"
+        is_closed: bool = False
+
+        async def write_path(self, path: str, content: bytes) -> None:
+            if self.is_closed:
+                raise PermissionError(path)
+            await super().write_path(path, content)
+
+    storage = ReadOnly()
+    handle = open_tesseract(Numbering(), cache=PrefectCache(storage))
+    with on_probation() as probation:
+        handle.apply(X)
+    storage.is_closed = True
+    probation.forget()
+    assert [handle.apply(X)["n"], handle.apply(X)["n"]] == [1, 2]
+    assert "holds the answer of a failed evaluation" in caplog.text
+    assert f"remove {next(iter(storage.files))} before others do" in caplog.text
+    storage.is_closed = False
+    assert [handle.apply(X)["n"], handle.apply(X)["n"]] == [3, 3]
 
 
 def test_damage_and_trouble_are_misses(tmp_path, caplog):
