@@ -208,15 +208,16 @@ def _axis(is_mapped: bool) -> int | None:
 
 
 def _push(call: Call, blocks: dict[tuple[int, int], Any], tangents: list[Any]) -> list[Any]:
-    """J·t; NaN for outputs that have no derivative."""
+    """J·t; NaN for outputs that have no derivative, where t is not zero."""
     y_dot = []
+    is_moving = functools.reduce(jnp.logical_or, [jnp.any(t != 0) for t in tangents])
     for j in call.outputs:
         aval = call.out_avals[j]
         if call.output.differentiable[j]:
             terms = [_product(blocks[j, i], t, t.ndim) for i, t in zip(call.inputs, tangents, strict=True)]
             y_dot.append(_sum(terms, aval.dtype))
         else:
-            y_dot.append(jnp.full(aval.shape, jnp.nan, aval.dtype))
+            y_dot.append(jnp.full(aval.shape, jnp.where(is_moving, jnp.nan, 0.0), aval.dtype))
     return y_dot
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tesseract_flow.autodiff.answers import CONTRADICTION, checked, read_outputs, require_finite
 from tesseract_flow.autodiff.layout import InputLayout, OutputLayout
 from tesseract_flow.autodiff.rehearsal import Rehearsal, current_rehearsal, rehearsal
+from tesseract_flow.autodiff.zeros import are_zero
 from tesseract_flow.client import AbstractTesseract, AtOnce, Endpoint
 from tesseract_flow.errors import InvalidInput
 
@@ -139,14 +140,18 @@ class Call:
             return list(avals)
         return [jax.ShapeDtypeStruct((self.batch.size, *aval.shape), aval.dtype) for aval in avals]
 
-    # --- what happens on the host; a request per element ---
+    # --- what happens on the host; a request per element, but none along zeros ---
+
+    def is_along_zeros(self, operands: Sequence[np.ndarray]) -> bool:
+        """Whether this is a derivative of one element along nothing but zeros: then it is zero, and nobody is asked."""
+        return are_zero(self.split(operands)[1])
 
     def apply(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
         """The output arrays at these primals."""
         return self._for_each(Call._apply, self.apply_avals(operands), operands, run_id)
 
     def pushforward(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
-        """J·t for the outputs in `outputs`; NaN, without a request, where the schema has no derivative."""
+        """J·t for the outputs in `outputs`; NaN, unasked, where the schema has no derivative and t is not zero."""
         return self._for_each(Call._pushforward, self.pushforward_avals(operands), operands, run_id)
 
     def pullback(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
@@ -165,9 +170,12 @@ class Call:
         run_id: str | None,
     ) -> list[np.ndarray]:
         batch = self.batch
-        if batch is None:
+        if batch is None and not self.is_along_zeros(operands):
             return ask(self, operands, run_id)
-        results = [np.empty(aval.shape, aval.dtype) for aval in avals]
+        results = [np.zeros(aval.shape, aval.dtype) for aval in avals]
+        if batch is None:
+            return results
+        asked = [k for k in range(batch.size) if not self.is_along_zeros(self.element(operands, k))]
         n_in_flight = self.tesseract.n_lanes if batch.is_concurrent else 1
         known = current_rehearsal()  # of this thread
 
@@ -177,8 +185,8 @@ class Call:
             with rehearsal(known):
                 return ask(self.one, self.element(operands, k), requests.run_id)
 
-        with AtOnce(n_in_flight, run_id, lambda k, n, _: f"element {k} of a batch of {n}") as requests:
-            for k, answer in enumerate(requests.map(one, range(batch.size))):
+        with AtOnce(n_in_flight, run_id, lambda _, n, k: f"element {k} of a batch of {batch.size}") as requests:
+            for k, answer in zip(asked, requests.map(one, asked), strict=True):
                 for whole, part in zip(results, answer, strict=True):
                     whole[k] = part
         return results

@@ -44,7 +44,8 @@ def concurrent(
             runs on unseen; `"abandon"` raises at once.
         speculative: sends the pullback of a component whose only output in use is a scalar together with its `apply`,
             with the cotangent 1, and scales the result later: exact by linearity (bits may differ), and one solve less
-            on the critical path. For components that do not keep residuals, on servers with a worker to spare.
+            on the critical path. For components that do not keep residuals, on servers with a worker to spare. Sent in
+            vain where the cotangent turns out to be zero.
 
     Raises:
         OptionError: another `on_failure`, or a `submitter` that is none.

@@ -95,9 +95,15 @@ class Node:
         return AVALS[self.primitive](self.call, operands)
 
     def is_answered(self, operands: Sequence[np.ndarray]) -> bool:
-        """Whether the answer is known already, from a rehearsal."""
+        """Whether the answer is known already: zero, as a derivative along zeros is, or kept by a rehearsal."""
+        if self.call.is_along_zeros(operands):
+            return True
         known = current_rehearsal()
         return known is not None and known.has_answers and self.call.is_answered(known, self.endpoint, operands)
+
+    def answer(self, operands: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The answer that is known. That it takes no time says nothing about how long the component takes."""
+        return HOST[self.primitive](self.call, operands, None)
 
     def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
         """Ask the Tesseract, on the calling thread; one request, unless it stands for a batch."""

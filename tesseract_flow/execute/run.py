@@ -6,6 +6,7 @@ its body per iteration (`loops`). All frames share one row of ready units and on
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,10 +17,9 @@ import numpy as np
 from tesseract_flow.errors import in_brief
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
-from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, InlineSubmitter
+from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, on_the_spot
 
 OnFailure = Literal["wait", "abandon"]
-_AT_HAND = InlineSubmitter()
 
 
 def run_plan(
@@ -206,11 +206,12 @@ class _Run:
 
     def _submit(self, job: _Job) -> None:
         k, node, operands = job.next_call()
-        # What was asked beforehand, while tracing, is at hand and takes no thread and no task.
-        submitter = _AT_HAND if node.is_answered(operands) else self.submitter
-        future = submitter.submit(node, operands, job.frame.reached_by(node.origins))
-        if submitter.needs_producers:  # futures hold results, which would otherwise all stay to the end
-            job.futures.append(future)
+        if node.is_answered(operands):  # which takes no thread and no task
+            future = on_the_spot(functools.partial(node.answer, operands))
+        else:
+            future = self.submitter.submit(node, operands, job.frame.reached_by(node.origins))
+            if self.submitter.needs_producers:  # futures hold results, which would otherwise all stay to the end
+                job.futures.append(future)
         self.in_flight[id(job), k] = job, future
         # Without a reference to the future, which holds this function: large results must not wait for a collector.
         future.add_done_callback(lambda _: self.arrived.put((job, k)))

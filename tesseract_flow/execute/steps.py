@@ -155,7 +155,9 @@ def _is_of_one_scalar(call: Call, inputs: Sequence[Ref]) -> bool:
 def _scaled(c: Any, part: Any) -> Any:
     product = c.astype(np.promote_types(c.dtype, part.dtype)) * part.astype(np.promote_types(c.dtype, part.dtype))
     is_real = not np.issubdtype(part.dtype, np.complexfloating)
-    return (jax.numpy.real(product) if is_real else product).astype(part.dtype)
+    product = (jax.numpy.real(product) if is_real else product).astype(part.dtype)
+    # Where the gradient of 1 is NaN or infinite, that of 0 is zero all the same, as it is on every other way.
+    return jax.numpy.where(c == 0, jax.numpy.zeros_like(product), product)
 
 
 def _body(eqn: Any) -> ClosedJaxpr | None:

@@ -67,12 +67,17 @@ class InlineSubmitter(AbstractSubmitter):
     needs_producers = False
 
     def submit(self, node: Node, operands: Sequence[np.ndarray], producers: Sequence[AbstractFuture]) -> AbstractFuture:
-        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        try:
-            future.set_result(node.run(operands))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+        return on_the_spot(functools.partial(node.run, operands))
+
+
+def on_the_spot(fn: Callable[[], Any]) -> AbstractFuture:
+    """What comes of `fn()`, as a future that is done."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    try:
+        future.set_result(fn())
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 @functools.cache

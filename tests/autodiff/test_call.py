@@ -204,8 +204,8 @@ WRONG = {
     ("endpoint", "ask"),
     [
         ("apply", lambda c: c.apply([X])),
-        ("jacobian_vector_product", lambda c: c.linear([0], [0]).pushforward([X, X])),
-        ("vector_jacobian_product", lambda c: c.linear([0], [0]).pullback([X, X])),
+        ("jacobian_vector_product", lambda c: c.linear([0], [0]).pushforward([X, X + 1.0])),
+        ("vector_jacobian_product", lambda c: c.linear([0], [0]).pullback([X, X + 1.0])),
     ],
 )
 def test_wrong_answers_are_named(call: Call, endpoint: str, ask: Any, wrong: str):
@@ -224,9 +224,9 @@ def test_wrong_answers_are_named(call: Call, endpoint: str, ask: Any, wrong: str
 @pytest.mark.parametrize("endpoint", ["apply", "jacobian_vector_product", "vector_jacobian_product"])
 def test_missing_answers_are_named(call: Call, endpoint: str):
     empty = dataclasses.replace(call, tesseract=Watched(call.tesseract, lambda asked, answer: {})).linear([0], [0])
-    ask = {"apply": lambda: empty.apply([X]), "jacobian_vector_product": lambda: empty.pushforward([X, X])}
+    ask = {"apply": lambda: empty.apply([X]), "jacobian_vector_product": lambda: empty.pushforward([X, X + 1.0])}
     with pytest.raises(InvalidAnswer, match=endpoint):
-        ask.get(endpoint, lambda: empty.pullback([X, X]))()
+        ask.get(endpoint, lambda: empty.pullback([X, X + 1.0]))()
 
 
 def test_answers_of_another_precision_are_cast(call: Call):
