@@ -323,15 +323,8 @@ def _of_endpoints(
             verdicts.append(_flat(name, flat, endpoint))
         elif compared:
             sure = all(comparison.is_sure for _, comparison in compared)
-            worst = max((one for _, one in compared), key=lambda one: one.bound)
-            message = (
-                "agrees with differences."
-                if sure
-                else (
-                    f"not shown to be wrong, but the values leave open {worst.bound:.1g} around {worst.found:.4g}: "
-                    + ("they bend sharply here." if worst.is_kinked else "they are too rough, or hardly depend on it.")
-                )
-            )
+            worst = max((one for _, one in compared), key=lambda one: (not one.is_sure, one.bound))
+            message = "agrees with differences." if sure else worst.doubt
             verdicts.append(
                 Verdict(
                     "right" if sure else "unsure",

@@ -157,10 +157,12 @@ class _Total:
                 away = self._direction(point)
                 x = point if k == 0 else self._inside({p: point[p] + _AWAY * k * away[p] for p in point})
                 seen += self._look(x, budget, is_watched=k == 0)
+                if self._looks[-1][-1].is_wrong:
+                    break  # one contradiction is enough; what is left is for finding out whose it is
         except Spent as spent:
             return [Verdict("unsure", "total", "", message=str(spent))], seen, False
         comparisons = [comparison for *_, comparison in self._looks]
-        worst = max(comparisons, key=lambda one: (one.is_wrong, one.error / (one.size or 1.0)))
+        worst = max(comparisons, key=lambda one: (one.is_wrong, not one.is_sure, one.error / (one.size or 1.0)))
         facts: dict[str, Any] = {"said": worst.said, "found": worst.found, "bound": worst.bound}
         if worst.is_wrong:
             message = (
@@ -170,9 +172,7 @@ class _Total:
             return [Verdict("wrong", "total", "gradient", "differs", message=message, **facts)], seen, False
         if all(one.is_sure for one in comparisons):
             return [Verdict("right", "total", "gradient", message="agrees with differences.", **facts)], seen, True
-        why = "they bend sharply here" if worst.is_kinked else "they are too rough, or hardly depend on the design"
-        message = f"not shown to be wrong, but the values leave open {worst.bound:.1g} around {worst.found:.4g}: {why}."
-        return [Verdict("unsure", "total", "gradient", message=message, **facts)], seen, False
+        return [Verdict("unsure", "total", "gradient", message=worst.doubt, **facts)], seen, False
 
     def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:
         t = self._direction(x)

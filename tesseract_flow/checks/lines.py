@@ -1,22 +1,22 @@
 """The derivative along a line, from values: how large it is, and how well that is known.
 
-NumPy only. The one idea: central differences at steps that shrink by ten err by a hundredth of the truncation and ten
-times the noise, so where two of them agree, both errors are small, and their distance bounds what is left.
+NumPy only. As few values are asked for as settle it: two where they agree with what was said, a sweep of steps where
+they do not, and more beside the point before anything is called wrong. What they tell is in `slopes`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tesseract_flow.checks.slopes import NEIGHBOURS, Estimate, by_agreement, by_noise
+
 STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # relative to the size of what is moved
 COARSE_STEPS = (1e-1, 1e-2, 1e-3)  # where numbers have seven digits
 LONGEST = STEPS[0]
-_SAFETY = 4.0
 # Below this share of the derivative an error is no fault: solvers of the components stop somewhere, too.
 TOLERANCE, COARSE_TOLERANCE = 1e-5, 1e-2
 
@@ -32,7 +32,7 @@ class Comparison:
         found: by differences.
         bound: how far `found` may be from the truth.
         step: relative, at which it was found.
-        is_kinked: values bend sharply here, and what was said lies between the slopes on both sides.
+        is_kinked: values bend sharply here, and leave room for what was said.
         size: of what was added up to `said`, without regard to signs; what errors are relative to.
         tolerance: the relative error that is no fault.
     """
@@ -65,6 +65,16 @@ class Comparison:
     def is_sure(self) -> bool:
         """Whether a fault of some per cent would have been seen."""
         return not self.is_kinked and (self.bound <= 0.05 * self.size or not self.size or self.is_wrong)
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing is known for sure, in words."""
+        if self.is_kinked:
+            return f"not shown to be wrong, but the values bend sharply here, around a slope of {self.found:.4g}."
+        return (
+            f"not shown to be wrong, but the values leave open {self.bound:.1g} around {self.found:.4g}: they are too "
+            "rough, or hardly depend on it."
+        )
 
     @property
     def confidence(self) -> float:
@@ -134,38 +144,34 @@ class Line:
         return self._by_sweep(said, size, w)
 
     def _by_sweep(self, said: float, size: float, w: np.ndarray) -> Comparison:
-        found = [(h, float((w * d).sum())) for h in self.steps if (d := self.difference(h)) is not None]
-        if len(found) < 2:
-            value = found[0][1] if found else float("nan")
-            return Comparison(said, value, float("inf"), self.steps[0], size, tolerance=self.tolerance)
-        gaps = [abs(a[1] - b[1]) for a, b in itertools.pairwise(found)]
         rounding = np.finfo(np.float64).eps * float((np.abs(w) * np.abs(self.at_zero)).sum())
-        bounds = []
-        for k in range(1, len(found)):
-            noise = gaps[k] / 5 if k < len(gaps) else gaps[k - 1]
-            truncation = gaps[k - 2] / 20 if k >= 2 else gaps[k - 1] / 2
-            bounds.append(_SAFETY * max(gaps[k - 1], noise, truncation, rounding / found[k][0]))
-        best = int(np.argmin(bounds))
-        step, slope = found[best + 1]
-        answer = Comparison(said, slope, bounds[best], step, max(size, abs(slope)), tolerance=self.tolerance)
-        if answer.is_wrong and self._is_kinked(said, w, step, answer.bound):
+        found = by_agreement(self._changes(w), self.steps, rounding)
+        if found is None:
+            known = [(h, float((w * d).sum())) for h in self.steps if (d := self.difference(h)) is not None]
+            found = Estimate(*(known or [(self.steps[0], float("nan"))])[0], float("inf"))
+        answer = self._against(said, size, found)
+        if not answer.is_wrong or not np.isfinite(said):
+            return answer
+        self.ask(k * self.steps[-1] for k in NEIGHBOURS)
+        closer = by_noise(self._changes(w), self.steps, rounding)
+        if closer is None:
+            return answer
+        answer = self._against(said, size, closer)
+        if closer.is_open:
             return dataclasses.replace(answer, is_kinked=True)
         return answer
 
-    def _is_kinked(self, said: float, w: np.ndarray, step: float, bound: float) -> bool:
-        """Whether slopes on both sides differ by as much at a tenth of the step, with `said` between them."""
-        sides = []
-        for h in (step, next((s for s in self.steps if s < step), step)):
-            pair = self._known.get(h)
-            if pair is None:
-                return False
-            up, down = (float((w * (side - self.at_zero)).sum()) / h for side in pair)
-            sides.append((min(up, -down), max(up, -down)))
-        (low, high), (low_near, high_near) = sides
-        gap, gap_near = high - low, high_near - low_near
-        slack = bound + 1e-3 * gap
-        # Of a smooth function it would shrink with the step, of a rough one grow.
-        return 0.5 * gap < gap_near < 2.0 * gap and gap > bound and low - slack <= said <= high + slack
+    def _against(self, said: float, size: float, found: Estimate) -> Comparison:
+        size = max(size, abs(found.slope))
+        return Comparison(said, found.slope, found.bound, found.step, size, tolerance=self.tolerance)
+
+    def _changes(self, w: np.ndarray) -> dict[float, tuple[float, float]]:
+        """Of the weighted sum of values, up and down, by step."""
+        return {
+            h: (float((w * (pair[0] - self.at_zero)).sum()), float((w * (pair[1] - self.at_zero)).sum()))
+            for h, pair in self._known.items()
+            if pair is not None
+        }
 
 
 def direction(

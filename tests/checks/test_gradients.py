@@ -14,7 +14,6 @@ import pytest
 
 import tesseract_flow as tf
 from tesseract_flow.checks import GradientReport
-from tesseract_flow.checks.lines import Line
 from tesseract_flow.checks.views import gradient_markdown, gradient_tables
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import ComponentFailed, OptionError, ProblemError
@@ -363,27 +362,6 @@ class TestInterface:
         assert "look at bad" in report.headline
         assert "| wrong | bad.vector_jacobian_product: y by w |" in gradient_markdown(report)
         assert len(gradient_tables(report)) == 2
-
-
-class TestLines:
-    """Slopes of functions that are known, through the noise."""
-
-    @pytest.mark.parametrize("noise", [0.0, 1e-10, 1e-6, 1e-4])
-    def test_the_bound_holds_and_a_fault_beyond_it_is_seen(self, noise: float) -> None:
-        rng = np.random.default_rng(0)
-        n_missed = 0
-        for _ in range(200):
-            a, b, c = rng.normal(size=3)
-
-            def values(steps: Any, a: float = a, b: float = b, c: float = c) -> Any:
-                return [np.array([np.sin(a + b * s) + c * s + noise * rng.standard_normal()]) for s in steps]
-
-            slope = b * np.cos(a) + c
-            line = Line(values, np.array([np.sin(a)]))
-            right = line.compare(slope, abs(b * np.cos(a)) + abs(c))
-            assert not right.is_wrong
-            n_missed += not line.compare(slope + 0.3, abs(slope) + 0.3).is_wrong
-        assert n_missed <= 2
 
 
 def test_a_problem_that_looks_at_a_text_is_checked() -> None:
