@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from tesseract_flow.checks import Report
 from tesseract_flow.checks.views import finding_rows
-from tesseract_flow.client import count_requests
+from tesseract_flow.client import own_requests
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.flows.check import blamed, require_soundness, resolved
 from tesseract_flow.optimize import (
@@ -74,7 +74,7 @@ class Stop(BaseModel):
     patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
     stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")
     wall_time: float | None = Field(default=None, gt=0, description="Seconds, over all runs with this run key")
-    max_requests: int | None = Field(default=None, ge=1, description="Requests to Tesseracts")
+    max_requests: int | None = Field(default=None, ge=1, description="Requests of this run to Tesseracts")
 
 
 class Failures(BaseModel):
@@ -170,7 +170,7 @@ def optimize_design(
                     verify_gradients=verify_gradients,
                 )
 
-        with count_requests() as requests:
+        with own_requests() as requests:
             out, result = in_run_folder(folder, key, attempt)
             if result.history[-1].contradiction:
                 blamed(loaded, result)

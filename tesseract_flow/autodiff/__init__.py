@@ -1,6 +1,7 @@
 """Tesseracts inside JAX: one call, its derivatives, and nothing of where it runs."""
 
 from tesseract_flow.autodiff import batching as _batching  # registers its rules
+from tesseract_flow.autodiff.accounts import compiled_apart, compiled_for_all
 from tesseract_flow.autodiff.apply import apply_tesseract
 from tesseract_flow.autodiff.call import Call
 from tesseract_flow.autodiff.curvature import hvp
@@ -37,6 +38,8 @@ __all__ = [
     "apply_p",
     "apply_tesseract",
     "as_words",
+    "compiled_apart",
+    "compiled_for_all",
     "current_rehearsal",
     "guards",
     "has_plain_outputs",

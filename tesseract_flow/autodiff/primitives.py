@@ -21,6 +21,7 @@ from jax.interpreters import ad, mlir
 from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.autodiff import messages
+from tesseract_flow.autodiff.accounts import on_its_account
 from tesseract_flow.autodiff.call import Call
 from tesseract_flow.client import Endpoint
 from tesseract_flow.errors import NotDifferentiable, SecondDerivative, TesseractFlowError, remember
@@ -91,9 +92,8 @@ def _shapes(primitive: Primitive, *operands, call: Call):
 def _as_callback(primitive: Primitive, *operands, call: Call):
     # While lowering: a missing endpoint is an error before anything runs.
     call.tesseract.require(ENDPOINTS[primitive])
-    return jax.pure_callback(
-        functools.partial(_in_callback, primitive, call), AVALS[primitive](call, operands), *operands
-    )
+    ask = on_its_account(functools.partial(_in_callback, primitive, call))
+    return jax.pure_callback(ask, AVALS[primitive](call, operands), *operands)
 
 
 for _p in HOST:

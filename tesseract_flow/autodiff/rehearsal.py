@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from tesseract_flow.autodiff.accounts import compiled_apart
 from tesseract_flow.autodiff.layout import OutputLayout
 from tesseract_flow.client import AbstractTesseract, Endpoint
 from tesseract_flow.errors import PlainValueUnknown, ShapesUnknown
@@ -171,12 +172,12 @@ def informed(trace: Callable[[], T], run: Callable[[], Any]) -> T:
             if has_run:
                 raise
             has_run = True
-            with _asking():
+            with _asking(), compiled_apart():
                 run()
         except PlainValueUnknown as error:
             if answers is None:
                 script = Script(set())
-                with _asking(), _following(script, is_fresh=True):
+                with _asking(), compiled_apart(), _following(script, is_fresh=True):
                     run()
                 answers, has_run = script.answers, True
                 continue

@@ -7,6 +7,7 @@ nearly all of the time nothing but the total is paid for.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -309,8 +310,12 @@ def _of_components(seen: Sequence[Seen], budget: Budget, seed: int) -> list[Verd
     if not sites:
         return []
     with ThreadPoolExecutor(min(len(sites), 8)) as pool:
-        found = list(pool.map(lambda site: check_component(site, budget, seed), sites))
-    return _once([verdict for verdicts in found for verdict in verdicts])
+        # In a copy of the context each, which knows whose requests they are.
+        copies = [contextvars.copy_context() for _ in sites]
+        found = [
+            pool.submit(copy.run, check_component, site, budget, seed) for copy, site in zip(copies, sites, strict=True)
+        ]
+    return _once([verdict for verdicts in found for verdict in verdicts.result()])
 
 
 def _once(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from tesseract_flow.client.at_once import AtOnce
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree, on_each_kind
-from tesseract_flow.client.meter import RequestCounts, count_requests, record_request
+from tesseract_flow.client.meter import (
+    Account,
+    RequestCounts,
+    charged_to,
+    count_requests,
+    current_account,
+    open_account,
+    own_requests,
+    record_request,
+)
 
 if TYPE_CHECKING:
     from tesseract_flow.client.caches.base import AbstractCache
@@ -51,6 +60,7 @@ _EXPORTS = {
 __all__ = [
     "AbstractCache",
     "AbstractTesseract",
+    "Account",
     "AtOnce",
     "CachedTesseract",
     "CoreTesseract",
@@ -67,11 +77,15 @@ __all__ = [
     "ServedTesseract",
     "TesseractLike",
     "Tree",
+    "charged_to",
     "count_requests",
+    "current_account",
     "is_transient",
     "on_each_kind",
+    "open_account",
     "open_tesseract",
     "opened",
+    "own_requests",
     "record_request",
 ]
 

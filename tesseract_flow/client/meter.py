@@ -1,15 +1,20 @@
 """Counting requests, so that "no solver runs twice" is a number and not a hope.
 
-Every handle reports each request it sends; every open `count_requests()` block sees it, whatever thread it came from
-(host callbacks inside jitted code run on threads of their own, so context variables would miss them).
+Every handle reports each request it sends. `count_requests()` counts all that this process sends while it is open, and
+`own_requests()` what is caused from inside its block, wherever it is sent from. For that a request must know whose it
+is: the thread that opened the block carries an `Account`, and whatever takes work to another thread (the executor in
+its nodes, requests made at once, compiled code in its callbacks) takes the account with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 _lock = threading.Lock()
 _open: list[RequestCounts] = []
@@ -22,6 +27,11 @@ class RequestCounts(Counter[str]):
     def n_total(self) -> int:
         return sum(n for _, n in self._copied())
 
+    @property
+    def n_solves(self) -> int:
+        """All but questions for shapes, which no solver runs for."""
+        return self.n_total - self.n_of("abstract_eval")
+
     def n_of(self, endpoint: str) -> int:
         """Requests to one endpoint, over all Tesseracts."""
         return sum(n for key, n in self._copied() if key.rpartition(".")[2] == endpoint)
@@ -33,7 +43,7 @@ class RequestCounts(Counter[str]):
 
 @contextlib.contextmanager
 def count_requests() -> Iterator[RequestCounts]:
-    """Count the requests that this process sends to Tesseracts while the block is open.
+    """Count the requests that this process sends to Tesseracts while the block is open, whoever causes them.
 
     Attempts count, not successes: a request that fails and is repeated counts twice.
     """
@@ -48,8 +58,86 @@ def count_requests() -> Iterator[RequestCounts]:
             _open[:] = [other for other in _open if other is not counts]
 
 
-def record_request(tesseract: str, endpoint: str) -> None:
-    """Report one request to every open `count_requests()` block."""
+# --- whose a request is -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Account:
+    """To whom a request is charged.
+
+    Attributes:
+        number: a small one that no other open account has.
+        counts: of the block that opened it, and of those around that.
+    """
+
+    number: int
+    counts: tuple[RequestCounts, ...]
+
+    @property
+    def own(self) -> RequestCounts:
+        """Of the block that opened it."""
+        return self.counts[0]
+
+
+_NOBODY = Account(0, ())
+_accounts: dict[int, Account] = {}  # those that are open, by number
+_account: ContextVar[Account | None] = ContextVar("account", default=None)
+
+
+@contextlib.contextmanager
+def own_requests() -> Iterator[RequestCounts]:
+    """Count the requests that are caused from inside the block, and no others.
+
+    A thread that somebody else starts inside does not belong to it, unless it runs in a copy of the context
+    (`contextvars.copy_context().run(...)`).
+    """
+    counts, outer = RequestCounts(), _account.get() or _NOBODY
     with _lock:
-        for counts in _open:
+        number = next(n for n in itertools.count(1) if n not in _accounts)
+        account = _accounts[number] = Account(number, (counts, *outer.counts))
+    try:
+        with charged_to(account):
+            yield counts
+    finally:
+        with _lock:
+            del _accounts[number]
+
+
+@contextlib.contextmanager
+def charged_to(account: Account | None) -> Iterator[None]:
+    """Requests of this thread are this account's; None: nobody's."""
+    token = _account.set(account or _NOBODY)
+    try:
+        yield
+    finally:
+        _account.reset(token)
+
+
+def current_account() -> Account | None:
+    """The one that this thread's requests are charged to."""
+    return _account.get()
+
+
+def open_account(number: int) -> Account | None:
+    """The account that has this number now."""
+    with _lock:
+        return _accounts.get(number)
+
+
+def record_request(tesseract: str, endpoint: str) -> None:
+    """Report one request to every open `count_requests()` block, and to those whose it is."""
+    account = _account.get()
+    with _lock:
+        charged = list(_open)
+        if account is not None:
+            charged += account.counts
+        elif _is_of_no_known_thread():
+            charged += {id(counts): counts for other in _accounts.values() for counts in other.counts}.values()
+        for counts in charged:
             counts[f"{tesseract}.{endpoint}"] += 1
+
+
+def _is_of_no_known_thread() -> bool:
+    """Whether Python did not start this thread: XLA's, in which somebody's own host callback calls a component. One of
+    those who count has caused it, and a limit must not be passed unseen, so it counts for each of them."""
+    return isinstance(threading.current_thread(), threading._DummyThread)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tesseract_flow.autodiff import has_plain_outputs, informed, rehearsal, revealed
+from tesseract_flow.autodiff import compiled_for_all, has_plain_outputs, informed, rehearsal, revealed
 from tesseract_flow.autodiff.layout import Static
 from tesseract_flow.autodiff.primitives import is_staging
 from tesseract_flow.errors import InvalidAnswer, OptionError
@@ -81,10 +81,11 @@ class Concurrent:
         if is_staging() or any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.fn(*args, **kwargs)
         key = self._key(leaves, treedef)
-        if key in self._traces:
-            return self._run(key, leaves, treedef)
-        with rehearsal():  # what tracing has to ask is not asked again by this run
-            return self._run(key, leaves, treedef)
+        with compiled_for_all():
+            if key in self._traces:
+                return self._run(key, leaves, treedef)
+            with rehearsal():  # what tracing has to ask is not asked again by this run
+                return self._run(key, leaves, treedef)
 
     def _run(self, key: Any, leaves: list[Any], treedef: Any) -> Any:
         trace = self._trace(key, leaves, treedef)

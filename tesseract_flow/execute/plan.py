@@ -7,6 +7,7 @@ Here: what a plan consists of, how long it will take, how it reads. How one is m
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -19,7 +20,7 @@ import numpy as np
 from jax.extend.core import Literal, Primitive
 
 from tesseract_flow.autodiff import AVALS, ENDPOINTS, HOST, Call, current_rehearsal
-from tesseract_flow.client import Endpoint
+from tesseract_flow.client import Account, Endpoint, charged_to
 from tesseract_flow.execute.durations import durations
 
 
@@ -50,6 +51,7 @@ class Node:
         producers: indices of the nodes and loops whose results reach it, directly or through segments.
         wave: 1 + the largest wave among its producers; what is of one wave may run at once.
         origins: the slots behind `producers`, and those arguments of a loop's body that reach it.
+        account: at work: whose its requests are, whatever thread they are sent from.
     """
 
     index: int
@@ -61,6 +63,7 @@ class Node:
     producers: tuple[int, ...]
     wave: int
     origins: tuple[int, ...] = ()
+    account: Account | None = dataclasses.field(default=None, compare=False)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -85,10 +88,11 @@ class Node:
         """The call for one element of the batch, as a node of its own."""
         return dataclasses.replace(self, label=f"{self.label.rpartition(' x ')[0]} [{k}]", call=self.call.one)
 
-    def within(self, where: str) -> Node:
-        """The node in one iteration of a loop: `stepper.apply [3]`."""
+    def at_work(self, where: str, account: Account | None) -> Node:
+        """The node in a run, and there in one iteration of a loop: `stepper.apply [3]`."""
         name, x, n = self.label.partition(" x ")
-        return dataclasses.replace(self, label=f"{name} {where}{x}{n}") if where else self
+        label = f"{name} {where}{x}{n}" if where else self.label
+        return dataclasses.replace(self, label=label, account=account)
 
     def avals(self, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the results."""
@@ -108,7 +112,8 @@ class Node:
     def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
         """Ask the Tesseract, on the calling thread; one request, unless it stands for a batch."""
         start = time.perf_counter()
-        answer = HOST[self.primitive](self.call, operands, run_id)
+        with contextlib.nullcontext() if self.account is None else charged_to(self.account):
+            answer = HOST[self.primitive](self.call, operands, run_id)
         if self.call.batch is None:
             durations.record(self._duration_key, time.perf_counter() - start)
         return answer

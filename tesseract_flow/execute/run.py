@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tesseract_flow.client import current_account
 from tesseract_flow.errors import in_brief
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
@@ -156,6 +157,7 @@ Deliver = Callable[[int, Any, tuple[AbstractFuture, ...]], None]
 class _Run:
     def __init__(self, submitter: AbstractSubmitter):
         self.submitter = submitter
+        self.account = current_account()
         self.in_flight: dict[tuple[int, int], tuple[_Job, AbstractFuture]] = {}  # by job and element
         self.arrived: queue.SimpleQueue[tuple[_Job, int]] = queue.SimpleQueue()
         self.ready: deque[tuple[Frame, Node | Segment]] = deque()
@@ -198,7 +200,7 @@ class _Run:
             for slot, value in zip(unit.outputs, unit.fn(*operands), strict=True):
                 frame.fill(slot, value, ())
             return
-        job = _Job(frame, unit.within(frame.where), [np.asarray(x) for x in operands])
+        job = _Job(frame, unit.at_work(frame.where, self.account), [np.asarray(x) for x in operands])
         if job.n_calls == 0:
             self._finish(job)
         for _ in range(min(job.n_calls, unit.n_at_once)):

@@ -17,7 +17,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from tesseract_flow.autodiff import revealed
+from tesseract_flow.autodiff import compiled_apart, revealed
 from tesseract_flow.errors import InvalidEvaluation, NonFiniteError
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.partition import named_leaves, path_name
@@ -81,7 +81,8 @@ class Evaluator:
             if known == key:
                 return sample
         self.n_evaluations += 1
-        (value, leaves), gradient = self._call(varying, weights)
+        with compiled_apart():
+            (value, leaves), gradient = self._call(varying, weights)
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
         evaluation = self.evaluation(sample.leaves)
         check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind

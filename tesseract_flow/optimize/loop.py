@@ -16,7 +16,7 @@ from typing import Any
 import optax
 
 from tesseract_flow.autodiff import rehearsal
-from tesseract_flow.client import count_requests
+from tesseract_flow.client import current_account, own_requests
 from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
@@ -50,6 +50,7 @@ def _on_the_spot(step: int, fn: Callable[[], Any]) -> Any:
 
 
 @rehearsal()  # what had to be asked in order to trace serves the first evaluation
+@own_requests()
 def optimize(
     problem: Problem,
     driver: str | optax.GradientTransformation = "adam",
@@ -87,8 +88,8 @@ def optimize(
             that run goes on; another run is refused.
         transform: applied to `jax.value_and_grad(lagrangian, has_aux=True)`; decides how evaluations run.
         observers: told about every finished step.
-        count: how many requests were sent so far, for `MaxRequests` and `Result.requests`. Default: those of this
-            process to any Tesseract, from the first evaluation on.
+        count: how many requests were sent so far, for `MaxRequests` and `Result.requests`. Default: those that this
+            run has caused, whatever else the process does; questions for shapes, which no solver runs for, left out.
         run_step: called as `run_step(step, fn)`, returns `fn()`; where a step becomes a task, or is timed.
         clock: seconds, for `WallTime` and the records.
         constraint_method: how multipliers and penalties move.
@@ -118,6 +119,10 @@ def optimize(
         CallError: what no other design would mend, such as a missing endpoint; or a component stays away for longer
             than the policy's patience.
     """
+    account = current_account()
+    assert account is not None  # that of this very call
+    count = count or (lambda: account.own.n_solves)
+    counted = count()
     policy, verify = as_policy(on_failure), as_verify(verify_gradients)
     origin = ""
     if start_from is not None:
@@ -136,9 +141,9 @@ def optimize(
     )
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
-    with count_requests() as requests, _opened(kept, run, accept_changes) as resumed, _Told(kept, run, history) as told:
+    with _opened(kept, run, accept_changes) as resumed, _Told(kept, run, history) as told:
         history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
-        meter = _Meter(clock, count or (lambda: requests.n_total), run, history[-1] if history else None)
+        meter = _Meter(clock, count, counted, run, history[-1] if history else None)
 
         def finish(state: State, record: StepRecord) -> None:
             if kept is not None:
@@ -173,7 +178,7 @@ def optimize(
         if contradiction and resumed and record is None:
             contradiction = str(verify_gradient(run, state) or "")
         given_up: EvaluationFailed | None = None
-        while (verdict := _contradicted(contradiction, requests) or first_reason(rules, history)) is None:
+        while (verdict := _contradicted(contradiction, account.own) or first_reason(rules, history)) is None:
             try:
                 state, record = run_step(
                     history[-1].step + 1, functools.partial(advance, run, state, tuple(history), meter.totals, verify)
@@ -245,11 +250,18 @@ class _Told:
 
 
 class _Meter:
-    """Totals of time, requests and evaluations over all runs of a journal."""
+    """Totals of time, requests and evaluations over all runs of a journal.
 
-    def __init__(self, clock: Callable[[], float], count: Callable[[], int], run: Run, last: StepRecord | None):
+    Args:
+        counted: what `count` said before anything was asked.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], count: Callable[[], int], counted: int, run: Run, last: StepRecord | None
+    ):
         self._clock, self._count, self._run, self._last = clock, count, run, last
         self.restart()
+        self._counted = counted
 
     def restart(self) -> None:
         """What was done so far is not part of the run: a point that was evaluated again, to compare."""

@@ -31,7 +31,7 @@ class StepRecord:
         move: largest change of a scaled variable since the step before.
         changes: how often multipliers have changed so far.
         evaluations: calls of the transformed value-and-gradient so far.
-        requests: requests to Tesseracts so far, as far as somebody counts them.
+        requests: solves that the run has asked Tesseracts for so far, `apply` and derivatives.
         seconds: time spent so far, over all runs of this journal.
         failures: evaluations that failed so far.
         failed_in_a_row: how many of these since the last good one.

@@ -146,7 +146,10 @@ class WallTime(AbstractStoppingRule):
 
 
 class MaxRequests(AbstractStoppingRule):
-    """Stop when this many requests have been sent to Tesseracts. The step under way is always finished."""
+    """Stop when the run has sent this many requests to Tesseracts, questions for shapes aside.
+
+    The step under way is always finished.
+    """
 
     n: int
     means_success: ClassVar[bool] = False

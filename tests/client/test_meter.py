@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tesseract_flow.client import HttpTesseract, count_requests, record_request
+from tesseract_flow.client import (
+    AtOnce,
+    HttpTesseract,
+    charged_to,
+    count_requests,
+    current_account,
+    open_account,
+    own_requests,
+    record_request,
+)
 from tesseract_flow.errors import ComponentFailed, Unreachable, WireError
 from tests.client.helpers import document, mocked
 
@@ -82,3 +92,67 @@ def test_a_refused_connection_counts_at_each_attempt(refused_url):
     with count_requests() as counts, pytest.raises(Unreachable):
         handle.apply({})
     assert counts == {"fem.apply": 1 + handle.retry.n_retries}
+
+
+# ------------------------------------------------------------------------------------------------ whose a request is
+
+
+def test_blocks_of_several_threads_see_their_own():
+    met = threading.Barrier(8, timeout=20.0)
+
+    def run(k: int) -> int:
+        with own_requests() as own:
+            met.wait()  # all blocks are open
+            for _ in range(k):
+                record_request("fem", "apply")
+            met.wait()
+        return own.n_total
+
+    with count_requests() as everything, ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(8))) == list(range(8))
+    assert everything.n_total == sum(range(8))
+
+
+def test_work_on_other_threads_belongs_to_who_caused_it():
+    with own_requests() as own:
+        with AtOnce(4) as at_once:
+            list(at_once.map(lambda _: record_request("fem", "apply"), range(5)))
+        account = current_account()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(record_request, "fem", "apply").result()  # of somebody else
+            pool.submit(contextvars.copy_context().run, record_request, "fem", "jacobian").result()
+
+            def charged() -> None:
+                with charged_to(account):
+                    record_request("fem", "abstract_eval")
+
+            pool.submit(charged).result()
+        with charged_to(None):
+            record_request("fem", "apply")
+    record_request("fem", "apply")
+    assert own == {"fem.apply": 5, "fem.jacobian": 1, "fem.abstract_eval": 1}
+    assert (own.n_total, own.n_solves) == (7, 6)
+
+
+def test_a_block_within_a_block_counts_for_both():
+    with own_requests() as outer:
+        record_request("fem", "apply")
+        with own_requests() as inner:
+            record_request("fem", "apply")
+        record_request("fem", "apply")
+    assert (outer.n_total, inner.n_total) == (3, 1)
+
+
+def test_numbers_of_accounts_are_used_again():
+    with own_requests():
+        first = current_account()
+        with own_requests():
+            second = current_account()
+            assert first is not None and second is not None
+            assert open_account(second.number) is second is not first
+        assert open_account(second.number) is None
+        with own_requests():
+            third = current_account()
+            assert third is not None and third.number == second.number
+    assert open_account(first.number) is None
+    assert current_account() is None

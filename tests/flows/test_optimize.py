@@ -1,7 +1,9 @@
 """The flow, on Prefect's test server, through components in this process."""
 
+import contextvars
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,23 @@ def test_calls_are_named_task_runs_with_their_producers_as_edges(prefect_harness
     assert producers("square.apply #1") == {"misfit.apply #1"}
     assert producers("square.pullback #1") == {"misfit.apply #1"}
     assert producers("misfit.pullback #1") == {"square.pullback #1"}
+
+
+def test_runs_at_the_same_time_count_their_own_requests(prefect_harness, problem, tmp_path):
+    def requests(observe, max_steps, key):
+        stop, folder = Stop(max_steps=max_steps), tmp_path / key
+        return run(problem, folder, observe=observe, stop=stop, optimizer=Optimizer(name="adam")).result()["requests"]
+
+    chosen = [("calls", 1), ("steps", 3), ("run", 5)]
+    alone = [requests(observe, n, f"alone-{observe}") for observe, n in chosen]
+    assert len(set(alone)) == len(alone)
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        # In copies of the context, which has the test server's address.
+        runs = [
+            pool.submit(contextvars.copy_context().run, requests, observe, n, f"together-{observe}")
+            for observe, n in chosen
+        ]
+        assert [future.result() for future in runs] == alone
 
 
 def test_steps_are_task_runs_when_asked_for(prefect_harness, problem, tmp_path):
