@@ -47,6 +47,19 @@ class Box(eqx.Module):
 
         return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
 
+    def held(self, point: PyTree, gradient: PyTree) -> PyTree:
+        """Where `point` lies at a bound that minus the gradient pushes against."""
+
+        def leaf(x, g, lo, hi):
+            return ((x <= lo) & (g > 0)) | ((x >= hi) & (g < 0))
+
+        return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound at all."""
+        return any(bool(jnp.isfinite(side).any()) for side in jax.tree.leaves((self.lower, self.upper)))
+
     def scaled(self, scale: PyTree) -> Box:
         """The same box for `point / scale`."""
         return Box(jax.tree.map(jnp.divide, self.lower, scale), jax.tree.map(jnp.divide, self.upper, scale))

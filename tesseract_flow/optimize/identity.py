@@ -35,9 +35,10 @@ from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.optimize.behaviour import behaviour, driver_text
 from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
-from tesseract_flow.optimize.drivers import Driver
+from tesseract_flow.optimize.drivers import Driver, initial_state
 from tesseract_flow.optimize.partition import leaf_names, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.search import Updater
 from tesseract_flow.storage import is_secret, without_secrets
 
 _ABSENT = "(absent)"
@@ -55,6 +56,8 @@ _NO_MATTER = frozenset(
 )
 # Compared in their own way, or not at all.
 _APART = ("objective", "components", "driver_text", "versions", "doubts")
+# How a driver with a line search or L-BFGS treats active bounds (`search`, `holding`). To be changed with it.
+_AT_BOUNDS = "held"
 _MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 
@@ -98,6 +101,8 @@ def identity_of(
         }
     if problem.valid_names:
         description["valid"] = list(problem.valid_names)
+    if _is_holding(problem, driver, template):
+        description["driver"]["at_bounds"] = _AT_BOUNDS
     if driver.name == "optax object":
         text = driver_text(driver, partition.varying)
         description["driver"]["behaviour"] = behaviour(driver, partition.varying)
@@ -108,6 +113,12 @@ def identity_of(
             "feasibility_tol": str(feasibility_tol),
         }
     return description | _objective(problem, template)
+
+
+def _is_holding(problem: Problem, driver: Driver, template: Evaluation) -> bool:
+    start = problem.partition.to_scaled(problem.start)
+    update = Updater(driver, problem.box.scaled(problem.partition.scale), template.objective.dtype)
+    return update.is_holding(start, initial_state(driver, start))
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
@@ -220,11 +231,16 @@ class Comparison:
 
 def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
     """How an identity differs from the one that a journal has."""
+    doubts: list[str] = []
+    known, now = dict(known), dict(now)
+    if "at_bounds" in now.get("driver", {}) and "at_bounds" not in known.get("driver", {}):
+        # Before, entries at bounds were not held. The state means the same, so the run need not end there.
+        now["driver"] = {key: value for key, value in now["driver"].items() if key != "at_bounds"}
+        doubts.append("how this driver treats active bounds, which this version does in another way")
     changes = differences(
         {key: value for key, value in known.items() if key not in _APART},
         {key: value for key, value in now.items() if key not in _APART and (key != "factory" or key in known)},
     )
-    doubts: list[str] = []
     if "objective" in now and "objective" not in known:
         # Written by a version that recorded less.
         doubts.append("the objective and its components, which this journal did not record when it was written")

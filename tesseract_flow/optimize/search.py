@@ -2,9 +2,8 @@
 
 Optax writes a line search as `jax.lax.while_loop`, inside which an evaluation would be an opaque host callback. Here
 the update is traced with a stand-in for the objective, the primitive `trial`. Whatever contains no trial is compiled;
-loops and
-branches that contain one are walked in Python, and each trial becomes a call of `sample` with concrete arrays: visible,
-cached, counted. A driver without a line search has no trial in it, and is one compiled function.
+loops and branches that contain one are walked in Python, and each trial becomes a call of `sample` with concrete
+arrays: visible, cached, counted. A driver without a line search has no trial in it, and is one compiled function.
 
 (The other way to the same calls is to run the whole update under `jax.disable_jit`. It took 14 s to warm up and 73 ms
 per step of L-BFGS on 50 variables.)
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.drivers import Driver, cannot_drive, lenient_promotion, strongly_typed
+from tesseract_flow.optimize.holding import has_memory, without_held
 
 # Value and gradient of what is minimised, at a point inside the box.
 SampleFn = Callable[[PyTree], tuple[Float[Array, ""], PyTree]]
@@ -42,11 +42,15 @@ class Updater:
     """Updates of one driver inside one box. Compiled once per driver and structure, for all runs.
 
     Trial points are projected before they are evaluated: the driver searches along the projected path, whose derivative
-    is the projected gradient (Nocedal & Wright 2006, section 16.7).
+    is the projected gradient (Nocedal & Wright 2006, section 16.7). Entries that the gradient pushes against their
+    bounds are held there for the whole of a search, and L-BFGS remembers free entries only (`holding`): whatever else a
+    driver makes of the gradient, the slope that its search is told is that of the path. A driver that only steps is
+    moved by what it remembers, as in Optax, and projected.
     """
 
     def __init__(self, driver: Driver, box: Box, value_dtype: np.dtype):
         self._driver, self._box, self._dtype = driver, box, np.dtype(value_dtype)
+        self._is_bounded = box.is_bounded  # without bounds an update is Optax's, bit by bit
 
     def is_searching(self, u: PyTree, state: PyTree) -> bool:
         """Whether the driver evaluates trial points of its own. Runs nothing.
@@ -55,6 +59,10 @@ class Updater:
             DriverError: the driver cannot be used on this design, or wants arguments that nobody offers.
         """
         return not all(isinstance(unit, _Segment) for unit in self._traced(u, state).units)
+
+    def is_holding(self, u: PyTree, state: PyTree) -> bool:
+        """Whether entries are held at bounds: there are bounds, and a driver that searches or has L-BFGS in it."""
+        return self._is_bounded and (has_memory(state) or self.is_searching(u, state))
 
     def traced(self, u: PyTree, state: PyTree) -> ClosedJaxpr:
         """What an update computes; runs nothing. Its arguments are leaves of the box, `u`, the state, the gradient,
@@ -72,13 +80,20 @@ class Updater:
         `gradient` is raw; the driver sees it projected.
         """
         own, treedef = jax.tree.flatten(u)
+        held = self._box.held(u, gradient) if self._is_bounded else None
 
         def trial(leaves: Sequence[Array]) -> list[Array]:
             # Optax counts steps in 64 bits where it may, and trial points of 32-bit designs come out wider.
             point = treedef.unflatten([jnp.asarray(leaf, x.dtype) for leaf, x in zip(leaves, own, strict=True)])
+            if held is not None:
+                point = jax.tree.map(jnp.where, held, u, point)
             trial_value, trial_gradient = sample(self._box.project(point))
-            slopes = jax.tree.leaves(self._box.projected_gradient(point, trial_gradient))
-            widened = [jnp.asarray(slope, leaf.dtype) for slope, leaf in zip(slopes, leaves, strict=True)]
+            slopes = self._box.projected_gradient(point, trial_gradient)
+            if held is not None:
+                slopes = jax.tree.map(lambda stays, slope: jnp.where(stays, 0, slope), held, slopes)
+            widened = [
+                jnp.asarray(slope, leaf.dtype) for slope, leaf in zip(jax.tree.leaves(slopes), leaves, strict=True)
+            ]
             return [jnp.asarray(trial_value, self._dtype), *widened]
 
         arguments = self._box, u, state, gradient, jnp.asarray(value, self._dtype)
@@ -89,7 +104,7 @@ class Updater:
     def _trace(self, *arguments: Any) -> tuple[_Block, Any]:
         leaves, treedef = jax.tree.flatten(arguments)
         compiled: dict[Any, tuple[_Block, Any]] = self._driver.compiled
-        key = treedef, tuple(jax.typeof(leaf) for leaf in leaves), jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        key = self._is_bounded, treedef, tuple(jax.typeof(leaf) for leaf in leaves), jax.config.jax_enable_x64  # type: ignore[attr-defined]
         if key not in compiled:
             out_tree = None
 
@@ -106,16 +121,28 @@ class Updater:
         return compiled[key]
 
     def _update(self, box: Box, u: PyTree, state: PyTree, gradient: PyTree, value: Array) -> tuple[PyTree, PyTree]:
-        gradient = box.projected_gradient(u, gradient)
+        pushed = box.projected_gradient(u, gradient)
+        is_holding = self._is_bounded and has_memory(state)
+
+        def value_fn(params: PyTree) -> Float[Array, ""]:
+            nonlocal is_holding
+            is_holding = self._is_bounded
+            return self._value_fn(params)
+
         with lenient_promotion():
+            if is_holding:
+                state = without_held(box, u, gradient, state)
             updates, state = self._driver.transformation.update(
-                gradient, state, u, value=value, grad=gradient, value_fn=self._value_fn
+                pushed, state, u, value=value, grad=pushed, value_fn=value_fn
             )
             # Not of the moved design: an update of another shape may well broadcast, to something that nobody meant.
             shapes = [jax.tree.map(jnp.shape, tree) for tree in (u, updates)]
             if shapes[0] != shapes[1]:
                 raise ValueError(f"for a design of shapes {shapes[0]} its update has shapes {shapes[1]}")
-            moved = box.project(optax.apply_updates(u, updates))
+            goal = optax.apply_updates(u, updates)
+            if is_holding:
+                goal = jax.tree.map(jnp.where, box.held(u, gradient), u, goal)
+            moved = box.project(goal)
         return moved, strongly_typed(state)
 
     def _value_fn(self, params: PyTree) -> Float[Array, ""]:
