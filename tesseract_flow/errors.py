@@ -35,6 +35,7 @@ TesseractFlowError
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
+    ├── UnknownArgument (TypeError)       a keyword that belongs elsewhere, or nowhere
     ├── BoundsError (ValueError)          lower > upper, or the wrong shape
     ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
     ├── EvaluationFailed (RuntimeError)   a design could not be evaluated, and the policy is to go no further
@@ -237,6 +238,10 @@ class OptimizationError(TesseractFlowError):
 
 class ProblemError(OptimizationError, ValueError):
     """A problem cannot be loaded, or its parts do not fit together."""
+
+
+class UnknownArgument(OptimizationError, TypeError):
+    """A function does not take a keyword that it was given; the message says where that belongs."""
 
 
 class BoundsError(OptimizationError, ValueError):

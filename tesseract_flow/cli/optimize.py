@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from tesseract_flow.cli.arguments import Commands, assignments
@@ -49,8 +51,19 @@ def add(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
+def _say(what: str) -> None:
+    """What is under way, where nothing else is seen for a while."""
+    print(what, file=sys.stderr, flush=True)
+
+
+def _say_of_start(problem: object, history: Sequence[object]) -> None:
+    if not history:
+        _say("evaluating the start")
+
+
 def run(arguments: argparse.Namespace) -> int:
-    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, load_problem, optimize
+    _say(f"loading {arguments.problem}")
+    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, load_problem, optimize
     from tesseract_flow.report import Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
@@ -58,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
+    _say("tracing the objective and its gradient; asking its components for shapes")
     reporting = None if out is None else Reporting(journal, out)
     with contextlib.nullcontext() if reporting is None else reporting:
         optimize(
@@ -74,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             verify_gradients=arguments.verify_gradients,
             observers=[
                 TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
+                Observer(on_start=_say_of_start),
                 *([] if reporting is None else [reporting]),
             ],
         )

@@ -28,6 +28,7 @@ from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
 from tesseract_flow.optimize.journal import AbstractJournal, Resumption, as_journal
+from tesseract_flow.optimize.keywords import with_remedies
 from tesseract_flow.optimize.notes import notes_after
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.optimality import best_record, optimality_of
@@ -49,6 +50,7 @@ def _on_the_spot(step: int, fn: Callable[[], Any]) -> Any:
     return fn()
 
 
+@with_remedies
 @rehearsal()  # what had to be asked in order to trace serves the first evaluation
 @own_requests()
 def optimize(
@@ -112,6 +114,7 @@ def optimize(
             it looks again.
 
     Raises:
+        UnknownArgument: a keyword that belongs elsewhere; the message says where.
         ProblemError, BoundsError, DriverError: something does not fit; raised before the first evaluation.
         OtherRun: the journal belongs to another run; the message shows the difference, and the ways on.
         JournalError: the journal is in use, or cannot be written.

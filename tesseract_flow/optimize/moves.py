@@ -14,6 +14,7 @@ worth, and its record, are in `steps`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ from tesseract_flow.optimize.evaluator import Sample, Weights
 from tesseract_flow.optimize.failures import Failure
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
+
+_FAR = 100.0  # times the first trial's distance; searches double theirs, some twenty times
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,6 +71,19 @@ class Search:
     driver: PyTree
     here: Sample | None
 
+    @property
+    def is_endless(self) -> bool:
+        """Whether it went straight down, hundreds of times as far as it first looked, and met no end."""
+        if self.here is None or len(self.trials) < 2 or self.trials[0].distance == 0.0:
+            return False
+        found = [0.0, *(trial.found for trial in self.trials)]
+        last = self.trials[-1]
+        return (
+            all(after < before for before, after in itertools.pairwise(found))
+            and last.distance >= _FAR * self.trials[0].distance
+            and last.found <= 0.9 * last.predicted < 0.0
+        )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Move:
@@ -76,6 +92,10 @@ class Move:
     state: State
     stalled: bool = False
     searches: tuple[Search, ...] = ()
+
+    @property
+    def is_endless(self) -> bool:
+        return bool(self.searches) and self.searches[-1].is_endless
 
 
 def step_by_step(run: Run, state: State) -> Move:

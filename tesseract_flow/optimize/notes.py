@@ -6,6 +6,7 @@ Some can be said of the problem (`notes_before`), the others only when the run i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM"
 _FAILED_SEARCHES = 3  # in a row, before it is worth a note
+_A_WHILE = 20  # steps
 _SHOWN = 6
 
 
@@ -111,8 +113,24 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     if run.searching and last.best_step == 0 and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
         n_spent = last.evaluations - history[-1 - n_failed].evaluations
         notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
+    if not run.searching and _fell_undiminished(history):
+        notes.append(
+            f"the objective still fell as fast in the last steps as in the first ones, to {last.value:.3g}: more steps "
+            "or a larger learning rate are needed, or it is unbounded below"
+        )
     notes += _about_bounds(run.problem, state.best.varying)
     return tuple(notes)
+
+
+def _fell_undiminished(history: Sequence[StepRecord]) -> bool:
+    """Whether a run that took a while ended with the slope of its start, and lower at each step."""
+    if len(history) < _A_WHILE:
+        return False
+    values = [record.value for record in history]
+    return (
+        all(after < before for before, after in itertools.pairwise(values))
+        and min(record.gradient_norm for record in history[1:]) >= 0.9 * history[0].gradient_norm > 0.0
+    )
 
 
 def _failed_searches(history: Sequence[StepRecord]) -> int:

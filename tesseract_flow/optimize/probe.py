@@ -3,7 +3,8 @@ to do.
 
 A gradient of zero at the start is right where the start is optimal. It is also what a component gives that answers zero
 for its pullback, what an objective gives that does not depend on the design, and, in a corner of the bounds, what a
-wrong sign gives. Values tell them apart. Costs nothing where the gradient at the start is not suspicious.
+wrong sign gives. Values tell them apart. Costs nothing where the gradient at the start is not suspicious, and two
+evaluations more at most where it is exactly zero, to tell a saddle from an optimum.
 """
 
 from __future__ import annotations
@@ -86,7 +87,74 @@ def look_around(
         if is_silent and step.any() and not g.any()
     ]
     seen = max(slope, max(_norm(leaf) for leaf in slopes_there) * size**2 / reach) if is_flat else slope
-    return View(seen, *_verdict(still, len(names), change, value, is_flat, evaluator, here, there, problem))
+    doubt, events = _verdict(still, len(names), change, value, is_flat, evaluator, here, there, problem)
+    if doubt is None and not events and all(silent) and not problem.constraints:
+        doubt, events = _look_for_a_way_down(box, u, steps, slopes_there, value, LOOK_BACK * size, sample, evaluator)
+    return View(seen, doubt, events)
+
+
+def _look_for_a_way_down(
+    box: Box,
+    u: PyTree,
+    steps: list[np.ndarray],
+    slopes_there: list[np.ndarray],
+    value: float,
+    reach: float,
+    sample: Callable[[PyTree], Sample | None],
+    evaluator: Evaluator,
+) -> tuple[str | None, tuple[str, ...]]:
+    """Of a start with a gradient of zero, from which `steps` led up to where the slopes are `slopes_there`: whether
+    another direction leads down.
+
+    Slopes a step away from zero are a product with the second derivative. What of it is not along the step is the
+    direction to look along next, as in the method of Lanczos; where the two of them span a direction down, the value
+    there decides. Two evaluations at most; none where the step was along an eigenvector.
+    """
+    leaves, treedef = jax.tree.flatten(u)
+    n = [leaf.size for leaf in leaves]
+    x = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+    sides = [
+        np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(side)])
+        for side in (box.lower, box.upper)
+    ]
+    first, bent = (np.concatenate([leaf.ravel() for leaf in parts]) for parts in (steps, slopes_there))
+
+    def look(step: np.ndarray) -> tuple[float, np.ndarray] | None:
+        parts = np.split(x + step, np.cumsum(n)[:-1])
+        point = treedef.unflatten(
+            [jnp.asarray(part.reshape(leaf.shape), leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+        )
+        found = sample(box.project(point))
+        if found is None:
+            return None
+        slopes = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(found.gradient)]
+        return float(found.lagrangian) - value, np.concatenate(slopes)
+
+    # Only where there is room both ways, as the way down may be either.
+    rest = bent - (bent @ first) / (first @ first) * first
+    rest = np.where((x - reach > sides[0]) & (x + reach < sides[1]), rest, 0.0)
+    unsure = (
+        "the gradient is zero at the start, and the objective is not lower where it was looked at next to it; a saddle "
+        "or a maximum of a few directions cannot be told from an optimum by that",
+    )
+    if _norm(rest) <= 1e-6 * _norm(bent):
+        return None, unsure
+    second = rest * (reach / _norm(rest))
+    found = look(second)
+    if found is None:
+        return None, unsure
+    along, across, aside = first @ bent, second @ bent, second @ found[1]
+    if aside > 0 and across * across > along * aside:
+        way = first - across / aside * second
+        found = look(way * (reach / _norm(way)))
+    rounding = 100 * float(jnp.finfo(evaluator.dtype).eps) * abs(value)
+    if found is None or found[0] >= -rounding:
+        return None, unsure
+    doubt = (
+        f"the gradient is zero at the start, yet a design next to it is better by {-found[0]:.3g}: the start is a "
+        "saddle or a maximum, and another start is needed"
+    )
+    return doubt, (doubt,)
 
 
 def _verdict(

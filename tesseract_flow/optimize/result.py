@@ -45,6 +45,7 @@ class StepRecord:
         doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
         is_another: from this step on the problem is another one, which was accepted.
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
+        endless: searches in a row, this step's included, that ran straight down as far as a search may go.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -75,6 +76,7 @@ class StepRecord:
     doubt: str | None = None
     is_another: bool = False
     contradiction: str = ""
+    endless: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -194,6 +194,8 @@ def advance(
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
+    if move.is_endless:
+        record = dataclasses.replace(record, endless=history[-1].endless + 1)
     found = verify_gradient(run, state) if is_suspicious(move, state) else None
     if found is None and is_due(verify, step):
         found = verify_gradient(run, new)

@@ -19,6 +19,17 @@ from tesseract_flow.optimize.optimality import best_record, is_first_order, of_t
 from tesseract_flow.optimize.result import StepRecord
 
 DEFAULT_MAX_STEPS = 200
+# What a form, or `optimize(stop={...})`, may say; see `stop_rules_from`.
+STOP_SETTINGS = (
+    "gradient_tolerance",
+    "max_evaluations",
+    "max_requests",
+    "max_steps",
+    "patience",
+    "stagnation_tolerance",
+    "target_value",
+    "wall_time",
+)
 
 
 class AbstractStoppingRule(eqx.Module):
@@ -249,6 +260,30 @@ class Infeasible(AbstractStoppingRule):
         )
 
 
+class Unbounded(AbstractStoppingRule):
+    """Stop where searches run straight down without an end: the objective looks unbounded below.
+
+    `patience` searches in a row came as far as they may go, each trial lower than the one before and the last no less
+    so than the slope at the beginning had promised, hundreds of times as far as the first one looked. A curvature
+    anywhere on the way would have shown. Always in force; drivers that only step go no such distance, of them a note
+    says so (`notes`).
+    """
+
+    patience: int = 3
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        last = history[-1]
+        if last.endless < self.patience or not last.feasible:
+            return None
+        return (
+            f"the objective looks unbounded below: {last.endless} searches in a row went down without an end, to "
+            f"{last.value:.3g}, slope {last.gradient_norm:.3g}. Is a bound or a constraint missing, or "
+            "the sign of the objective wrong?"
+        )
+
+
 LARGE_PRICE = 30.0  # multipliers, in units of the objective, that leave nothing of the objective's own gradient
 
 
@@ -263,7 +298,7 @@ def reachable(tolerance: float, dtype: np.dtype) -> float:
 
 
 def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) -> tuple[AbstractStoppingRule, ...]:
-    """Rules from a form: a mapping with any of the keys below; keys that are absent or `None` add nothing.
+    """Rules from a form: a mapping with any of `STOP_SETTINGS`; keys that are absent or `None` add nothing.
 
     `max_steps`, `gradient_tolerance` (of `FirstOrder`; 0 switches it off), `patience` with `stagnation_tolerance`,
     `wall_time` (seconds), `max_requests`, `max_evaluations`, `target_value`.
@@ -271,21 +306,12 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
     Raises:
         ProblemError: an unknown key, or a value that is not a usable number.
     """
-    known = {
-        "max_steps",
-        "gradient_tolerance",
-        "patience",
-        "stagnation_tolerance",
-        "wall_time",
-        "max_requests",
-        "max_evaluations",
-        "target_value",
-    }
     given = {key: value for key, value in settings.items() if value is not None}
     for key, value in given.items():
-        if key not in known:
+        if key not in STOP_SETTINGS:
             raise ProblemError(
-                f"Unknown stop setting {key!r}.{did_you_mean(key, known)}\nKnown are: {', '.join(sorted(known))}."
+                f"Unknown stop setting {key!r}.{did_you_mean(key, STOP_SETTINGS)}\n"
+                f"Known are: {', '.join(STOP_SETTINGS)}."
             )
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
         _require(
@@ -333,7 +359,7 @@ def as_rules(
             )
     if not any(rule.is_budget for rule in rules):
         rules = (*rules, MaxSteps(DEFAULT_MAX_STEPS))
-    return (*rules, Unresponsive(), Infeasible(), Stalled())
+    return (*rules, Unresponsive(), Infeasible(), Unbounded(), Stalled())
 
 
 def first_reason(

@@ -306,3 +306,18 @@ def test_equal_runs_are_equal_to_the_bit():
     a, b = (optimize(rosenbrock_problem(), "lbfgs", stop=MaxSteps(8), transform=jax.jit) for _ in range(2))
     assert same_bits(a, b)
     assert not same_bits(a, dataclasses.replace(b, history=b.history[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("slip", "says"),
+    [
+        ({"max_steps": 3}, "does not take 'max_steps'.*stop={'max_steps': 3}"),
+        ({"bounds": (0.0, 1.0)}, r"belongs to the problem: Problem\(design, evaluate, bounds=...\)"),
+        ({"driver": "lbfgs", "memory_size": 5}, "driver_settings={'memory_size': 5}"),
+        ({"learning_rat": 0.1}, "Did you mean 'learning_rate'"),
+        ({"nothing_like_it": 1}, "It takes: problem, driver, learning_rate"),
+    ],
+)
+def test_a_keyword_that_belongs_elsewhere_is_refused_with_the_place(slip, says):
+    with pytest.raises(TypeError, match=f"(?s){says}"):
+        optimize(bowl_problem(), **slip)

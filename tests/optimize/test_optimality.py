@@ -298,6 +298,45 @@ def test_a_start_on_a_maximum_is_not_converged():
     assert not result.converged and "another start is needed" in result.reason
 
 
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+@pytest.mark.parametrize(
+    ("n", "saddle"),
+    [
+        (2, lambda x: x[0] ** 2 - x[1] ** 2 + x[1] ** 4),
+        (3, lambda x: 9 * x[0] ** 2 + x[1] ** 2 - 0.2 * x[1] * x[2] - x[2] ** 2),
+    ],
+)
+def test_a_start_on_a_saddle_is_not_converged(n, saddle, driver):
+    """Called converged without a word: the one look next to it happened to lead up."""
+    result = optimize(Problem(jnp.zeros(n), saddle), driver, stop=STOP, transform=jax.jit)
+    assert not result.converged and result.steps == 0 and result.evaluations <= 4
+    assert "saddle" in result.reason and "another start is needed" in result.reason
+
+
+def test_a_start_with_a_gradient_of_zero_says_what_cannot_be_told():
+    result = optimize(Problem(jnp.zeros(2), lambda x: x[0] ** 2 + 3 * x[1] ** 2), "lbfgs", stop=STOP, transform=jax.jit)
+    assert result.converged and result.steps == 0 and result.evaluations <= 4
+    assert any("the gradient is zero at the start" in note and "cannot be told" in note for note in result.notes)
+
+
+def test_an_unbounded_objective_is_said_to_look_so():
+    """Ended with "maximum number of steps" after 200 of them."""
+    result = optimize(Problem(jnp.zeros(2), lambda x: -x.sum()), "lbfgs", transform=jax.jit)
+    assert "looks unbounded below" in result.reason and not result.converged and result.steps == 3
+    stepped = optimize(Problem(jnp.zeros(2), lambda x: -x.sum()), "adam", stop=MaxSteps(30), transform=jax.jit)
+    assert any("or it is unbounded below" in note for note in stepped.notes)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda x: ((x - 1e9) ** 2).sum(), lambda x: jnp.sqrt(1 + (x - 1e4) ** 2).sum(), lambda x: jnp.exp(-x).sum()],
+    ids=["a far optimum", "nearly a kink", "an asymptote"],
+)
+def test_a_long_way_down_is_not_called_unbounded(fn):
+    result = optimize(Problem(jnp.zeros(2), fn), "lbfgs", stop=STOP, transform=jax.jit)
+    assert "unbounded" not in result.reason, result.reason
+
+
 def test_a_constant_objective_with_constraints_is_a_question_of_feasibility():
     problem = Problem(
         jnp.array([2.0, 1.0]),
