@@ -28,6 +28,13 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--failure-set", action="append", default=[], metavar="NAME=VALUE", help="such as retries=2, patience=3600"
     )
+    parser.add_argument(
+        "--objective-scale",
+        type=_scale,
+        metavar="SIZE",
+        help="what the objective is divided by for the driver: start (its size there) or a number "
+        "(default: start with constraints, 1 without)",
+    )
     parser.add_argument("--max-steps", type=int, default=None)
     parser.add_argument(
         "--journal", metavar="FOLDER", help="folder or URL of checkpoints; run again to go on where it stopped"
@@ -86,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
             accept_changes=arguments.accept_changes,
             recheck=arguments.recheck,
             verify_gradients=arguments.verify_gradients,
+            objective_scale=arguments.objective_scale,
             observers=[
                 TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
                 Observer(on_start=_say_of_start),
@@ -107,3 +115,7 @@ def _verify(text: str) -> str | int | None:
     if n_steps < 1:
         raise argparse.ArgumentTypeError(f"expected start, never, or a number of steps, got {text!r}")
     return n_steps
+
+
+def _scale(text: str) -> str | float:
+    return text if text == "start" else float(text)

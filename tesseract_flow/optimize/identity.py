@@ -70,6 +70,7 @@ def identity_of(
     method: AugmentedLagrangian,
     feasibility_tol: float,
     template: Evaluation,
+    objective_scale: str | float | None = None,
 ) -> dict[str, Any]:
     """Everything that decides where a run goes.
 
@@ -101,6 +102,8 @@ def identity_of(
         }
     if problem.valid_names:
         description["valid"] = list(problem.valid_names)
+    if objective_scale is not None:
+        description["objective_scale"] = objective_scale
     if _is_holding(problem, driver, template):
         description["driver"]["at_bounds"] = _AT_BOUNDS
     if driver.name == "optax object":

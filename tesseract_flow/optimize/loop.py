@@ -35,7 +35,7 @@ from tesseract_flow.optimize.optimality import best_record, optimality_of
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
-from tesseract_flow.optimize.run import Run
+from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steps import advance, prepare, start, template_state
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, FirstOrder, as_rules, first_reason, reachable
@@ -74,6 +74,7 @@ def optimize(
     accept_changes: bool = False,
     recheck: bool = False,
     verify_gradients: Verify = None,
+    objective_scale: ObjectiveScale = None,
 ) -> Result:
     """The best design that the driver finds before a stop rule speaks.
 
@@ -112,6 +113,10 @@ def optimize(
             derivative may be right at the start and wrong where a limit is active. None: only when a line search that
             has trouble makes it suspect. Where they contradict each other the run stops and says so; started again,
             it looks again.
+        objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
+            slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
+            against it, and 1 without, where Optax's own steps are kept to the bit. Worth asking for where a driver has
+            absolute thresholds (the first step of L-BFGS, the epsilon of Adam) and the objective is far from 1.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere; the message says where.
@@ -141,6 +146,7 @@ def optimize(
         policy,
         sleep,
         tolerance,
+        as_objective_scale(objective_scale),
     )
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
@@ -222,7 +228,9 @@ def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> 
     if journal is None:
         yield None
         return
-    identity = identity_of(run.problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template)
+    identity = identity_of(
+        run.problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template, run.objective_scale
+    )
     resumed = journal.open(identity, accept_changes=accept_changes)
     try:
         yield resumed

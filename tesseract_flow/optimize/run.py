@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import PyTree
 
+from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers import Driver
@@ -15,6 +17,26 @@ from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
 from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.search import Updater
+
+# What the objective is divided by for the driver: its size at the start, a number, or (None) the first where there are
+# constraints to be weighed against, and one elsewhere.
+ObjectiveScale = Literal["start"] | float | None
+
+
+def as_objective_scale(scale: ObjectiveScale) -> ObjectiveScale:
+    """The setting, if it is one.
+
+    Raises:
+        ProblemError: it is not `"start"`, a positive number, or None.
+    """
+    if scale is None or (isinstance(scale, str) and scale == "start"):
+        return scale
+    if isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < math.inf:
+        return float(scale)
+    raise ProblemError(
+        f'objective_scale must be "start", a positive number, or None, received {scale!r}.\n'
+        "It is what the objective is divided by before a driver sees it; 1 leaves it as it is."
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +56,12 @@ class Run:
     update: Updater
     assess: Callable[..., dict[str, Any]]  # compiled `_assess`
     notes: tuple[str, ...]
+    objective_scale: ObjectiveScale = None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the driver sees the objective divided by its size."""
+        return self.has_constraints if self.objective_scale is None else self.objective_scale != 1.0
 
     @property
     def has_constraints(self) -> bool:

@@ -37,7 +37,7 @@ from tesseract_flow.optimize.optimality import best_record
 from tesseract_flow.optimize.probe import look_around
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
-from tesseract_flow.optimize.run import Run
+from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.search import Updater
 from tesseract_flow.optimize.state import Best, State
 
@@ -54,6 +54,7 @@ def prepare(
     policy: FailurePolicy,
     sleep: Callable[[float], object] = time.sleep,
     tolerance: float | None = None,
+    objective_scale: ObjectiveScale = None,
 ) -> Run:
     template = check_evaluation(problem)
     partition, dtype = problem.partition, template.objective.dtype
@@ -77,6 +78,7 @@ def prepare(
         update=update,
         assess=jax.jit(lambda state: _assess(box, constraints, evaluator, start, state)),
         notes=notes_before(problem, template),
+        objective_scale=objective_scale,
     )
 
 
@@ -95,12 +97,15 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
     scale = one
     if run.has_constraints:
         duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints))
+    if run.is_scaled:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(here.gradient)]
         # The slope guards against a start where the objective happens to be about zero.
-        scale = jnp.asarray(max(abs(float(evaluation.objective)), *slopes) or 1.0, run.evaluator.dtype)
+        size = max(abs(float(evaluation.objective)), *slopes) or 1.0
+        given = run.objective_scale
+        scale = jnp.asarray(given if isinstance(given, float) else size, run.evaluator.dtype)
         # A start that is feasible up to rounding needs no second look.
         rounding = 100 * float(jnp.finfo(run.evaluator.dtype).eps)
-        if float(run.constraints.largest_residual(evaluation.constraints, duals)) > rounding:
+        if run.has_constraints and float(run.constraints.largest_residual(evaluation.constraints, duals)) > rounding:
             here = run.sample(u, Weights(scale, duals))
         else:
             # Nothing to add, so the Lagrangian is the objective, and scaling it needs no solver.

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.errors import DriverError, ProblemError
+from tesseract_flow.errors import DriverError, OtherRun, ProblemError
 from tesseract_flow.optimize import (
     Constraint,
     Evaluation,
@@ -321,3 +321,65 @@ def test_equal_runs_are_equal_to_the_bit():
 def test_a_keyword_that_belongs_elsewhere_is_refused_with_the_place(slip, says):
     with pytest.raises(TypeError, match=f"(?s){says}"):
         optimize(bowl_problem(), **slip)
+
+
+# --- the scale of the objective
+
+
+@pytest.mark.parametrize("factor", [1e-9, 4000.0**2, 1e9])
+def test_scaled_by_its_size_at_the_start_the_unit_of_the_objective_costs_nothing(factor):
+    """As `1 * bowl`, step by step."""
+
+    def solved(factor):
+        problem = bowl_problem()
+        problem = dataclasses.replace(problem, evaluate=lambda d: factor * bowl(d))
+        return optimize(problem, "adam", stop=MaxSteps(15), transform=jax.jit, objective_scale="start")
+
+    result, one = solved(factor), solved(1.0)
+    assert np.allclose(result.design["x"], one.design["x"], rtol=1e-9)
+    assert result.value == pytest.approx(factor * one.value)
+    assert result.history[0].value == pytest.approx(13.0 * factor)  # what is shown is the objective itself
+    assert result.history[-1].gradient_norm == pytest.approx(factor * one.history[-1].gradient_norm)
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+def test_a_scale_of_one_is_what_runs_without_constraints_have(driver):
+    plain, asked = (
+        optimize(rosenbrock_problem(), driver, stop=MaxSteps(8), transform=jax.jit, objective_scale=scale)
+        for scale in (None, 1.0)
+    )
+    assert same_bits(plain, asked)
+
+
+def test_the_scale_is_in_the_journal_and_part_of_what_a_run_is(tmp_path):
+    options = {"transform": jax.jit, "objective_scale": "start"}
+    whole = optimize(rosenbrock_problem(), "lbfgs", stop=MaxSteps(9), **options)
+    for n in (3, 9):
+        parts = optimize(rosenbrock_problem(), "lbfgs", stop=MaxSteps(n), journal=tmp_path / "J", **options)
+    assert same_bits(whole, parts)
+    with pytest.raises(OtherRun, match='objective_scale: "start" -> '):
+        optimize(rosenbrock_problem(), "lbfgs", journal=tmp_path / "J", transform=jax.jit)
+
+
+@pytest.mark.parametrize("scale", ["end", 0.0, -1.0, float("nan"), True])
+def test_a_scale_that_is_none_is_refused(scale):
+    with pytest.raises(ProblemError, match="objective_scale must be"):
+        optimize(bowl_problem(), objective_scale=scale)
+
+
+@pytest.mark.parametrize("size", [5000.0, 1e-3])
+def test_a_limit_of_zero_is_measured_by_the_start_also_after_going_on(tmp_path, size):
+    def problem():
+        return Problem(
+            jnp.array([3.0, 2.0]),
+            lambda x: Evaluation((x**2).sum(), {"c": size * (2.0 - x.sum())}),
+            constraints={"c": Constraint(upper=0.0)},
+            bounds=(-4.0, 4.0),
+        )
+
+    whole = optimize(problem(), "lbfgs", stop={"max_steps": 40}, transform=jax.jit)
+    for n in (2, 40):
+        parts = optimize(problem(), "lbfgs", stop={"max_steps": n}, journal=tmp_path / "J", transform=jax.jit)
+    assert same_bits(whole, parts)
+    assert any(f"its value at the start, {3 * size:.3g}" in note for note in parts.notes)
+    assert parts.value == pytest.approx(2.0, rel=1e-4)
