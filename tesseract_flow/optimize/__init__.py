@@ -11,9 +11,10 @@ from typing import Any
 from tesseract_flow.optimize.afterwards import Account, read_account, read_journal
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
+from tesseract_flow.optimize.contents import Contents, read_contents
 from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy
-from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJournal, Resumption, read_contents
+from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption
 from tesseract_flow.optimize.loading import load_problem
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.observers import AbstractObserver, Observer

@@ -22,8 +22,10 @@ import jax.tree_util as jtu
 import numpy as np
 
 from tesseract_flow.errors import TesseractFlowError
-from tesseract_flow.optimize.checkpoint import Checkpoint, Damaged, decode_checkpoint, encode_checkpoint
-from tesseract_flow.optimize.journal import AbstractJournal, Contents, FileJournal, read_attached, read_contents
+from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.contents import Contents, read_attached, read_contents
+from tesseract_flow.optimize.history import Damaged
+from tesseract_flow.optimize.journal import AbstractJournal, FileJournal
 from tesseract_flow.optimize.optimality import best_record, optimality_of
 from tesseract_flow.optimize.partition import leaf_names, named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation
@@ -72,7 +74,7 @@ def describe(journal: AbstractJournal, run: Run) -> None:
     }
     start = {name: np.asarray(leaf) for name, leaf in named_leaves(run.problem.start)}
     journal.attach(_OUTCOME, b"null")
-    journal.attach(_ARRAYS, encode_checkpoint(Checkpoint(0, arrays, start), "", b""))
+    journal.attach(_ARRAYS, encode_checkpoint(Checkpoint(0, arrays, start)))
     journal.attach(_ABOUT, json.dumps(about, ensure_ascii=False).encode())
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint as bytes: a line of JSON, then raw arrays, then the history up to that step.
+"""A checkpoint as bytes: a line of JSON, then raw arrays, then the end of the history up to that step.
 
-Whole in itself: one intact checkpoint is enough to go on from, to report from, and to tell whose it is. The digest in
-its first line covers everything. No pickle: reading one runs nothing.
+The state is whole in itself, and of the history before its end (`history`) it knows the digest. It tells whose it is.
+The digest in its first line covers everything. No pickle: reading one runs nothing.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import dataclasses
 import hashlib
 import json
 import sys
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.errors import JournalError
+from tesseract_flow.optimize.history import Damaged, Link, records_of
 
 _FORMAT = "tesseract-flow checkpoint"
-_VERSION = 2
+_VERSION = 3
+_WHOLE_VERSION = 2  # with all of the history in it
 _OLD_VERSION = 1  # without a history of its own and without saying whose it is
 
 
@@ -40,46 +41,15 @@ class Checkpoint:
         return {name.removeprefix(".") or "(root)": array for name, array in found.items()}
 
 
-class Damaged(Exception):
-    """A checkpoint that is not what was once written."""
-
-
-class History:
-    """Records of a run, and their compressed form, to which each step adds a little.
-
-    Compressed as one stream that is flushed after each record: what a step adds is some 100 bytes, and the same bytes
-    come out whether a run was interrupted or not.
-    """
-
-    def __init__(self, records: Iterable[Mapping[str, Any]] = ()):
-        self.records: list[Mapping[str, Any]] = []
-        self._packed = bytearray()
-        self._compressor = zlib.compressobj(6)
-        for record in records:
-            self.add(record)
-
-    def add(self, record: Mapping[str, Any]) -> bytes:
-        """Add a record; its line is returned."""
-        line = json.dumps(dict(record), sort_keys=True, allow_nan=False).encode() + b"\n"
-        self._packed += self._compressor.compress(line) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
-        self.records.append(record)
-        return line
-
-    @property
-    def packed(self) -> bytes:
-        return bytes(self._packed)
-
-    @property
-    def lines(self) -> bytes:
-        return zlib.decompressobj().decompress(self._packed) if self._packed else b""
-
-
-def encode_checkpoint(checkpoint: Checkpoint, identity: str, history: bytes) -> bytes:
+def encode_checkpoint(
+    checkpoint: Checkpoint, identity: str = "", history: bytes = b"", link: Link | None = None
+) -> bytes:
     """The checkpoint as bytes.
 
     Args:
         identity: the digest of the run's identity.
-        history: `History.packed`.
+        history: `History.end`.
+        link: to what came before.
     """
     state = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     design = {name: np.asarray(array, order="C") for name, array in checkpoint.design.items()}
@@ -92,6 +62,7 @@ def encode_checkpoint(checkpoint: Checkpoint, identity: str, history: bytes) -> 
         "byteorder": sys.byteorder,
         "length": len(payload),
         "history": len(history),
+        "before": None if link is None else dataclasses.asdict(link),
         "arrays": _described(state),
         "design": _described(design),
     }
@@ -101,17 +72,18 @@ def encode_checkpoint(checkpoint: Checkpoint, identity: str, history: bytes) -> 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
-    """What a file held: the checkpoint, whose it is, and the records up to its step.
+    """What a file held: the checkpoint, whose it is, and the history up to its step.
 
-    `run` and `history` are `None` in a file of an old version; it says how long the journal's history was then, and its
-    digest, in `history_length` and `history_digest`.
+    Attributes:
+        run: `None` in a file of an old version.
+        records: the last ones.
+        link: to those before.
     """
 
     checkpoint: Checkpoint
     run: str | None
-    history: Sequence[Mapping[str, Any]] | None
-    history_length: int = 0
-    history_digest: str = ""
+    records: Sequence[Mapping[str, Any]]
+    link: Link | None = None
 
 
 def decode_checkpoint(data: bytes) -> Decoded:
@@ -130,7 +102,7 @@ def decode_checkpoint(data: bytes) -> Decoded:
         version, length = header["version"], header["length"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged("unreadable header") from error
-    if version not in (_OLD_VERSION, _VERSION):
+    if version not in (_OLD_VERSION, _WHOLE_VERSION, _VERSION):
         raise JournalError(
             f"A checkpoint has format version {version}; this tesseract-flow reads version {_VERSION}.\n"
             "Go on with the version that wrote it, or use another folder."
@@ -143,21 +115,13 @@ def decode_checkpoint(data: bytes) -> Decoded:
         raise JournalError(f"A checkpoint was written on a {header['byteorder']}-endian machine; this one is not.")
     arrays, offset = _arrays(header["arrays"], payload, 0)
     if version == _OLD_VERSION:
-        checkpoint = Checkpoint(header["step"], arrays)
-        return Decoded(checkpoint, None, None, header["history_length"], header["history_sha256"])
+        link = Link("", header["step"] + 1, header["history_length"], header["history_sha256"])
+        return Decoded(Checkpoint(header["step"], arrays), None, (), link)
     design, offset = _arrays(header["design"], payload, offset)
-    records = _records(payload[offset:])
-    if len(payload) - offset != header["history"] or [r.get("step") for r in records] != list(range(len(records))):
+    if len(payload) - offset != header["history"]:
         raise Damaged("its history is not whole")
-    return Decoded(Checkpoint(header["step"], arrays, design), header["run"], records)
-
-
-def _records(packed: bytes) -> list[dict[str, Any]]:
-    try:
-        lines = zlib.decompressobj().decompress(packed) if packed else b""
-        return [json.loads(line) for line in lines.splitlines()]
-    except (zlib.error, ValueError) as error:
-        raise Damaged("its history is unreadable") from error
+    link = None if header.get("before") is None else Link(**header["before"])
+    return Decoded(Checkpoint(header["step"], arrays, design), header["run"], records_of(payload[offset:]), link)
 
 
 def _described(arrays: Mapping[str, np.ndarray]) -> list[Any]:

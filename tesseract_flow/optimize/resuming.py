@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.errors import JournalError, OtherRun, ProblemError
-from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption, read_contents, refusal
+from tesseract_flow.optimize.contents import read_contents
+from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption, refusal
 from tesseract_flow.optimize.partition import leaf_names
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord

@@ -15,8 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from tesseract_flow.errors import JournalError, OtherRun
 from tesseract_flow.optimize import Checkpoint, FileJournal
-from tesseract_flow.optimize.checkpoint import History, decode_checkpoint, encode_checkpoint
-from tesseract_flow.optimize.journal import as_journal, read_contents
+from tesseract_flow.optimize import history as history_module
+from tesseract_flow.optimize.checkpoint import decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.contents import read_contents
+from tesseract_flow.optimize.history import History
+from tesseract_flow.optimize.journal import as_journal
 
 FINGERPRINT = {"problem": "beam", "driver": {"name": "adam", "learning_rate": 0.01}}
 MOMENTS = ["history", "history sync", "aside", "aside half", "rename", "sync folder", "prune"]
@@ -62,9 +65,10 @@ def test_checkpoints_come_back_bit_for_bit(spec):
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=shape).astype(dtype) for name, (dtype, shape) in spec.items()}
     history = History(record(step) for step in range(8))
-    found = decode_checkpoint(encode_checkpoint(Checkpoint(7, arrays, {"x": np.ones(3)}), "whose", history.packed))
+    found = decode_checkpoint(encode_checkpoint(Checkpoint(7, arrays, {"x": np.ones(3)}), "whose", history.end))
     again = found.checkpoint
-    assert (again.step, found.run, found.history) == (7, "whose", history.records)
+    assert (again.step, found.run, found.link) == (7, "whose", None)
+    assert found.records == [record(step) for step in range(8)]
     assert list(again.arrays) == list(arrays) and again.design["x"].tolist() == [1.0, 1.0, 1.0]
     for name, array in arrays.items():
         received = again.arrays[name]
@@ -73,7 +77,7 @@ def test_checkpoints_come_back_bit_for_bit(spec):
 
 def test_nan_payloads_and_signed_zeros_survive():
     odd = np.frombuffer(b"\x01\x00\x00\x00\x00\x00\xf8\x7f" + b"\x00" * 7 + b"\x80", np.float64)
-    again = decode_checkpoint(encode_checkpoint(Checkpoint(0, {"odd": odd}), "", b"")).checkpoint
+    again = decode_checkpoint(encode_checkpoint(Checkpoint(0, {"odd": odd}))).checkpoint
     assert again.arrays["odd"].tobytes() == odd.tobytes()
 
 
@@ -327,7 +331,7 @@ def test_accepted_changes_are_known_from_then_on(tmp_path):
 def test_another_version_is_not_taken_for_damage(tmp_path):
     write(tmp_path, range(2))
     newest = tmp_path / "step-00000001.ckpt"
-    newest.write_bytes(newest.read_bytes().replace(b'"version": 2', b'"version": 9', 1))
+    newest.write_bytes(newest.read_bytes().replace(b'"version": 3', b'"version": 9', 1))
     with pytest.raises(JournalError, match="format version 9"):
         read(tmp_path)
 
@@ -381,3 +385,91 @@ def test_a_path_stands_for_the_journal_in_it(tmp_path):
     made = as_journal(tmp_path / "x")
     assert isinstance(made, FileJournal) and made.address == str(tmp_path / "x")
     assert as_journal(made) is made
+
+
+# --- long histories ---------------------------------------------------------------------------------------------------
+
+
+def grown(folder: pathlib.Path, n_steps: int) -> FileJournal:
+    """A journal, closed, of so many steps."""
+    journal = FileJournal(folder)
+    journal.open(FINGERPRINT)
+    for step in range(n_steps):
+        journal.save(checkpoint(step), record(step))
+    journal.close()
+    return journal
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    """Parts of four records, for tests."""
+    monkeypatch.setattr(history_module, "PART_STEPS", 4)
+
+
+def test_what_a_step_adds_does_not_grow(tmp_path):
+    grown(tmp_path, 2 * history_module.PART_STEPS)
+    parts = sorted(tmp_path.glob("history-*.part"))
+    assert [path.name for path in parts] == [f"history-{256 * k - 1:08d}.part" for k in (1, 2)]
+    sizes = [path.stat().st_size for path in parts]
+    assert max(sizes) < 1.2 * min(sizes)
+    assert max(path.stat().st_size for path in tmp_path.glob("*.ckpt")) < max(sizes) + 3000
+    assert len(read(tmp_path).history) == 2 * history_module.PART_STEPS
+
+
+@pytest.mark.parametrize("n_steps", range(3, 14))
+@pytest.mark.parametrize("lost", ["nothing", "lines", "last part", "first part", "bytes of a part"])
+def test_a_history_in_parts_comes_back(short_parts, tmp_path, n_steps, lost):
+    grown(tmp_path, n_steps)
+    parts = sorted(tmp_path.glob("history-*.part"))
+    assert len(parts) == n_steps // 4
+    if lost == "lines":
+        (tmp_path / "history.jsonl").unlink()
+    elif parts and lost == "bytes of a part":
+        content = bytearray(parts[0].read_bytes())
+        content[len(content) // 2] ^= 4
+        parts[0].write_bytes(content)
+    elif parts and "part" in lost:
+        parts[-1 if lost == "last part" else 0].unlink()
+    expected = [record(step) for step in range(n_steps)]
+    assert list(read_contents(tmp_path).history) == expected
+    journal = FileJournal(tmp_path)
+    resumed = journal.open(FINGERPRINT)
+    assert resumed is not None
+    assert list(resumed.history) == expected and resumed.notes == ()
+    for step in range(n_steps, n_steps + 6):
+        journal.save(checkpoint(step), record(step))
+    journal.close()
+    # Whole again: either of the two is enough.
+    (tmp_path / "history.jsonl").unlink()
+    assert list(read_contents(tmp_path).history) == [record(step) for step in range(n_steps + 6)]
+
+
+def test_a_history_that_is_nowhere_whole_is_refused(short_parts, tmp_path):
+    grown(tmp_path, 9)
+    (tmp_path / "history-00000003.part").unlink()
+    lines = tmp_path / "history.jsonl"
+    lines.write_bytes(lines.read_bytes().replace(b'"step": 2', b'"step": 7'))
+    with pytest.raises(JournalError, match=r"up to step 7 is whole neither in history-00000007.part nor in history"):
+        read(tmp_path)
+
+
+def test_an_interrupted_run_leaves_the_same_files(short_parts, tmp_path):
+    grown(tmp_path / "once", 11)
+    for n_steps in (3, 4, 7, 11):
+        journal = FileJournal(tmp_path / "often")
+        resumed = journal.open(FINGERPRINT)
+        for step in range(0 if resumed is None else len(resumed.history), n_steps):
+            journal.save(checkpoint(step), record(step))
+        journal.close()
+    for name in files(tmp_path / "once"):
+        if name != "lock":
+            assert (tmp_path / "often" / name).read_bytes() == (tmp_path / "once" / name).read_bytes(), name
+
+
+def test_a_fresh_start_leaves_no_part_behind(short_parts, tmp_path):
+    grown(tmp_path, 6)
+    for path in tmp_path.glob("step-*"):
+        path.unlink()
+    (tmp_path / "history.jsonl").unlink()
+    assert read(tmp_path) is None
+    assert not list(tmp_path.glob("history-*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tesseract_core.sdk import local_client
 
-from tesseract_flow.client import HttpTesseract, ServedTesseract
+from tesseract_flow.client import HttpTesseract
 from tesseract_flow.client.http import lanes as lanes_module
 from tesseract_flow.client.http.lanes import Lane, Lanes
 from tests.client.helpers import Asked, Reply, document, wait_until
@@ -518,10 +520,12 @@ def test_new_lanes_are_asked_for_before_they_are_used(local_server, pool):
 
 
 @pytest.fixture(scope="module")
-def four_workers() -> Iterator[ServedTesseract]:
-    handle = ServedTesseract(WORKERS, n_workers=4)
-    yield handle
-    handle.stop()
+def four_workers(tmp_path_factory) -> Iterator[local_client.TesseractProcess]:
+    """Somebody else's server: one address, and uvicorn's workers behind it. (We serve each on its own.)"""
+    folder = tmp_path_factory.mktemp("outputs")
+    server = local_client.serve(WORKERS, num_workers=4, python_executable=sys.executable, output_path=folder)
+    yield server
+    server.remove(force=True)
 
 
 def pull(handle: Any, inputs: dict[str, Any]) -> Any:
