@@ -117,8 +117,8 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
     `m` are the `measures` of the design, and `move` is its step from the last record of `history`. 0 means that no
     slope was ever seen.
     """
-    history = of_this_problem(history)
-    first = history[0].slope or 0.0
+    beginning = first_record(history)
+    first = beginning.slope or 0.0
     if has_constraints:
         here = first * m["size"] / m["start_size"]
         return here * min(1.0, m["size"] / m["distance"]) if m["distance"] > 0 else here
@@ -126,7 +126,7 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
     # What pushes against active bounds counts, as it would in the sum that has to cancel.
     seen = m["raw_gradient"] * m["size"]
     for record in reversed(history):
-        if path >= LOOK_BACK * m["size"] or record is history[0]:
+        if path >= LOOK_BACK * m["size"] or record is beginning:
             seen = max(seen, record.gradient_norm * m["size"] ** 2 / max(path, LOOK_BACK * m["size"]))
             break
         path += record.move
@@ -161,16 +161,15 @@ def is_first_order(record: StepRecord, tolerance: float) -> bool:
     return record.feasible and max(record.stationarity, record.complementarity) <= tolerance
 
 
-def of_this_problem(history: Sequence[StepRecord]) -> Sequence[StepRecord]:
-    """The records since the problem last became another one."""
-    began = next((k for k in range(len(history) - 1, 0, -1) if history[k].is_another), 0)
-    return history[began:]
+def first_record(history: Sequence[StepRecord]) -> StepRecord:
+    """The first step of the problem as it now is, of these."""
+    return history[max(0, history[-1].since - history[0].step)]
 
 
 def best_record(history: Sequence[StepRecord]) -> StepRecord | None:
     """The step that found the best design so far; `None` if it was found for another problem."""
-    best = history[-1].best_step
-    return next((record for record in reversed(of_this_problem(history)) if record.step == best), None)
+    last = history[-1]
+    return None if last.best_step < last.since else history[last.best_step - history[0].step]
 
 
 def optimality_of(record: StepRecord | None, tolerance: float | None = None) -> Optimality | None:

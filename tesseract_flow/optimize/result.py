@@ -43,7 +43,7 @@ class StepRecord:
         price: the largest multiplier of a constraint, in the same units as the objective.
         worst: the constraint with the largest violation, if there is one.
         doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
-        is_another: from this step on the problem is another one, which was accepted.
+        since: from which step on the problem is what it is now; 0 unless changes were accepted.
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
         endless: searches in a row, this step's included, that ran straight down as far as a search may go.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
@@ -74,7 +74,7 @@ class StepRecord:
     price: float = 0.0
     worst: str | None = None
     doubt: str | None = None
-    is_another: bool = False
+    since: int = 0
     contradiction: str = ""
     endless: int = 0
 

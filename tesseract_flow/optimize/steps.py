@@ -166,7 +166,7 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     if not moved(u, best_u) or _is_better(run, new, measures, record, None):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
         record = _record(run, new, (last,), 0.0, False, totals, run.assess(new), slope)
-    return new, dataclasses.replace(record, is_another=True)
+    return new, dataclasses.replace(record, since=record.step)
 
 
 def _verified(record: StepRecord, found: Contradiction | None, totals: Totals) -> StepRecord:
@@ -282,6 +282,7 @@ def _record(
         complementarity=optimality.complementarity(m, m["value"], slope),
         slope=slope,
         price=m["largest_price"],
+        since=history[-1].since if history else 0,
         worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,
         **totals(),
     )

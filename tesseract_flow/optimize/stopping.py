@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.errors import ProblemError, did_you_mean
-from tesseract_flow.optimize.optimality import best_record, is_first_order, of_this_problem
+from tesseract_flow.optimize.optimality import best_record, first_record, is_first_order
 from tesseract_flow.optimize.result import StepRecord
 
 DEFAULT_MAX_STEPS = 200
@@ -82,7 +82,7 @@ class FirstOrder(AbstractStoppingRule):
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         last, best = history[-1], best_record(history)
-        if of_this_problem(history)[0].doubt is not None or not is_first_order(last, self.tol):
+        if first_record(history).doubt is not None or not is_first_order(last, self.tol):
             return None
         if best is not None and is_first_order(best, self.tol):
             return (
@@ -96,7 +96,7 @@ class FirstOrder(AbstractStoppingRule):
 
     def is_met(self, history: Sequence[StepRecord]) -> bool:
         best = best_record(history)
-        return of_this_problem(history)[0].doubt is None and best is not None and is_first_order(best, self.tol)
+        return first_record(history).doubt is None and best is not None and is_first_order(best, self.tol)
 
 
 class GradientBelow(AbstractStoppingRule):
@@ -220,7 +220,7 @@ class Unresponsive(AbstractStoppingRule):
     is_budget: ClassVar[bool] = False
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
-        return of_this_problem(history)[0].doubt if history[-1].gradient_norm == 0.0 else None
+        return first_record(history).doubt if history[-1].gradient_norm == 0.0 else None
 
 
 class Infeasible(AbstractStoppingRule):
@@ -241,8 +241,10 @@ class Infeasible(AbstractStoppingRule):
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         last = history[-1]
+        if last.best_feasible or last.changes < self.patience:
+            return None
         before = next((record for record in reversed(history) if record.changes <= last.changes - self.patience), None)
-        if before is None or before.step == 0 or last.best_feasible:
+        if before is None or before.step == 0:
             return None
         since = history[before.step - last.step - 1 :]
         least = min(record.violation for record in since)

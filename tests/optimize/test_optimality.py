@@ -93,7 +93,7 @@ def test_a_start_at_the_optimum_of_a_sum_of_squares_ends():
 
 def test_figures_of_old_records_are_missing_and_claim_nothing():
     fields = optimize(bowl_problem(), stop=MaxSteps(1), transform=jax.jit).history[-1].to_json()
-    new = ("stationarity", "complementarity", "slope", "price", "worst", "doubt", "is_another")
+    new = ("stationarity", "complementarity", "slope", "price", "worst", "doubt", "since")
     old = StepRecord.from_json({key: value for key, value in json.loads(json.dumps(fields)).items() if key not in new})
     assert old.stationarity is None and not is_first_order(old, 1e6)
     assert StepRecord.from_json(json.loads(json.dumps(fields))).to_json() == json.loads(json.dumps(fields)) | {
