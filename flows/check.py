@@ -1,19 +1,20 @@
-"""The flow that looks at a problem before anybody pays for a solve.
+"""The flows that look at a problem: before anybody pays for a solve, and whether its derivatives are right.
 
 No `from __future__ import annotations` here: Prefect builds the form from live annotations.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect import flow
 from prefect.logging import get_run_logger
 
 from tesseract_flow.blocks import TesseractEndpoint
-from tesseract_flow.checks import Report, check, check_gradients
+from tesseract_flow.checks import GradientReport, Report, check, check_gradients
 from tesseract_flow.checks.views import as_markdown, gradient_markdown
 from tesseract_flow.errors import ProblemError, TesseractFlowError
 from tesseract_flow.optimize import Problem, Result, load_problem
 from tesseract_flow.tasks.check import publish_check
+from tesseract_flow.tasks.log import warnings_in_run_log
 from tesseract_flow.tasks.publish import artifact_key
 
 _MOST_REQUESTS = 500  # to find out whose gradients are wrong
@@ -35,6 +36,48 @@ def check_design(
     """
     loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
     return require_soundness(loaded).to_json()
+
+
+@flow(name="check-gradients")
+def check_gradients_of_design(
+    problem: str,
+    settings: dict[str, Any] = {},  # noqa: B006
+    at: str | None = None,
+    at_design: Literal["best", "last"] = "best",
+    components: bool = False,
+    max_requests: int = 2000,
+) -> dict[str, Any]:
+    """Compare the gradients of a problem with its values, and find out whose are wrong.
+
+    Args:
+        problem: what is to be optimised, as folder/problem.py:factory or package.module:factory.
+        settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
+        at: folder or URL of a run, at whose design to look; empty: at the problem's start.
+        at_design: which design of that run, its best or its last one.
+        components: look at each component even if the gradient as a whole is right.
+        max_requests: the most that is sent to components.
+
+    Returns:
+        ok, and verdicts with status, component, endpoint, output, input, message and remedy. The run fails if a
+        derivative is wrong.
+    """
+    with warnings_in_run_log():
+        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        report = check_gradients(
+            loaded,
+            at=None if at is None else (at, at_design),
+            components=components or None,
+            max_requests=max_requests,
+        )
+        logger = get_run_logger()
+        for verdict in report.verdicts:
+            say = {"wrong": logger.error, "unsure": logger.warning, "right": logger.info}[verdict.status]
+            say("%s", verdict)
+        _publish_gradients(loaded, report)
+        if not report.ok:
+            raise ProblemError("\n".join([report.headline, *map(str, report.faults)]))
+        logger.info("%s", report.headline)
+        return report.to_json()
 
 
 def require_soundness(problem: Problem) -> Report:
@@ -64,10 +107,14 @@ def blamed(problem: Problem, result: Result) -> None:
         logger.warning("Whose gradients are wrong could not be found out: %s", error)
         return
     logger.warning("%s", report)
+    _publish_gradients(problem, report)
+
+
+def _publish_gradients(problem: Problem, report: GradientReport) -> None:
     try:
         publish_check("gradients", artifact_key(problem.name), gradient_markdown(report), report.headline)
     except Exception as error:
-        logger.warning("The report on the gradients could not be published: %s", error)
+        get_run_logger().warning("The report on the gradients could not be published: %s", error)
 
 
 def resolved(value: Any) -> Any:

@@ -291,8 +291,14 @@ class OtherRun(JournalError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean 'adam'?"` for a near miss, else an empty string; made to be appended to a message."""
+    close = closest(word, known)
+    return f" Did you mean {close!r}?" if close is not None else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The word that `word` is a near miss of, if there is one."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else None
 
 
 def in_brief(arrays: Mapping[str, Any], most: int = 6) -> str:

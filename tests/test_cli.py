@@ -184,6 +184,30 @@ def test_check_says_what_is_wrong_and_whether_a_run_can_start(problem, tmp_path,
     assert [finding["kind"] for finding in report["findings"]] == ["unreachable", "fixed-number"]
 
 
+def test_a_pipe_gets_all_of_a_table(tmp_path, capsys):
+    """Whatever width a terminal would have: a row is a line, and no cell is cut."""
+    file = tmp_path / "long.py"
+    file.write_text(
+        "import jax.numpy as jnp\nimport numpy as np\nimport tesseract_flow as tf\n"
+        "from tesseract_flow.testing import FunctionTesseract\n"
+        "def problem():\n"
+        "    name = 'solver-of-' + 'a-very-' * 20 + 'long-name'\n"
+        "    solver = FunctionTesseract(lambda i: {'y': i['x']}, {'x': np.ones(2)}, name=name)\n"
+        "    evaluate = lambda d: jnp.sum(tf.apply_tesseract(solver, {'x': d['x']})['y'])\n"
+        "    return tf.Problem({'x': jnp.ones(2), 'weight': 1.0}, evaluate)\n"
+    )
+    assert main(["check", f"{file}:problem"]) == 0
+    shown = capsys.readouterr().out
+    for whole in (
+        "solver-of-" + "a-very-" * 20 + "long-name",
+        "abstract_eval, apply, jacobian, jacobian_vector_product, vector_jacobian_product",
+        "1 apply, 1 vector_jacobian_product",
+        "To vary it, make it an array: jnp.asarray(1.0). Otherwise it is fine as it is.",
+    ):
+        assert any(whole in line for line in shown.splitlines()), shown
+    assert "…" not in shown
+
+
 FALLING = """
 import jax.numpy as jnp
 import tesseract_flow as tf
@@ -215,6 +239,34 @@ def test_a_run_that_fails_leaves_its_results_and_report_makes_them_again(tmp_pat
     result = json.loads((out / "result.json").read_text())
     assert result["steps"] > 2 and result["value"] < -9.8 and "failed in a row" in result["reason"]
     assert main(["report", str(tmp_path / "nowhere")]) == 1
+    assert "There is no journal" in capsys.readouterr().err
+
+
+LIMITED = """
+import jax
+import jax.numpy as jnp
+import tesseract_flow as tf
+
+limited = jax.custom_vjp(lambda x: jnp.minimum(4.0 * x, 2.0))
+limited.defvjp(lambda x: (jnp.minimum(4.0 * x, 2.0), None), lambda _, c: (4.0 * c,))
+
+def problem():
+    return tf.Problem({"x": jnp.asarray(0.2)}, lambda d: limited(d["x"]) - 5.0 * d["x"], name="limited")
+"""
+
+
+def test_gradients_are_looked_at_where_a_run_is(tmp_path, capsys):
+    """Right at the start, and wrong where the run is: a limiter is active there."""
+    (tmp_path / "limited.py").write_text(LIMITED)
+    problem, journal = f"{tmp_path}/limited.py:problem", str(tmp_path / "journal")
+    command = ["optimize", problem, "--driver", "sgd", "--learning-rate", "1", "--max-steps", "1"]
+    assert main([*command, "--journal", journal, "--verify-gradients", "never"]) == 0
+    assert main(["check-gradients", problem]) == 0
+    assert main(["check-gradients", problem, "--at", journal, "--at-design", "last"]) == 1
+    assert main(["check-gradients", problem, "--at", journal]) == 1
+    assert main(["check-gradients", problem, "--at", f"file://{journal}"]) == 1
+    assert "are wrong" in capsys.readouterr().out
+    assert main(["check-gradients", problem, "--at", str(tmp_path / "nowhere")]) == 1
     assert "There is no journal" in capsys.readouterr().err
 
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tesseract_flow.checks.budget import Spent
 from tesseract_flow.checks.lines import Comparison, inner, product, size_of, stacked, stacked_weights
+from tesseract_flow.checks.probe import Look, Probe
 from tesseract_flow.checks.verdicts import Verdict, replacement
 from tesseract_flow.client.deriving.routes import PULLBACK, PUSHFORWARD
-
-if TYPE_CHECKING:
-    from tesseract_flow.checks.component import Look, Probe
 
 _ALIKE = 1e-3  # between ratios that count as the same
 _ARROWS = 6  # pairs of paths that are told of

@@ -88,11 +88,13 @@ class Walk:
     Attributes:
         refusals: derivatives that would be an error wherever they lead, such as one by an input that has none.
         stand_ins: number → whether what it was given was a guess itself.
+        n_calls: number → of how many calls it stands for the outputs, under vmap.
     """
 
     def __init__(self) -> None:
         self.refusals: dict[tuple[str, str], Cut] = {}
         self.stand_ins: dict[int, bool] = {}
+        self.n_calls: dict[int, int] = {}
 
     def run(self, closed: ClosedJaxpr) -> list[Flow]:
         """The flow of each result, with the arguments as leaves."""
@@ -156,6 +158,7 @@ class Walk:
         through = merged([(flow, True) for flow in inputs], None)
         number = eqn.params["number"]
         self.stand_ins[number] = self.stand_ins.get(number, False) or through.is_guessed
+        self.n_calls[number] = eqn.params["n_calls"]
         flow = dataclasses.replace(through, is_guessed=through.is_guessed or eqn.params["is_guess"])
         return [flow] * len(eqn.outvars)
 
@@ -169,6 +172,7 @@ class Walk:
                 if inner.primitive is stand_in_p:
                     number = inner.params["number"]
                     self.stand_ins[number] = self.stand_ins.get(number, False) or is_guessed
+                    self.n_calls[number] = inner.params["n_calls"]
 
     def _passes(self, eqn: Any, inputs: Sequence[Flow]) -> tuple[list[list[bool]], Cut | None]:
         """Per result and operand, whether a derivative comes through; and what cuts the others."""

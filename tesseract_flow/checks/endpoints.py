@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.extend.core import ClosedJaxpr
 
 from tesseract_flow.autodiff import ENDPOINTS, Call
@@ -15,7 +14,7 @@ from tesseract_flow.checks.asking import Component
 from tesseract_flow.checks.differentiability import Flow, input_avals, uses_of
 from tesseract_flow.checks.findings import ComponentSummary, Finding
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract
-from tesseract_flow.client.deriving.routes import EXACT, price, sources
+from tesseract_flow.client.deriving.routes import EXACT, PULLBACK, price, sources
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.execute import make_plan
 from tesseract_flow.execute.durations import durations
@@ -24,41 +23,50 @@ from tesseract_flow.execute.steps import Flattener, calls_of, without_unused
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One call that a gradient makes.
+    """Calls that a gradient makes.
 
     Attributes:
-        endpoint: what it asks for.
-        call: whom and how; `inputs` and `outputs` are those between which a derivative is taken.
-        avals: shape and dtype of each input.
+        endpoint: what they ask for, and whom.
+        n_calls: how many there are.
+        x, y: inputs and outputs, by path, between which a derivative is taken; only their sizes and dtypes are used.
+        is_certain: whether they were seen in a trace; else they are what there is at most.
     """
 
     endpoint: str
-    call: Call
-    avals: tuple[jax.ShapeDtypeStruct, ...]
+    handle: AbstractTesseract
+    n_calls: int
+    x: Mapping[str, Any]
+    y: Mapping[str, Any]
+    is_certain: bool = True
 
-    @property
-    def n_calls(self) -> int:
-        return self.call.batch.size if self.call.batch is not None else 1
-
-    @property
-    def between(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Inputs and outputs of the derivative, by path."""
-        call = self.call
-        x = {call.input.paths[i]: self.avals[i] for i in call.inputs}
-        return x, {call.output.paths[j]: call.out_avals[j] for j in call.outputs}
+    @classmethod
+    def of(cls, endpoint: str, call: Call, avals: Sequence[Any]) -> Asked:
+        """A call as it was traced; its `inputs` and `outputs` are those between which a derivative is taken."""
+        x = {call.input.paths[i]: avals[i] for i in call.inputs}
+        y = {call.output.paths[j]: call.out_avals[j] for j in call.outputs}
+        return cls(endpoint, call.tesseract, call.batch.size if call.batch is not None else 1, x, y)
 
     @property
     def n_requests(self) -> int:
         """What it costs: more than one request per call where the endpoint is derived."""
-        handle = self.call.tesseract
+        handle = self.handle
         if not isinstance(handle, DerivedTesseract) or self.endpoint not in EXACT:
             return self.n_calls
         believed = handle.settings.believed(handle.tesseract.schema.endpoints)
         if self.endpoint in believed:
             return self.n_calls
         how = handle.settings.differences
-        prices = [price(self.endpoint, source, *self.between, how) for source in sources(self.endpoint, believed)]
+        prices = [price(self.endpoint, source, self.x, self.y, how) for source in sources(self.endpoint, believed)]
         return self.n_calls * min(prices)
+
+
+def asked_of_unshaped(handle: AbstractTesseract, x: Mapping[str, Any]) -> list[Asked]:
+    """What is asked at most, by the inputs alone, of a component whose outputs have no known shapes.
+
+    The price of a pullback does not depend on outputs.
+    """
+    asked = [Asked("apply", handle, 1, {}, {}, is_certain=False)]
+    return [*asked, Asked(PULLBACK, handle, 1, x, {}, is_certain=False)] if x else asked
 
 
 def asked_by(gradient: ClosedJaxpr) -> list[Asked]:
@@ -68,7 +76,7 @@ def asked_by(gradient: ClosedJaxpr) -> list[Asked]:
     results = flattener.flatten(gradient.jaxpr, gradient.consts, arguments)
     steps = without_unused(flattener.steps, results)
     eqns = calls_of([step.eqn for step in steps])
-    return [Asked(ENDPOINTS[eqn.primitive], eqn.params["call"], input_avals(eqn)) for eqn in eqns]
+    return [Asked.of(ENDPOINTS[eqn.primitive], eqn.params["call"], input_avals(eqn)) for eqn in eqns]
 
 
 def asked_on_paths(flows: Sequence[Flow]) -> list[Asked]:
@@ -77,7 +85,7 @@ def asked_on_paths(flows: Sequence[Flow]) -> list[Asked]:
     for use in uses_of(flows):
         outputs = [j for j, is_open in enumerate(use.call.output.differentiable) if is_open]
         linear = use.call.linear(sorted(use.inputs), outputs, (True,) * len(outputs))
-        asked += [Asked("apply", use.call, use.avals), Asked("vector_jacobian_product", linear, use.avals)]
+        asked += [Asked.of("apply", use.call, use.avals), Asked.of(PULLBACK, linear, use.avals)]
     return asked
 
 
@@ -85,7 +93,7 @@ def missing_endpoints(asked: Sequence[Asked]) -> Iterator[Finding]:
     """What the components lack, with the price of making it here."""
     seen: set[tuple[AbstractTesseract, str]] = set()
     for one in asked:
-        handle = one.call.tesseract
+        handle = one.handle
         if one.endpoint in handle.schema.endpoints or (handle, one.endpoint) in seen:
             continue
         seen.add((handle, one.endpoint))
@@ -94,21 +102,23 @@ def missing_endpoints(asked: Sequence[Asked]) -> Iterator[Finding]:
         yield Finding(
             "no-endpoint",
             handle.name,
-            f"the gradient asks for {one.endpoint!r}, which it does not have; it has: {have}.",
+            f"the gradient {'asks' if one.is_certain else 'may ask'} for {one.endpoint!r}, which it does not have; it "
+            f"has: {have}.",
             "; or: ".join(remedies) + ".",
+            "error" if one.is_certain else "warning",
         )
 
 
 def _ways_to_derive(one: Asked) -> list[str]:
-    have = one.call.tesseract.schema.endpoints
+    have = one.handle.schema.endpoints
     if one.endpoint not in EXACT or "apply" not in have:
         return []
     source = sources(one.endpoint, have)[0]
     if source != "apply":
-        cost = _requests(one.n_calls * price(one.endpoint, source, *one.between, None))
+        cost = _requests(one.n_calls * price(one.endpoint, source, one.x, one.y, None))
         return [f"open_tesseract(..., derive=True) makes it from {source!r}, at {cost} per gradient"]
     costs = [
-        _requests(one.n_calls * price(one.endpoint, "apply", *one.between, Differences(method)))
+        _requests(one.n_calls * price(one.endpoint, "apply", one.x, one.y, Differences(method)))
         for method in ("central", "forward")
     ]
     return [
@@ -121,12 +131,12 @@ def _requests(n: int) -> str:
     return f"{n} request{'' if n == 1 else 's'}"
 
 
-def summary(component: Component, asked: Sequence[Asked]) -> ComponentSummary:
+def summary(component: Component, asked: Sequence[Asked], *, is_complete: bool) -> ComponentSummary:
     """What a component is, and what one gradient asks of it."""
     if not component.is_up:
         return ComponentSummary(component.label, "", repr(component.handle), ())
     handle = component.asked
-    own = [one for one in asked if one.call.tesseract == handle]
+    own = [one for one in asked if one.handle == handle]
     calls: Counter[str] = Counter()
     for one in own:
         calls[one.endpoint] += one.n_calls
@@ -137,8 +147,9 @@ def summary(component: Component, asked: Sequence[Asked]) -> ComponentSummary:
         repr(component.handle),
         tuple(sorted(handle.schema.endpoints - {"health"})),
         dict(calls),
-        sum(one.n_requests for one in own) if own else None,
+        sum(one.n_requests for one in own) if own or is_complete else None,
         {endpoint: seconds for endpoint, seconds in known.items() if seconds is not None},
+        all(one.is_certain for one in own),
     )
 
 

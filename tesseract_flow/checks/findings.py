@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tesseract_flow.report.tables import duration
+
 Severity = Literal["error", "warning", "note"]
 _RANK: Mapping[str, int] = {"error": 0, "warning": 1, "note": 2}
 
@@ -53,6 +55,7 @@ class ComponentSummary:
         calls: calls per gradient, by endpoint, as the plan has them.
         requests: what these calls cost in requests; more than calls where an endpoint is derived. None: not known.
         seconds: of one call of each endpoint lately in this process; only those that are known.
+        is_exact: whether calls and requests are what one gradient makes; else it makes so many at most.
     """
 
     name: str
@@ -62,6 +65,14 @@ class ComponentSummary:
     calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
     requests: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    is_exact: bool = True
+
+    @property
+    def price(self) -> str:
+        """Its requests per gradient, in words."""
+        if self.requests is None:
+            return "not known"
+        return str(self.requests) if self.is_exact else f"at most {self.requests}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +112,18 @@ class Report:
         parts = [f"{n} {severity}{'' if n == 1 else 's'}" for severity, n in counts.items() if n]
         return f"{self.problem!r}: {', '.join(parts)}."
 
+    @property
+    def cost(self) -> list[str]:
+        """What is known of it, as sentences."""
+        if self.seconds_per_gradient is not None:
+            return [f"A gradient is expected to take {duration(self.seconds_per_gradient)}, by the latest calls."]
+        if self.unknown:
+            return [f"How long a gradient takes is not known: {', '.join(self.unknown)} was not called here yet."]
+        return []
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, for `json.dumps`."""
         return {"ok": self.ok, "headline": self.headline, **dataclasses.asdict(self)}
 
     def __str__(self) -> str:
-        from tesseract_flow.checks.views import as_text
-
-        return as_text(self)
+        return "\n".join([self.headline, *map(str, self.findings), *self.cost])

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
@@ -22,16 +23,18 @@ from jaxtyping import PyTree
 
 from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
-from tesseract_flow.checks.component import Site, check_component
+from tesseract_flow.checks.component import check_component
 from tesseract_flow.checks.lines import LONGEST, Comparison, Line, direction, inner, size_of
+from tesseract_flow.checks.probe import Site
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import OptionError, ProblemError
 from tesseract_flow.exact import InputKey
-from tesseract_flow.optimize import Problem, Result
+from tesseract_flow.optimize import FileJournal, Problem, Result, StartFrom
 from tesseract_flow.optimize.partition import partition_design, path_name
 from tesseract_flow.optimize.problem import as_evaluation, check_evaluation
+from tesseract_flow.optimize.resuming import started_from
 
 _log = logging.getLogger("tesseract_flow.checks")
 _N_SITES = 3  # different inputs of one component that are looked at
@@ -58,15 +61,17 @@ def check_gradients(
 
     Args:
         target: a problem, or a function and the point to look at: `(loss, design)`.
-        at: another design than the problem's start, or a `Result`, of which the best one is taken: a derivative may be
-            right at the start and wrong where a run ends.
+        at: another design than the problem's start: a derivative may be right at the start and wrong where a run ends.
+            A design, a `Result`, or a journal (folder or URL), of which the best design is taken; `(journal, "last")`
+            is where that run stands.
         components: look at each component even if the total is right; False: never.
         max_requests: the most that is sent, whatever is found.
         n_points: where the total is looked at: the point itself, and others close to it.
         seed: of the random directions.
 
     Raises:
-        ProblemError: there is nothing to differentiate.
+        ProblemError: there is nothing to differentiate, or `at` is no design of the problem.
+        JournalError: there is no such journal, or no finished step in it.
         CallError: a component does not answer.
 
     >>> report = tf.check_gradients(problem)
@@ -137,6 +142,8 @@ class _Total:
             return _of_problem(target, at, seed)
         if isinstance(target, tuple) and len(target) == 2 and callable(target[0]):
             fn, point = target
+            if _is_journal(at):
+                raise ProblemError("A journal says where a problem's run was: at= takes one with a Problem only.")
             partition = partition_design(point if at is None else at, eqx.is_inexact_array)
             boundless = jax.tree.map(lambda x: np.full(x.shape, np.inf), partition.varying)
 
@@ -271,6 +278,9 @@ class _Total:
 def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:
     check_evaluation(problem)
     partition = problem.partition
+    if _is_journal(at):
+        problem, _ = started_from(problem, at)
+        at = None
     varying = problem.start
     if at is not None:
         design = at.design if isinstance(at, Result) else at
@@ -285,6 +295,11 @@ def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:
         return values | {name: jnp.asarray(evaluation.constraints[name]) for name in demanded}
 
     return _Total(problem.name, results, varying, (problem.box.lower, problem.box.upper), seed)
+
+
+def _is_journal(at: Any) -> TypeGuard[StartFrom]:
+    source = at[0] if isinstance(at, tuple) and len(at) == 2 and isinstance(at[1], str) else at
+    return isinstance(source, str | os.PathLike | FileJournal)
 
 
 def _named_floats(answer: Any) -> dict[str, Any]:

@@ -38,10 +38,12 @@ def _jvp(primals: Any, tangents: Any, **params: Any) -> tuple[list[Any], list[An
     return outputs, stand_in_p.bind(*floats, **params)
 
 
-def _batch(operands: Any, axes: Any, *, avals: tuple[Any, ...], **params: Any) -> tuple[list[Any], list[int]]:
+def _batch(
+    operands: Any, axes: Any, *, avals: tuple[Any, ...], n_calls: int, **params: Any
+) -> tuple[list[Any], list[int]]:
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     batched = tuple(((size, *shape), dtype) for shape, dtype in avals)
-    return stand_in_p.bind(*operands, avals=batched, **params), [0] * len(avals)
+    return stand_in_p.bind(*operands, avals=batched, n_calls=n_calls * size, **params), [0] * len(avals)
 
 
 ad.primitive_jvps[stand_in_p] = _jvp
@@ -54,7 +56,7 @@ def stand_in(
     """Traced values of these shapes and dtypes that depend on the operands, and the number by which they are known."""
     number = next(_numbers)
     canonical = tuple((shape, jax.dtypes.canonicalize_dtype(dtype)) for shape, dtype in avals)
-    return stand_in_p.bind(*operands, avals=canonical, number=number, is_guess=is_guess), number
+    return stand_in_p.bind(*operands, avals=canonical, number=number, is_guess=is_guess, n_calls=1), number
 
 
 class Unknown:

@@ -6,6 +6,7 @@ thing and reports what it finds; none stops the others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,12 +20,13 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from tesseract_flow.autodiff.shapes import is_x64_on
 from tesseract_flow.checks.asking import PATIENCE, Component, ask_all, handles_in
 from tesseract_flow.checks.differentiability import Cut, Flow, Walk
-from tesseract_flow.checks.endpoints import asked_by, asked_on_paths, missing_endpoints, summary, time_of
+from tesseract_flow.checks.endpoints import Asked, asked_by, asked_on_paths, missing_endpoints, summary, time_of
 from tesseract_flow.checks.findings import Finding, Report, in_order
 from tesseract_flow.checks.survey import Survey, survey
-from tesseract_flow.errors import NotDifferentiable, ProblemError, did_you_mean
+from tesseract_flow.errors import NotDifferentiable, ProblemError, closest
 from tesseract_flow.optimize import Constraint, Problem
 from tesseract_flow.optimize.partition import leaf_names, path_name
+from tesseract_flow.optimize.problem import other_names
 from tesseract_flow.schema import array_templates
 
 _WIDE = 1e4  # between a variable's scale and its size: beyond, a step of the driver is nothing, or far too much
@@ -71,13 +73,13 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
         if not any(finding.kind == "no-gradient" for finding in findings):  # which has told it already
             findings.append(gradient)
         gradient = None
-    asked = asked_by(gradient) if gradient is not None else asked_on_paths(flows)
+    asked = asked_by(gradient) if gradient is not None else [*asked_on_paths(flows), *_unshaped(found, walk)]
     missing = list(missing_endpoints(asked))
     seconds, unknown = time_of(gradient) if gradient is not None and not missing else (None, ())
     return Report(
         problem.name,
         in_order([*findings, *missing]),
-        tuple(summary(component, asked) for component in found.components),
+        tuple(summary(component, asked, is_complete=gradient is not None) for component in found.components),
         seconds,
         unknown,
     )
@@ -121,6 +123,13 @@ def _of_stand_ins(found: Survey, walk: Walk) -> Iterator[Finding]:
             )
 
 
+def _unshaped(found: Survey, walk: Walk) -> Iterator[Asked]:
+    for number, asked in found.unshaped.items():
+        n_calls = walk.n_calls.get(number, 0)  # what nothing depends on is not called
+        if n_calls:
+            yield from (dataclasses.replace(one, n_calls=n_calls) for one in asked)
+
+
 # --- the problem itself -----------------------------------------------------------------------------------------------
 
 
@@ -131,23 +140,22 @@ def _of_constraint_names(problem: Problem, found: Survey) -> Iterator[Finding]:
     demanded: Mapping[str, Constraint] = problem.constraints or {}
     for name, constraint in demanded.items():
         if name not in returned:
-            there = f"the constraints {sorted(returned)}" if returned else "no constraints"
+            came, remedy = other_names(name, returned)
             yield Finding(
-                "constraint",
-                f"constraint {name!r}",
-                f"the problem demands it, but evaluate returns {there}.{did_you_mean(name, returned)}",
-                f"Return Evaluation(objective, {{{name!r}: ...}}), or correct the name.",
+                "constraint", f"constraint {name!r}", f"the problem demands it, but evaluate returns {came}", remedy
             )
             continue
         try:
             constraint.check_against(name, returned[name])  # type: ignore[arg-type]
         except ProblemError as error:
             yield Finding("constraint", f"constraint {name!r}", str(error))
-    for name in returned.keys() - demanded.keys():
+    # One that is written in another way is told of already.
+    meant = {closest(name, returned) for name in demanded if name not in returned}
+    for name in sorted(returned.keys() - demanded.keys() - meant):
         yield Finding(
             "constraint-unused",
             f"constraint {name!r}",
-            f"evaluate returns it, but the problem demands nothing of it.{did_you_mean(name, demanded)}",
+            "evaluate returns it, but the problem demands nothing of it.",
             f"Add constraints={{{name!r}: tf.Constraint(...)}}, or return it in aux.",
             "warning",
         )

@@ -17,13 +17,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr
 
 from tesseract_flow.autodiff.apply import surveyed_by
 from tesseract_flow.checks.asking import PATIENCE, Component, ask_all
+from tesseract_flow.checks.endpoints import Asked, asked_of_unshaped
 from tesseract_flow.checks.findings import Finding
 from tesseract_flow.checks.stand_ins import Outputs, Unknown, array_fields, filled, guessed_shape, stand_in
 from tesseract_flow.client import AbstractTesseract, opened
+from tesseract_flow.derivatives import as_tree
 from tesseract_flow.errors import (
     CallError,
     EndpointNotFound,
@@ -36,7 +39,7 @@ from tesseract_flow.errors import (
     did_you_mean,
 )
 from tesseract_flow.optimize import Evaluation, Problem
-from tesseract_flow.schema import TesseractSchema
+from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
 
 
 @dataclasses.dataclass
@@ -50,6 +53,7 @@ class Survey:
         doubtful: number of a stand-in → a finding that holds only if what the component was given is no guess itself.
         components: all that were met or found.
         is_complete: the evaluation could be followed to its end, without a stand-in.
+        unshaped: number of a stand-in → what is asked at most of a component that tells no shapes.
     """
 
     closed: ClosedJaxpr
@@ -58,6 +62,7 @@ class Survey:
     doubtful: dict[int, list[Finding]]
     components: list[Component]
     is_complete: bool
+    unshaped: dict[int, list[Asked]]
 
 
 def survey(problem: Problem, components: Sequence[Component], patience: float = PATIENCE) -> Survey:
@@ -102,6 +107,7 @@ class _Tracer:
         self.findings: list[Finding] = []
         self.doubtful: dict[int, list[Finding]] = {}
         self.names: list[str | None] = []
+        self.unshaped: dict[int, list[Asked]] = {}
         self.failure: Exception | None = None
         self.has_guessed = False
         self.has_unknown = False
@@ -124,7 +130,13 @@ class _Tracer:
         if self.failure is not None:
             self._tell_failure(self.failure)
         return Survey(
-            closed, self.names, self.findings, self.doubtful, list(self.components.values()), self.failure is None
+            closed,
+            self.names,
+            self.findings,
+            self.doubtful,
+            list(self.components.values()),
+            self.failure is None,
+            self.unshaped,
         )
 
     def _results(self, answer: Any) -> list[Any]:
@@ -316,6 +328,7 @@ class _Tracer:
         self.has_guessed = self.has_guessed or is_guess
         if is_known:
             self.findings += found
+            self.unshaped[number] = asked_of_unshaped(handle, _varying(schema, as_tree(inputs)))
         elif found:
             self.doubtful[number] = found
         tree = filled(schema.outputs, iter(arrays), self._unknown(inputs) if _has_gaps(schema) else None)
@@ -332,6 +345,16 @@ def _has_gaps(schema: TesseractSchema) -> bool:
 def _arrays(inputs: Any) -> list[Any]:
     leaves = jax.tree.leaves(inputs)
     return [leaf for leaf in leaves if not isinstance(leaf, Unknown) and hasattr(leaf, "dtype")]
+
+
+def _varying(schema: TesseractSchema, inputs: Any) -> dict[str, Any]:
+    """The inputs that a derivative could be taken by, as they are traced."""
+    found = {}
+    for keys, field in array_leaves(schema.inputs, inputs):
+        value = follow(inputs, keys)
+        if field.differentiable and isinstance(value, Tracer):
+            found[format_path(schema.inputs, keys)] = value
+    return found
 
 
 def _floats(inputs: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A report for people: text, a table for the terminal, Markdown for an artifact, a section of the page."""
+"""A report for people: a table for the terminal, Markdown for an artifact, a section of the page."""
 
 from __future__ import annotations
 
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _STATUS_STYLES = {"wrong": "bold red", "unsure": "yellow", "right": "green"}
-
-
-def as_text(report: Report) -> str:
-    """What `print(report)` shows."""
-    lines = [report.headline, *(str(finding) for finding in report.findings)]
-    return "\n".join([*lines, *_cost(report)])
 
 
 def as_tables(report: Report) -> list[RenderableType]:
@@ -41,11 +35,11 @@ def as_tables(report: Report) -> list[RenderableType]:
     if rows:
         table = Table(title="components", title_justify="left")
         for name in rows[0]:
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         for row in rows:
             table.add_row(*(Text(value) for value in row.values()))
         parts.append(table)
-    return [*parts, *(Text(line) for line in _cost(report))]
+    return [*parts, *(Text(line) for line in report.cost)]
 
 
 def as_markdown(report: Report) -> str:
@@ -55,7 +49,7 @@ def as_markdown(report: Report) -> str:
         parts.append(markdown_table(finding_rows(report)))
     if report.components:
         parts.append(markdown_table(component_rows(report.components)))
-    return "\n\n".join([*parts, *_cost(report)])
+    return "\n\n".join([*parts, *report.cost])
 
 
 def finding_rows(report: Report) -> list[dict[str, str]]:
@@ -73,19 +67,11 @@ def component_rows(components: Sequence[ComponentSummary]) -> list[dict[str, str
             "version": one.version,
             "endpoints": ", ".join(one.endpoints) or "not known",
             "calls per gradient": ", ".join(f"{n} {endpoint}" for endpoint, n in one.calls.items()),
-            "requests": "" if one.requests is None else str(one.requests),
+            "requests": one.price,
             "seconds per call": ", ".join(f"{duration(s)} {endpoint}" for endpoint, s in one.seconds.items()),
         }
         for one in components
     ]
-
-
-def _cost(report: Report) -> list[str]:
-    if report.seconds_per_gradient is not None:
-        return [f"A gradient is expected to take {duration(report.seconds_per_gradient)}, by the latest calls."]
-    if report.unknown:
-        return [f"How long a gradient takes is not known: {', '.join(report.unknown)} was not called here yet."]
-    return []
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.output import show
 
 
 def add(commands: Commands) -> None:
@@ -19,8 +20,6 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0 if a run can start, 1 if not."""
-    from rich.console import Console
-
     from tesseract_flow.checks import check
     from tesseract_flow.checks.views import as_tables
     from tesseract_flow.optimize import load_problem
@@ -30,5 +29,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
-        Console().print(*as_tables(report), sep="\n")
+        show(*as_tables(report))
     return 0 if report.ok else 1

@@ -7,12 +7,19 @@ import json
 import logging
 
 from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.output import show
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("check-gradients", help="compare derivatives with values, and say whose are wrong")
     parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
+    parser.add_argument(
+        "--at", metavar="JOURNAL", help="look at the design of a run, by the folder or URL of its journal"
+    )
+    parser.add_argument(
+        "--at-design", choices=["best", "last"], default="best", help="which of that run (default best)"
+    )
     parser.add_argument("--components", action="store_true", help="look at each component even if the total is right")
     parser.add_argument("--max-requests", type=int, default=2000, metavar="N", help="the most that is sent")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -37,12 +44,17 @@ def run(arguments: argparse.Namespace) -> int:
     log.addHandler(handler)  # the price is said before it is paid
     log.setLevel(logging.INFO)
     try:
-        report = check_gradients(problem, components=arguments.components or None, max_requests=arguments.max_requests)
+        report = check_gradients(
+            problem,
+            at=None if arguments.at is None else (arguments.at, arguments.at_design),
+            components=arguments.components or None,
+            max_requests=arguments.max_requests,
+        )
     finally:
         log.setLevel(level)
         log.removeHandler(handler)
     if arguments.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
-        Console().print(*gradient_tables(report), sep="\n")
+        show(*gradient_tables(report))
     return 0 if report.ok else 1

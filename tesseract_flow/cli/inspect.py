@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from tesseract_flow.cli.arguments import Commands
+from tesseract_flow.cli.output import show
 
 
 def add(commands: Commands) -> None:
@@ -17,8 +18,6 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from tesseract_flow.client import open_tesseract
     from tesseract_flow.report.schema import schema_tables
 
@@ -26,7 +25,5 @@ def run(arguments: argparse.Namespace) -> int:
     token = arguments.token or os.environ.get("TESSERACT_FLOW_TOKEN")
     if token and "://" in arguments.tesseract:
         options["token"] = token
-    console = Console()
-    for part in schema_tables(open_tesseract(arguments.tesseract, **options).schema):
-        console.print(part)
+    show(*schema_tables(open_tesseract(arguments.tesseract, **options).schema))
     return 0

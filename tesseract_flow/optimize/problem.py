@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.autodiff import as_words, informed
-from tesseract_flow.errors import ProblemError, did_you_mean
+from tesseract_flow.errors import ProblemError, closest, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.partition import Partition, named_leaves, partition_design
@@ -155,15 +155,21 @@ def check_evaluation(problem: Problem) -> Evaluation:
     returned = sorted(template.constraints)
     for name, constraint in (problem.constraints or {}).items():
         if name not in template.constraints:
-            raise ProblemError(
-                f"Problem {problem.name!r} constrains {name!r}, but evaluate returns "
-                f"{'the constraints ' + str(returned) if returned else 'no constraints'}."
-                f"{did_you_mean(name, returned)}\n"
-                f"Return Evaluation(objective, constraints={{{name!r}: ...}}), or correct the name."
-            )
+            came, remedy = other_names(name, returned)
+            raise ProblemError(f"Problem {problem.name!r} constrains {name!r}, but evaluate returns {came}\n{remedy}")
         constraint.check_against(name, template.constraints[name])
     _check_flags(problem, dict(named_leaves(template.aux)))
     return template
+
+
+def other_names(name: str, returned: Collection[str]) -> tuple[str, str]:
+    """Of a constraint that is demanded and not returned: what is, and what to do, in words."""
+    came = f"the constraints {sorted(returned)}" if returned else "no constraints"
+    if (meant := closest(name, returned)) is not None:
+        remedy = f"Call it {meant!r} in constraints= as well, or {name!r} in what evaluate returns."
+    else:
+        remedy = f"Return Evaluation(objective, constraints={{{name!r}: ...}}), or correct the name in constraints=."
+    return f"{came}.{did_you_mean(name, returned)}", remedy
 
 
 def _call(problem: Problem, design: PyTree) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,8 @@ import tesseract_flow as tf
 from tesseract_flow.checks import GradientReport
 from tesseract_flow.checks.views import gradient_markdown, gradient_tables
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.errors import ComponentFailed, OptionError, ProblemError
+from tesseract_flow.errors import ComponentFailed, JournalError, OptionError, ProblemError
+from tesseract_flow.optimize import FileJournal
 from tesseract_flow.testing import FunctionTesseract
 from tests.helpers import Watched
 from tests.optimize.helpers import beam_problem, hs71_problem, rosenbrock_problem
@@ -348,12 +350,34 @@ class TestInterface:
         assert tf.check_gradients((problem.evaluate, problem.design)).ok
         result = tf.optimize(problem, "adam", stop={"max_steps": 1})
         assert tf.check_gradients(problem, at=result).ok
+        with pytest.raises(ProblemError, match="with a Problem only"):
+            tf.check_gradients((problem.evaluate, problem.design), at="runs/beam")
         with pytest.raises(ProblemError, match=r"takes a tesseract_flow\.Problem"):
             tf.check_gradients(problem.evaluate)  # type: ignore[arg-type]
         with pytest.raises(ProblemError, match="structure of the design"):
             tf.check_gradients(problem, at={"x": jnp.ones(3)})
         with pytest.raises(ProblemError, match="no floating-point"):
             tf.check_gradients((lambda x: "text", jnp.ones(3)))
+
+    def test_the_design_of_a_journal(self, tmp_path: Path) -> None:
+        """Each design of a run by itself: the slope is wrong below -1, where a step too long ended."""
+
+        @jax.custom_vjp
+        def bent(x: Any) -> Any:
+            return x**2
+
+        bent.defvjp(lambda x: (x**2, x), lambda x, c: (jnp.where(x < -1.0, -2.0, 2.0) * x * c,))
+        problem = tf.Problem({"x": jnp.asarray(0.9)}, lambda d: jnp.sum(bent(d["x"])), name="bent")
+        tf.optimize(problem, "sgd", learning_rate=2.2, stop={"max_steps": 1}, journal=tmp_path)
+        address = f"file://{tmp_path}"
+        for journal in (tmp_path, str(tmp_path), address, FileJournal(tmp_path)):
+            assert tf.check_gradients(problem, at=journal).ok
+            assert not tf.check_gradients(problem, at=(journal, "last")).ok
+        with pytest.raises(JournalError, match="no journal"):
+            tf.check_gradients(problem, at=tmp_path / "nowhere")
+        other = tf.Problem({"z": jnp.asarray(0.9)}, lambda d: d["z"] ** 2)
+        with pytest.raises(ProblemError, match="what varies here is z, and there x"):
+            tf.check_gradients(other, at=tmp_path)
 
     def test_views(self) -> None:
         report = tf.check_gradients(problem_of(distorted(lambda y: {**y, "w": 2 * y["w"]})))

@@ -66,7 +66,9 @@ class TestEightFaults:
             load = tf.apply_tesseract(closed, {"x": state, "k": design["k"]})["y"]
             norm = tf.apply_tesseract(matrix, {"x": section})["y"]
             cast = design["n"].astype(int).astype(float) * jax.lax.stop_gradient(design["c"])
-            return tf.Evaluation(jnp.sum(load) + norm + jnp.sum(2 * nodes[:, 0]) + cast, {"mass": jnp.sum(section)})
+            return tf.Evaluation(
+                jnp.sum(load) + norm + jnp.sum(2 * nodes[:, 0]) + cast, {"mass": jnp.sum(section), "volume": norm}
+            )
 
         one = jnp.asarray(1.0)
         design = {"x": jnp.ones(3), "k": jnp.ones(3), "h": jnp.ones(3), "c": one, "n": one, "u": one, "weight": 2.0}
@@ -94,7 +96,7 @@ class TestEightFaults:
             ("no-gradient", "design: c", "jax.lax.stop_gradient (test_static.py"),
             ("no-gradient", "design: u", "nothing depends on it"),
             ("constraint", "constraint 'mas'", "Did you mean 'mass'?"),
-            ("constraint-unused", "constraint 'mass'", "demands nothing of it"),
+            ("constraint-unused", "constraint 'volume'", "demands nothing of it"),
             ("start", "design: x", "outside the bounds in 3 of 3 entries"),
             ("fixed-number", "design: weight", "the Python number 2.0 does not vary"),
         ],
@@ -349,6 +351,39 @@ class TestDerivatives:
         assert report.components[0].calls == {"apply": 1, PULLBACK: 1}
         assert report.components[0].requests == 7
 
+    @pytest.mark.parametrize(("method", "price"), [("central", 1 + 6), ("forward", 1 + 4), (True, 1 + 1)])
+    def test_the_price_where_no_shapes_are_told(self, method: Any, price: int) -> None:
+        """A pullback's price is one of inputs alone; of those that are traced."""
+        part = FunctionTesseract(
+            lambda i: {"y": i["x"] ** 2 * i["k"]},
+            {"x": np.ones(3), "k": np.ones(())},
+            endpoints={"apply", *(["jacobian"] if method is True else [])},
+        )
+        solver = tf.open_tesseract(part, derive=method)
+        problem = problem_of(lambda d: jnp.sum(tf.apply_tesseract(solver, {"x": d["x"], "k": np.array(2.0)})["y"]))
+        (component,) = check(problem).components
+        assert component.calls == {"apply": 1, PULLBACK: 1}
+        assert (component.requests, component.price) == (price, f"at most {price}")
+        with tf.count_requests() as requests:
+            tf.concurrent(jax.value_and_grad(problem.evaluate))(problem.design)
+        assert requests.n_total == price
+        mapped = problem_of(
+            lambda d: jnp.sum(jax.vmap(lambda k: tf.apply_tesseract(solver, {"x": d["x"], "k": k})["y"])(jnp.ones(2)))
+        )
+        (component,) = check(mapped).components
+        assert component.calls == {"apply": 2, PULLBACK: 2}
+
+    def test_a_price_that_nobody_knows_is_called_so(self) -> None:
+        dead = tf.open_tesseract("http://127.0.0.1:9", label="dead")
+        (component,) = check(problem_of(lambda d: jnp.sum(tf.apply_tesseract(dead, d)["y"]))).components
+        assert (component.requests, component.price) == (None, "not known")
+
+    def test_an_endpoint_that_may_be_missed_where_no_shapes_are_told(self) -> None:
+        solver = square(endpoints={"apply", "jacobian"})
+        report = check(problem_of(lambda d: jnp.sum(tf.apply_tesseract(solver, d)["y"])))
+        assert [(f.kind, f.severity) for f in report.findings] == [("no-endpoint", "warning"), ("no-shapes", "note")]
+        assert "derive=True) makes it from 'jacobian', at 1 request per gradient" in report.findings[0].remedy
+
     def test_differences_are_offered_where_nothing_else_is(self) -> None:
         solver = square(endpoints={"apply", "abstract_eval"})
         finding = only(check(problem_of(lambda d: jnp.sum(tf.apply_tesseract(solver, d)["y"]))))
@@ -363,6 +398,30 @@ class TestDerivatives:
         report = check(problem)
         assert report.seconds_per_gradient is not None
         assert report.seconds_per_gradient >= 0.01
+
+
+class TestConstraintNames:
+    def test_a_misspelt_one_is_one_fault_with_one_advice(self) -> None:
+        """And the advice is the same wherever it is noticed."""
+        problem = problem_of(
+            lambda d: tf.Evaluation(jnp.sum(d["x"]), {"mass": jnp.sum(d["x"])}),
+            constraints={"mas": tf.Constraint(upper=1.0)},
+        )
+        finding = only(check(problem))
+        assert (finding.kind, finding.where) == ("constraint", "constraint 'mas'")
+        assert "Did you mean 'mass'?" in finding.message
+        assert finding.remedy == "Call it 'mass' in constraints= as well, or 'mas' in what evaluate returns."
+        with pytest.raises(ProblemError) as refused:
+            tf.check_gradients(problem)
+        assert finding.remedy in str(refused.value)
+        assert "Did you mean 'mass'?" in str(refused.value)
+
+    def test_another_name_altogether(self) -> None:
+        problem = problem_of(
+            lambda d: tf.Evaluation(jnp.sum(d["x"]), {"volume": jnp.sum(d["x"])}),
+            constraints={"mas": tf.Constraint(upper=1.0)},
+        )
+        assert [finding.kind for finding in check(problem).findings] == ["constraint", "constraint-unused"]
 
 
 class TestDesign:
