@@ -1,6 +1,6 @@
 """Serve the flow from this machine: `python deployments/serve.py`, then press "Run" in the Prefect UI.
 
-For a laptop or one server. It needs a Prefect API, which `PREFECT_API_URL` names. Each flow run is a process by itself.
+For a laptop or one server. It needs a Prefect API, which `PREFECT_API_URL` names. Each flow run is a process of its
 own. For a work pool with workers elsewhere see `prefect.yaml`.
 """
 

@@ -160,8 +160,10 @@ def _scalar_faults(field: ArrayField, value: complex, at: tuple[str, ...]) -> It
         message = f"{value!r} cannot be converted to {_dtype_wanted(field)}{_dtype_advice(field)}"
         yield _fault(at, "wrong_dtype", message)
     else:
+        if isinstance(value, int) and value >= 2**63:
+            dtype = "uint64"  # as NumPy takes it
         try:
-            cast_number(value, field.dtype or ("uint64" if dtype == "int64" and value >= 2**63 else dtype))
+            cast_number(value, field.dtype or dtype)
         except ValueLost as error:
             yield _fault(at, "out_of_range", str(error))
 
