@@ -84,7 +84,7 @@ def test_an_answer_before_the_question_has_gone(line_server):
             line.send(right(k))
 
     script = Script(answer)
-    big = "x" * 4_000_000  # more than the sockets hold: it cannot have gone before the surplus comes
+    big = "x" * 64_000_000  # more than the sockets hold, so it cannot have gone before the surplus comes
     handle = HttpTesseract(line_server(script), sleep=lambda seconds: None)
     assert handle.apply({}) == {"y": 1}
     assert handle.apply({"x": big}) == {"y": 2}
