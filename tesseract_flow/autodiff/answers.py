@@ -52,6 +52,7 @@ def read_outputs(
     except InvalidAnswer:
         memory.forget(tesseract)
         raise
+    memory.confirm(tesseract, (output, tuple(avals)))
     for keys, path, content in output.known:
         if pack(value := follow(answer, keys)) != content:
             raise _refused(

@@ -79,7 +79,7 @@ def learn_outputs(handle: AbstractTesseract, layout: InputLayout, operands: Sequ
         return Abstract(array.shape, array.dtype)
 
     tree = jax.tree_util.tree_map_with_path(abstract, answer)
-    remember(handle, _key(layout, operands), _outputs(handle, "apply", tree, arrays))
+    remember(handle, _key(layout, operands), _outputs(handle, "apply", tree, arrays), confirmed=True)
 
 
 def _key(layout: InputLayout, operands: Sequence[Any]) -> Any:

@@ -57,6 +57,7 @@ def describe(journal: AbstractJournal, run: Run) -> None:
             parts.append((name, "static", without_secrets(_plain(leaf), name)))
     about = {
         "problem": run.problem.name,
+        "tolerance": run.tolerance,
         "design": parts,
         "evaluation": [
             name for name, leaf in named_leaves(run.evaluator.template) if isinstance(leaf, jax.ShapeDtypeStruct)
@@ -182,7 +183,9 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
         seconds=history[-1].seconds if history else 0.0,
         evaluation=evaluation,
         notes=tuple(outcome.get("notes", ())) or contents.notes,
-        optimality=optimality_of(best_record(history) if history else None, outcome.get("tolerance")),
+        optimality=optimality_of(
+            best_record(history) if history else None, outcome.get("tolerance", about.get("tolerance"))
+        ),
     )
     name = about.get("problem") or (contents.identity or {}).get("problem") or "problem"
     return Account(result, str(name), _design(about, start, arrays))

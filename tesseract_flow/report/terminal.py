@@ -5,6 +5,8 @@ An observer of the optimisation loop. It draws at most ten times a second, whate
 
 from __future__ import annotations
 
+import itertools
+import statistics
 import sys
 import time
 import weakref
@@ -27,7 +29,7 @@ else:
     # The methods are all that the loop asks for; importing it would bring the HTTP client with it.
     AbstractObserver = object
 
-_LOOK_BACK = 20  # steps over which the pace is averaged: the first ones compile and are slow
+_LOOK_BACK = 20  # steps whose median is the pace: the first ones compile, and say nothing of those to come
 
 
 class TerminalProgress(AbstractObserver):
@@ -58,7 +60,7 @@ class TerminalProgress(AbstractObserver):
 
     def _begin(self) -> None:
         self._live: Live | None = None
-        self._times = deque([self._clock()], maxlen=_LOOK_BACK + 1)
+        self._times: deque[float] = deque(maxlen=_LOOK_BACK + 1)
         self._drawn_at = -float("inf")
         self._pending: Any = None  # a record that was held back by the throttle
 
@@ -115,7 +117,6 @@ class TerminalProgress(AbstractObserver):
         self._live.update(frame, refresh=True)
 
     def _line(self, record: Any) -> Text:
-        pace = (self._times[-1] - self._times[0]) / max(len(self._times) - 1, 1)
         of_total = "" if self._max_steps is None else f"/{self._max_steps}"
         parts = [
             ("step ", f"{record.step}{of_total}"),
@@ -124,10 +125,12 @@ class TerminalProgress(AbstractObserver):
             ("violation ", number(record.violation, 2)),
             ("|gradient| ", number(record.gradient_norm, 3)),
             ("requests ", number(record.requests)),
-            ("", f"{duration(pace)}/step"),
         ]
-        if self._max_steps is not None:
-            parts.append(("", f"{duration(pace * max(self._max_steps - record.step, 0))} left"))
+        if len(self._times) > 1:
+            pace = statistics.median(b - a for a, b in itertools.pairwise(self._times))
+            parts.append(("", f"{duration(pace)}/step"))
+            if self._max_steps is not None:
+                parts.append(("", f"{duration(pace * max(self._max_steps - record.step, 0))} left"))
         line = Text()
         for i, (label, text) in enumerate(parts):
             line.append("  " if i else "").append(label, style="dim").append(text)

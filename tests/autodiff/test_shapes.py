@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tesseract_flow.autodiff import apply_tesseract
+from tesseract_flow.autodiff import apply_tesseract, memory
 from tesseract_flow.client import count_requests
 from tesseract_flow.errors import InvalidAnswer, ShapesUnknown
 from tesseract_flow.execute import concurrent
@@ -187,6 +187,28 @@ def test_what_a_component_contradicts_is_forgotten(has_shapes: bool):
     assert step(X).shape == (5,)
     jax.clear_caches()
     assert jax.jit(y_of(growing))(X).shape == (5,)
+
+
+@pytest.mark.parametrize("outer", [jax.jit, concurrent], ids=["jit", "concurrent"])
+def test_what_no_answer_has_confirmed_is_asked_again_after_a_while(outer: Any, monkeypatch: pytest.MonkeyPatch):
+    """A shape on which the program fails while it is traced is never contradicted by an answer."""
+    square = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": X})
+    lie = {"y": {"shape": [4], "dtype": "float64"}}
+    lies = [True]
+    odd = Watched(square, lambda asked, answer: lie if asked == "abstract_eval" and lies[0] else answer)
+    total = outer(lambda x: jnp.dot(X, apply_tesseract(odd, {"x": x})["y"]))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="contracting"):
+            total(X)
+    lies[0] = False
+    now = memory._now() + memory._CREDIT + 1.0
+    monkeypatch.setattr(memory, "_now", lambda: now)
+    assert_close(total(X), jnp.sum(X**3))
+    n_asked = len(odd.payloads("abstract_eval"))
+    now += 10 * memory._CREDIT  # what an answer has confirmed stays
+    jax.clear_caches()
+    total(X)
+    assert len(odd.payloads("abstract_eval")) == n_asked == 2
 
 
 @pytest.mark.parametrize("outer", [jax.grad, jax.jit, concurrent], ids=["grad", "jit", "concurrent"])

@@ -9,20 +9,24 @@ run; only questions, which are asked once, get new ones.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import itertools
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import tesseract_flow as tf
 from tesseract_flow import errors
+from tesseract_flow.autodiff import memory
 from tesseract_flow.client import HttpTesseract, RetryPolicy
 from tesseract_flow.execute import AbstractSubmitter, ThreadSubmitter
 from tests.faults.component.tesseract_api import answer, derivatives
@@ -178,11 +182,12 @@ class Bench:
             found = self._judge(cell, passes, got, error, n_attempts, mode)
         server.clear()
         server.wait_until_idle(SETTLED)
+        later = 0.0
         if cell.fault.comes is Comes.CONTRADICTED and not (error is None or _is_ours(error)):
             # The program failed on the shape while it was traced, before the component could contradict itself: nobody
-            # knows whose fault that is, so the shape stays remembered for as long as the handle is used.
-            call = self._call(cell)
-        with watched(server, LIMIT) as barked:
+            # knows whose fault that is, so the shape is believed for a while.
+            later = memory._CREDIT + 1.0
+        with watched(server, LIMIT) as barked, by_the_clock(later):
             got, error = _outcome(call, inputs(1))
         if barked.is_set():
             found.append(Failing(cell, "HANG", f"{mode}: in the next call"))
@@ -233,6 +238,14 @@ class Bench:
         if comes is Comes.RIGHT or (comes is Comes.RECOVERED and passes):
             return [failing("NOT RECOVERED", f"{mode}: after {n_attempts} attempts: {_said(error)}")]
         return [failing(kind, f"{mode}: {what}") for kind, what in complaints(cell, error, self.server, n_attempts)]
+
+
+@contextlib.contextmanager
+def by_the_clock(later: float) -> Iterator[None]:
+    """As if so many seconds had passed for what was said of shapes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_now", lambda: time.monotonic() + later)
+        yield
 
 
 def _outcome(call: Callable[[Inputs], Any], primals: Inputs) -> tuple[Any, Exception | None]:

@@ -12,6 +12,7 @@ from tesseract_flow.optimize import (
     Constraint,
     Evaluation,
     FileJournal,
+    FirstOrder,
     MaxSteps,
     Observer,
     Problem,
@@ -130,13 +131,15 @@ def test_success_is_not_told_of_an_older_design(tmp_path):
 def test_while_it_goes_it_tells_the_steps_so_far(tmp_path):
     told = []
     watch = Observer(on_step=lambda *_: told.append(read_journal(tmp_path)))
-    optimize(problem(), learning_rate=0.1, stop=STOP, journal=tmp_path, transform=jax.jit, observers=[watch])
+    stop = [STOP, FirstOrder(1e-9)]
+    optimize(problem(), learning_rate=0.1, stop=stop, journal=tmp_path, transform=jax.jit, observers=[watch])
     assert [(result.steps, result.reason) for result in told] == [
         (k, f"not finished: the last step so far is {k}") for k in range(7)
     ]
     assert not any(result.converged for result in told)
     assert all(result.value == result.history[-1].best_value for result in told)
-    again = optimize(problem(), learning_rate=0.1, stop=STOP, journal=tmp_path, transform=jax.jit)
+    assert {result.optimality.tolerance for result in told if result.optimality} == {1e-9}
+    again = optimize(problem(), learning_rate=0.1, stop=stop, journal=tmp_path, transform=jax.jit)
     assert again.reason == read_journal(tmp_path).reason
 
 
