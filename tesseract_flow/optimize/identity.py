@@ -240,9 +240,12 @@ def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
         # Before, entries at bounds were not held. The state means the same, so the run need not end there.
         now["driver"] = {key: value for key, value in now["driver"].items() if key != "at_bounds"}
         doubts.append("how this driver treats active bounds, which this version does in another way")
+    if "factory" not in known or "factory" not in now:
+        # One of the two was made by hand, from Python. What settings do is seen in the objective.
+        known, now = ({key: one[key] for key in one if key != "factory"} for one in (known, now))
     changes = differences(
         {key: value for key, value in known.items() if key not in _APART},
-        {key: value for key, value in now.items() if key not in _APART and (key != "factory" or key in known)},
+        {key: value for key, value in now.items() if key not in _APART},
     )
     if "objective" in now and "objective" not in known:
         # Written by a version that recorded less.

@@ -175,3 +175,9 @@ def test_where_a_problem_lies_does_not_count(tmp_path):
         assert compare(first, made("b", **options)).changes == ()
         assert "planted" not in json.dumps(made("b", **options))
     assert compare(first, made("b", mesh="fine")).changes == ('factory.settings.mesh: "coarse" -> "fine"',)
+    # The same problem, made from Python: there are no settings to compare, and the objective is what it is.
+    by_hand = {key: value for key, value in first.items() if key != "factory"}
+    for known, now in ((first, by_hand), (by_hand, first)):
+        assert compare(known, now).changes == ()
+    shorter = {key: value for key, value in made("b", n=2).items() if key != "factory"}
+    assert compare(first, shorter).changes
