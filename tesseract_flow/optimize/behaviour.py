@@ -24,10 +24,7 @@ from tesseract_flow.optimize.search import Updater
 
 
 def driver_text(driver: Driver, varying: PyTree) -> Text:
-    """The first state and the update on a design of this structure, whatever its values and bounds are.
-
-    Without doubts: what has no text, such as a callback, is seen in what it does.
-    """
+    """The first state and the update on a design of this structure, whatever its values and bounds are."""
     u = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), varying)
     state = initial_state(driver, u)
     leaves, treedef = jax.tree.flatten(u)
@@ -37,7 +34,10 @@ def driver_text(driver: Driver, varying: PyTree) -> Text:
         text_of(closed, [f"in{k}" for k in range(len(closed.jaxpr.invars))], slice(None), _no_component)
         for closed in (start, update)
     ]
-    return Text(tuple(line for text in texts for line in text.lines))
+    return Text(
+        tuple(line for text in texts for line in text.lines),
+        tuple(dict.fromkeys(doubt for text in texts for doubt in text.doubts)),
+    )
 
 
 def behaviour(driver: Driver, varying: PyTree) -> list[str]:

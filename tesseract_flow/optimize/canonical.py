@@ -25,7 +25,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from tesseract_flow.autodiff import ENDPOINTS, Call
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.storage import without_secrets
+from tesseract_flow.storage import told_apart
 
 # Primitives that only wrap a body, and the parameters that may hold it, in several versions of JAX.
 _WRAPPERS = {
@@ -115,15 +115,17 @@ class Plain:
         self.doubts: list[str] = []
 
     def text(self, value: Any, name: str = "") -> str:
-        """`value` as text that another process writes alike, without secrets."""
+        """`value` as text that another process writes alike, without secrets, but with a tag for each."""
         if eqx.is_array(value) or isinstance(value, np.ndarray | np.generic):
             return array_text(value)
         if isinstance(value, enum.Enum):
             return f"{type(value).__name__.strip('_')}.{value.name}"
-        if value is None or isinstance(value, bool | int | float | complex | bytes):
-            return str(without_secrets(repr(value), name))
+        if value is None or isinstance(value, bool | int | float | complex):
+            return str(told_apart(value, name))
+        if isinstance(value, bytes):
+            return str(told_apart(repr(value), name))
         if isinstance(value, str):
-            return repr(without_secrets(value, name))
+            return repr(told_apart(value, name))
         if isinstance(value, Mapping):
             items = (f"{self.text(key)}: {self.text(item, str(key))}" for key, item in value.items())
             return "{" + ", ".join(sorted(items)) + "}"
@@ -164,7 +166,7 @@ class Plain:
         clean = _ADDRESS.sub("", text)
         if clean != text:
             self.doubts.append(f"an object of type {type(value).__name__}")
-        return str(without_secrets(clean))
+        return str(told_apart(clean))
 
 
 def function_name(value: Any) -> str:

@@ -7,7 +7,8 @@ caches, how many workers there are, and what is shown. The one idea: a differenc
 unless it is accepted), or it *cannot be told* from the text (a doubt, such as another version of JAX, or a component
 that does not say its version), and then the last finished point is evaluated again and compared (`resuming`).
 
-Secrets do not get in: a password would be there for as long as the journal is.
+Secrets do not get in: a password would be there for as long as the journal is. What is hidden, though it may be no
+secret, has a tag (`told_apart`): another number is a change, and another text is a doubt, as tokens are renewed.
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ from tesseract_flow.optimize.behaviour import behaviour, driver_text
 from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.drivers import Driver, initial_state
-from tesseract_flow.optimize.partition import leaf_names, path_name
+from tesseract_flow.optimize.partition import leaf_names, named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.search import Updater
-from tesseract_flow.storage import is_secret, without_secrets
+from tesseract_flow.storage import is_secret, told_apart, without_tags
 
 _ABSENT = "(absent)"
 # They write the texts; another version of one may write the same objective or update another way.
 _WRITERS = ("jax", "jaxlib", "equinox", "optax", "tesseract-flow")
+# Settings of JAX that decide about numbers, and do not show in a traced function.
+_NUMBERS = ("jax_threefry_partitionable", "jax_default_matmul_precision")
 # What a component says that was built without saying anything.
 _NO_VERSION = frozenset({"", "unknown", "0.0.0+unknown", "0+unknown"})
 # Settings of a factory that say where or how something runs; what it computes is seen in the objective.
@@ -55,9 +58,12 @@ _NO_MATTER = frozenset(
     }
 )
 # Compared in their own way, or not at all.
-_APART = ("objective", "components", "driver_text", "versions", "doubts")
+_APART = ("objective", "components", "driver_text", "versions", "numbers", "doubts")
 # How a driver with a line search or L-BFGS treats active bounds (`search`, `holding`). To be changed with it.
 _AT_BOUNDS = "held"
+# The name of an intermediate value; what is quoted is a value.
+_NAME_OR_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\bv\d+\b""")
+_UNTAGGED = re.compile(r"\*\*\*(?![#=])")
 _MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 
@@ -83,9 +89,9 @@ def identity_of(
     description: dict[str, Any] = {
         "problem": problem.name,
         "settings": {
-            name: _json(without_secrets(value, name))
+            name: _json(told_apart(value, name))
             for name, value in (problem.settings or {}).items()
-            if not _is_address(value)
+            if not (_is_address(value) and name.lower() in _NO_MATTER)
         },
         "varying": _leaves(partition.varying),
         "fixed": _leaves(partition.fixed),
@@ -106,6 +112,7 @@ def identity_of(
         description["objective_scale"] = objective_scale
     if _is_holding(problem, driver, template):
         description["driver"]["at_bounds"] = _AT_BOUNDS
+    text = None
     if driver.name == "optax object":
         text = driver_text(driver, partition.varying)
         description["driver"]["behaviour"] = behaviour(driver, partition.varying)
@@ -115,7 +122,10 @@ def identity_of(
             **{key: str(value) for key, value in dataclasses.asdict(method).items()},
             "feasibility_tol": str(feasibility_tol),
         }
-    return description | _objective(problem, template)
+    description |= _objective(problem, template)
+    if text is not None:
+        description["doubts"] += [f"{doubt}, in the driver" for doubt in text.doubts]
+    return description
 
 
 def _is_holding(problem: Problem, driver: Driver, template: Evaluation) -> bool:
@@ -138,9 +148,19 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
 
     def values(*leaves: Any) -> list[Any]:
         found = as_evaluation(problem.evaluate(partition.combine(treedef.unflatten(leaves))))
-        return [found.objective, *(jnp.asarray(found.constraints[name]) for name in demanded)]
+        flags = dict(named_leaves(found.aux)) if problem.valid_names else {}
+        return [
+            found.objective,
+            *(jnp.asarray(found.constraints[name]) for name in demanded),
+            *(jnp.asarray(flags[name]) for name in problem.valid_names),
+        ]
 
-    shapes = [template.objective, *(template.constraints[name] for name in demanded)]
+    flags = dict(named_leaves(template.aux)) if problem.valid_names else {}
+    shapes = [
+        template.objective,
+        *(template.constraints[name] for name in demanded),
+        *(flags[name] for name in problem.valid_names),
+    ]
     weights = [shape for shape in shapes if jnp.issubdtype(shape.dtype, jnp.inexact)]
 
     def with_gradient(leaves: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
@@ -167,6 +187,7 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
             "lines": _kept(value.lines),
         },
         "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *gradient.doubts])),
+        "numbers": {name: str(getattr(jax.config, name)) for name in _NUMBERS if hasattr(jax.config, name)},
         "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
     }
 
@@ -243,15 +264,17 @@ def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
     if "factory" not in known or "factory" not in now:
         # One of the two was made by hand, from Python. What settings do is seen in the objective.
         known, now = ({key: one[key] for key in one if key != "factory"} for one in (known, now))
-    changes = differences(
-        {key: value for key, value in known.items() if key not in _APART},
-        {key: value for key, value in now.items() if key not in _APART},
-    )
+    before, after = ({key: value for key, value in one.items() if key not in _APART} for one in (known, now))
+    changes, unsure = _changes_and_doubts(before, after)
+    doubts += unsure
     if "objective" in now and "objective" not in known:
         # Written by a version that recorded less.
         doubts.append("the objective and its components, which this journal did not record when it was written")
     elif "objective" in now:
         doubts += now.get("doubts", ())
+        doubts += [
+            f"how JAX calculates ({line})" for line in differences(known.get("numbers", now["numbers"]), now["numbers"])
+        ]
         changes += _component_changes(known.get("components", {}), now["components"], doubts)
         _compare_objectives(known, now, changes, doubts)
         _compare_drivers(known, now, changes, doubts)
@@ -291,10 +314,19 @@ def _compare_objectives(
     writers = _other_writers(known, now)
     if writers:
         doubts.append(f"the objective's text, which another version writes another way ({writers})")
+    elif old["digest"] != new["digest"] and _is_same_but_hidden(old["lines"], new["lines"]):
+        doubts.append("a text in the objective that is not shown, as its name says that it may be a secret")
     elif old["digest"] != new["digest"]:
         changes += _line_changes("objective", old["lines"], new["lines"])
     else:
         changes.append("the objective's derivative: a custom rule of it changed, its values did not")
+
+
+def _is_same_but_hidden(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether texts differ in nothing but what they hide: other texts, and numbers where an older journal tags none."""
+    has_all = not any(_UNTAGGED.search(line) for line in (*old, *new))
+    bare = [[without_tags(line, numbers_too=not has_all) for line in lines] for lines in (old, new)]
+    return bool(old) and bare[0] == bare[1]
 
 
 def _compare_drivers(known: Mapping[str, Any], now: Mapping[str, Any], changes: list[str], doubts: list[str]) -> None:
@@ -321,7 +353,7 @@ def _line_changes(what: str, old: Sequence[str], new: Sequence[str], limit: int 
         return [f"the {what}: it is another one (and too long to show where)"]
 
     def stripped(lines: Sequence[str]) -> list[str]:
-        return [re.sub(r"\bv\d+\b", "v", line).strip() for line in lines]
+        return [_NAME_OR_QUOTED.sub(lambda found: found[1] or "v", line).strip() for line in lines]
 
     before, after = stripped(old), stripped(new)
     changes = []
@@ -350,6 +382,21 @@ def differences(old: Any, new: Any) -> list[str]:
         for name in names
         if before.get(name, _ABSENT) != after.get(name, _ABSENT) and not _is_address_for_component(name, before, after)
     ]
+
+
+def _changes_and_doubts(old: Any, new: Any) -> tuple[list[str], list[str]]:
+    """Differences that are sure, and those of texts that are hidden, or are addresses of whatever it may be."""
+    before, after = _flatten(old), _flatten(new)
+    changes, doubts = [], []
+    for line in differences(old, new):
+        name = line.partition(": ")[0]
+        a, b = before.get(name), after.get(name)
+        is_address = name.startswith("settings.") and all(value is None or _is_address(value) for value in (a, b))
+        if is_address or (isinstance(a, str) and isinstance(b, str) and _is_same_but_hidden([a], [b])):
+            doubts.append(line)
+        else:
+            changes.append(line)
+    return changes, doubts
 
 
 def _is_address_for_component(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -382,7 +429,7 @@ def _setting(name: str, value: Any) -> Any:
     if type(value).__module__.startswith("tesseract_core"):
         return None  # a handle of the SDK's; what it is for is seen in the objective
     if value is None or isinstance(value, bool | int | float | str):
-        return _json(without_secrets(value, name))
+        return _json(told_apart(value, name))
     if isinstance(value, Mapping):
         inner = {str(key): _setting(str(key), item) for key, item in value.items()}
         return {key: item for key, item in inner.items() if item is not None}
@@ -427,7 +474,7 @@ def _leaf(leaf: Any, name: str = "") -> str:
         # Its name: a repr would hold an address, and a module is called __main__ when it is run directly.
         return f"callable {getattr(leaf, '__qualname__', type(leaf).__qualname__)}"
     if leaf is None or isinstance(leaf, str | int | float | complex | bytes):
-        return f"{type(leaf).__name__} {without_secrets(leaf, name)!r}"
+        return f"{type(leaf).__name__} {told_apart(leaf, name)!r}"
     return f"{type(leaf).__module__}.{type(leaf).__qualname__}"
 
 

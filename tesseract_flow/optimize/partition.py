@@ -9,8 +9,9 @@ Box arithmetic is in `bounds`; nothing here evaluates anything.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -50,6 +51,11 @@ def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 def leaf_names(tree: PyTree) -> list[str]:
     """Names of all leaves of a tree, in JAX's order."""
     return [name for name, _ in named_leaves(tree)]
+
+
+def names_twice(names: Sequence[str]) -> list[str]:
+    """Names that more than one leaf has: `{"a": {"b": ...}, "a.b": ...}`."""
+    return sorted(name for name, n in collections.Counter(names).items() if n > 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,6 +107,11 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree, scale
             "Give a predicate on leaves (such as equinox.is_inexact_array), or a tree of booleans with the design's "
             "own structure or a prefix of it."
         ) from error
+    if twice := names_twice(leaf_names(design)):
+        raise ProblemError(
+            f"More than one leaf of the design is called {_listing(twice)}: a dot joins the names along a path.\n"
+            "Journals, reports and messages tell leaves apart by these names, so give keys that differ, without dots."
+        )
     paths_and_leaves, treedef = jtu.tree_flatten_with_path(selected)
     if not paths_and_leaves:
         raise ProblemError(

@@ -22,7 +22,7 @@ from tesseract_flow.autodiff import as_words, informed
 from tesseract_flow.errors import ProblemError, closest, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
-from tesseract_flow.optimize.partition import Partition, named_leaves, partition_design
+from tesseract_flow.optimize.partition import Partition, named_leaves, names_twice, partition_design
 
 
 class Evaluation(eqx.Module):
@@ -158,7 +158,7 @@ def check_evaluation(problem: Problem) -> Evaluation:
             came, remedy = other_names(name, returned)
             raise ProblemError(f"Problem {problem.name!r} constrains {name!r}, but evaluate returns {came}\n{remedy}")
         constraint.check_against(name, template.constraints[name])
-    _check_flags(problem, dict(named_leaves(template.aux)))
+    _check_flags(problem, named_leaves(template.aux))
     return template
 
 
@@ -188,8 +188,15 @@ def _call(problem: Problem, design: PyTree) -> Any:
     return answer
 
 
-def _check_flags(problem: Problem, aux: Mapping[str, Any]) -> None:
+def _check_flags(problem: Problem, leaves: Sequence[tuple[str, Any]]) -> None:
+    aux = dict(leaves)
+    twice = names_twice([name for name, _ in leaves])
     for name in problem.valid_names:
+        if name in twice:
+            raise ProblemError(
+                f"Problem {problem.name!r}: the flag {name!r} is the name of more than one leaf of aux, as a dot joins "
+                "the names along a path.\nGive keys that differ, without dots."
+            )
         if name not in aux:
             raise ProblemError(
                 f"Problem {problem.name!r} looks for the flag {name!r}, but evaluate returns "

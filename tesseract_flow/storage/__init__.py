@@ -10,7 +10,7 @@ from tesseract_flow.storage.folder import FolderStore
 from tesseract_flow.storage.lease import Lease
 from tesseract_flow.storage.names import folder_name, slug
 from tesseract_flow.storage.opening import is_url, local_folder, open_store, place_in
-from tesseract_flow.storage.secrets import MASK, is_secret, without_secrets
+from tesseract_flow.storage.secrets import MASK, is_secret, told_apart, without_secrets, without_tags
 from tesseract_flow.storage.url import UrlStore
 
 __all__ = [
@@ -27,5 +27,7 @@ __all__ = [
     "open_store",
     "place_in",
     "slug",
+    "told_apart",
     "without_secrets",
+    "without_tags",
 ]

@@ -11,6 +11,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
@@ -326,6 +327,122 @@ def test_a_death_between_accepting_and_the_next_step_forgets_neither(tmp_path):
         optimize(constrained(more=5.0), journal=tmp_path, transform=interrupted, accept_changes=True)
     result = optimize(constrained(more=5.0), stop=MaxSteps(6), journal=tmp_path, transform=jax.jit)
     assert result.value > 5.0 and "changed and accepted" in result.history[5].events[0]
+
+
+# What an input of a component is called, or holds, may look like a secret and still decide the answer.
+HIDDEN = {
+    "number": ("n_pin", 3, 5, r"\*\*\*=\w+.* -> .*\*\*\*="),
+    "text": ("signature", "sine", "square", "objective at step"),
+    "user": ("mesh", "s3://v1@bucket/mesh.h5", "s3://v2@bucket/mesh.h5", "objective at step"),
+    "query": ("mesh", "https://d/m?signature=v1", "https://d/m?signature=v2", "objective at step"),
+    "address": ("mesh", "https://d/mesh-v1.h5", "https://d/mesh-v2.h5", "v1.h5.* -> .*v2.h5"),
+}
+
+
+@pytest.mark.parametrize("where", ["input", "leaf"])
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_what_is_hidden_still_counts(tmp_path, kind, where):
+    """An old journal answered for another problem, as its text showed `***` for both."""
+    name, first, second, told = HIDDEN[kind]
+
+    def fn(inputs):
+        return {"y": (inputs["x"] - (3.0 if inputs[name] == first else 5.0)) ** 2}
+
+    solver = FunctionTesseract(fn, {"x": np.float64(0.0), name: first}, name="solver", version="1.0")
+
+    def problem(value):
+        fixed = {} if where == "input" else {name: value}
+        given = (lambda design: {name: value}) if where == "input" else (lambda design: {name: design[name]})
+        evaluate = lambda design: apply_tesseract(solver, {"x": design["x"], **given(design)})["y"]  # noqa: E731
+        return Problem({"x": jnp.asarray(0.0), **fixed}, evaluate)
+
+    assert float(solved(problem(first), tmp_path).design["x"]) == pytest.approx(3.0)
+    assert not solved(problem(first), tmp_path).notes
+    with pytest.raises(OtherRun, match=told):
+        solved(problem(second), tmp_path)
+
+
+def test_a_renewed_token_is_another_text_and_the_same_problem(tmp_path):
+    solver = FunctionTesseract(
+        lambda i: {"y": (i["x"] - 3.0) ** 2}, {"x": np.float64(0.0), "token": ""}, name="solver", version="1.0"
+    )
+
+    def problem(token):
+        return Problem(
+            {"x": jnp.asarray(0.0)}, lambda design: apply_tesseract(solver, {"x": design["x"], "token": token})["y"]
+        )
+
+    solved(problem("of monday"), tmp_path)
+    (note,) = solved(problem("of tuesday"), tmp_path).notes
+    assert "evaluated again and is the same" in note and "may be a secret" in note and "day" not in note
+
+
+def test_settings_that_an_author_names_count_also_where_they_are_addresses(tmp_path):
+    def problem(**settings):
+        return Problem({"x": jnp.asarray(0.0)}, lambda design: (design["x"] - 3.0) ** 2, settings=settings)
+
+    solved(problem(mesh="https://data.example/v1.h5", url="http://here:8000", pin=1), tmp_path)
+    (note,) = solved(problem(mesh="https://data.example/v2.h5", url="http://there:8000", pin=1), tmp_path).notes
+    assert "v1.h5" in note and "v2.h5" in note and "here" not in note
+    with pytest.raises(OtherRun, match=r"settings\.pin"):
+        solved(problem(mesh="https://data.example/v1.h5", pin=2), tmp_path)
+
+
+def test_what_counts_as_valid_is_part_of_the_problem(tmp_path):
+    def problem(limit):
+        return Problem(
+            {"x": jnp.asarray(0.0)},
+            lambda design: Evaluation((design["x"] - 3.0) ** 2, aux={"ok": design["x"] < limit}),
+            valid="ok",
+        )
+
+    assert solved(problem(4.0), tmp_path).value == pytest.approx(0.0)
+    with pytest.raises(OtherRun, match=r"4\.0.*1\.0"):
+        solved(problem(1.0), tmp_path)
+
+
+def test_how_jax_draws_random_numbers_is_looked_at(tmp_path):
+    def problem():
+        return Problem(
+            {"x": jnp.asarray(0.0)}, lambda design: (design["x"] - jax.random.normal(jax.random.key(0), ())) ** 2
+        )
+
+    way = jax.config.jax_threefry_partitionable
+    solved(problem(), tmp_path)
+    try:
+        jax.config.update("jax_threefry_partitionable", not way)
+        with pytest.raises(OtherRun, match="jax_threefry_partitionable"):
+            solved(problem(), tmp_path)
+    finally:
+        jax.config.update("jax_threefry_partitionable", way)
+
+
+def test_a_driver_with_a_host_function_is_a_doubt(tmp_path):
+    def clipping(limit):
+        def update(updates, state, params=None):
+            def clip(g):
+                return np.clip(g, -limit, limit)
+
+            moves = jax.tree.map(lambda g: -0.1 * jax.pure_callback(clip, jax.typeof(g), g), updates)
+            return moves, state
+
+        return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+    problem = Problem({"x": jnp.asarray(0.0)}, lambda design: (design["x"] - 3.0) ** 2)
+    optimize(problem, clipping(1e3), stop=MaxSteps(3), journal=tmp_path, transform=jax.jit)
+    (note,) = optimize(problem, clipping(1e4), stop=MaxSteps(5), journal=tmp_path, transform=jax.jit).notes[:1]
+    assert "host callback" in note and "in the driver" in note
+
+
+def test_two_leaves_of_one_name_are_refused():
+    """One of them was lost in the journal, and what could not be resumed was told as another structure."""
+    twins = {"a": {"b": jnp.asarray(1.0)}, "a.b": jnp.asarray(2.0)}
+    with pytest.raises(ProblemError, match=r"called 'a\.b'"):
+        Problem(twins, lambda design: design["a.b"])
+    flags = {"flow": {"ok": jnp.asarray(False)}, "flow.ok": jnp.asarray(True)}
+    problem = Problem({"x": jnp.asarray(1.0)}, lambda design: Evaluation(design["x"], aux=flags), valid="flow.ok")
+    with pytest.raises(ProblemError, match="more than one leaf of aux"):
+        optimize(problem, stop=MaxSteps(1), transform=jax.jit)
 
 
 def test_secrets_do_not_get_into_a_journal(tmp_path):

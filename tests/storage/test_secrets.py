@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tesseract_flow.storage import MASK, is_secret, without_secrets
+from tesseract_flow.storage import MASK, is_secret, told_apart, without_secrets, without_tags
 
 ODD = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="'\"<>"), min_size=6, max_size=30)
 
@@ -63,3 +63,22 @@ def test_addresses(text, masked):
 def test_what_is_no_text_stays_what_it_is():
     value = {"n": 3, "x": 0.5, "on": True, "none": None, "names": ["a", "b"]}
     assert without_secrets(value) == value
+
+
+@settings(max_examples=15)  # a digest is slow on purpose
+@given(ODD, ODD)
+def test_a_tag_tells_two_secrets_apart_and_neither(one, other):
+    url = "s3://{}@bucket/mesh?n=3"
+    for fill in (lambda x: {"token": x, "n": 1}, lambda x: [url.format(f"planted{x}")]):
+        a, b = told_apart(fill(one)), told_apart(fill(other))
+        assert (a == b) == (fill(one) == fill(other))
+        assert a == told_apart(fill(one))
+        assert without_tags(str(a)) == str(without_secrets(fill(one)))
+        assert "planted" not in str(a)
+
+
+def test_a_number_has_a_tag_of_its_own_kind():
+    """It is a setting rather than a secret, whatever it is called."""
+    three, text = told_apart({"n_pin": 3, "pin": "three"}).values()
+    assert three != told_apart(5, "n_pin") and three == told_apart(3, "n_pin") == without_tags(three)
+    assert without_tags(text) == without_tags(three, numbers_too=True) == MASK
