@@ -15,6 +15,7 @@ from tesseract_flow.checks.differentiability import Flow, input_avals, uses_of
 from tesseract_flow.checks.findings import ComponentSummary, Finding
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract
 from tesseract_flow.client.deriving.routes import EXACT, PULLBACK, price, sources
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.execute import make_plan
 from tesseract_flow.execute.durations import durations
@@ -150,7 +151,21 @@ def summary(component: Component, asked: Sequence[Asked], *, is_complete: bool) 
         sum(one.n_requests for one in own) if own or is_complete else None,
         {endpoint: seconds for endpoint, seconds in known.items() if seconds is not None},
         all(one.is_certain for one in own),
+        _derived(handle),
     )
+
+
+def _derived(handle: AbstractTesseract) -> tuple[str, ...]:
+    """Endpoints that the component itself does not have, or is not believed in."""
+    while isinstance(handle, AbstractWrapper):
+        if isinstance(handle, DerivedTesseract):
+            return tuple(
+                sorted(
+                    handle.schema.endpoints - handle.settings.believed(handle.tesseract.schema.endpoints) - {"health"}
+                )
+            )
+        handle = handle.tesseract
+    return ()
 
 
 def time_of(gradient: ClosedJaxpr) -> tuple[float | None, tuple[str, ...]]:

@@ -51,11 +51,12 @@ class ComponentSummary:
     Attributes:
         name, version: as it says itself; empty where it could not be asked.
         place: where it is: its handle as it prints itself.
-        endpoints: the protocol's operations that it offers, derived ones among them.
+        endpoints: the protocol's operations that can be asked of it, derived ones among them.
         calls: calls per gradient, by endpoint, as the plan has them.
         requests: what these calls cost in requests; more than calls where an endpoint is derived. None: not known.
         seconds: of one call of each endpoint lately in this process; only those that are known.
         is_exact: whether calls and requests are what one gradient makes; else it makes so many at most.
+        derived: those of its endpoints that `derive=` makes of others, or of differences.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ComponentSummary:
     requests: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     is_exact: bool = True
+    derived: tuple[str, ...] = ()
 
     @property
     def price(self) -> str:

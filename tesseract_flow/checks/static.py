@@ -6,6 +6,7 @@ thing and reports what it finds; none stops the others.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -56,12 +57,19 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
             "Make one with tf.Problem(design, evaluate), or load one: tesseract-flow check folder/problem.py:factory."
         )
     components = ask_all(handles_in(problem.evaluate, problem.design), patience)
+    imprecise = list(_of_precision(components))
+    # Without 64 bits nothing of a component with such outputs can be traced, and one fault must not hide the next.
+    with jax.enable_x64(True) if imprecise else contextlib.nullcontext():
+        return _report(problem, components, patience, imprecise)
+
+
+def _report(problem: Problem, components: Sequence[Component], patience: float, imprecise: Sequence[Finding]) -> Report:
     found = survey(problem, components, patience)
     walk = Walk()
     flows = walk.run(found.closed)
     findings = [
         *(finding for component in found.components for finding in component.findings()),
-        *_of_precision(found.components),
+        *(imprecise or _of_precision(found.components)),
         *found.findings,
         *_of_stand_ins(found, walk),
         *_of_constraint_names(problem, found),
@@ -172,6 +180,14 @@ def _of_design(problem: Problem) -> Iterator[Finding]:
                     f"design: {path_name(path)}",
                     f"the Python number {leaf!r} does not vary: only arrays do.",
                     f"To vary it, make it an array: jnp.asarray({leaf!r}). Otherwise it is fine as it is.",
+                    "note",
+                )
+            elif eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.integer):
+                yield Finding(
+                    "fixed-number",
+                    f"design: {path_name(path)}",
+                    f"the array of dtype {leaf.dtype} does not vary: only floating-point arrays do.",
+                    "To vary it, make it one: jnp.asarray(..., float). Otherwise it is fine as it is.",
                     "note",
                 )
     paths = jtu.tree_flatten_with_path(partition.varying)[0]

@@ -39,7 +39,17 @@ from tesseract_flow.errors import (
     did_you_mean,
 )
 from tesseract_flow.optimize import Evaluation, Problem
+from tesseract_flow.optimize.partition import named_leaves
+from tesseract_flow.optimize.problem import flag_fault
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
+
+# What JAX raises where Python wants the value of something that is traced.
+_NEEDS_A_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 @dataclasses.dataclass
@@ -144,6 +154,7 @@ class _Tracer:
         name = self.problem.name
         objective = answer.objective if isinstance(answer, Evaluation) else answer
         constraints = (answer.constraints or {}) if isinstance(answer, Evaluation) else {}
+        self._look_at_flags(answer.aux if isinstance(answer, Evaluation) else None)
         results = []
         if isinstance(objective, Unknown):
             objective = objective.scalar
@@ -185,6 +196,16 @@ class _Tracer:
             results.append(jnp.asarray(value.scalar if isinstance(value, Unknown) else value))
         return results
 
+    def _look_at_flags(self, aux: Any) -> None:
+        known = [leaf for leaf in jax.tree.leaves(aux) if not isinstance(leaf, Unknown)]
+        if len(known) < len(jax.tree.leaves(aux)):
+            return  # what it is, only the component knows that is reported already
+        computed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Tracer) else x, aux)
+        for name in self.problem.valid_names:
+            if fault := flag_fault(name, named_leaves(computed)):
+                message, _, remedy = fault.partition("\n")
+                self._find("flag", f"valid: {name}", message, remedy)
+
     def _find(self, kind: str, where: str, message: str, remedy: str = "", severity: Any = "error") -> None:
         self.findings.append(Finding(kind, where, message, remedy, severity))
 
@@ -211,8 +232,26 @@ class _Tracer:
                 "note",
             )
         else:
-            remedy = "" if isinstance(error, TesseractFlowError) else "What comes after it was not checked."
-            self._find("evaluate", where, f"evaluate raises {type(error).__name__}: {text}", remedy)
+            said, remedy = self._remedy(error, text)
+            self._find("evaluate", where, f"evaluate raises {type(error).__name__}: {said}", remedy)
+
+    def _remedy(self, error: Exception, text: str) -> tuple[str, str]:
+        """What is said of an error of evaluate's own, and what can be done about it."""
+        unchecked = "What comes after it was not checked."
+        if isinstance(error, TesseractFlowError):
+            return text, ""
+        design = self.problem.design
+        if isinstance(error, KeyError) and error.args and isinstance(design, Mapping):
+            keys = list(map(str, design))
+            hint = did_you_mean(str(error.args[0]), keys)
+            return f"{text}.{hint}", f"If it is meant to be of the design, that has: {', '.join(keys)}. {unchecked}"
+        if isinstance(error, _NEEDS_A_VALUE):
+            return (
+                text.partition("\n")[0],
+                "evaluate is traced, so no value is known while it runs: in place of `if` on a value use jnp.where or "
+                f"jax.lax.cond; in place of float(...), np.asarray(...) or .item() keep the array. {unchecked}",
+            )
+        return text, unchecked
 
     # --- one call of apply_tesseract, while surveyed ------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def component_rows(components: Sequence[ComponentSummary]) -> list[dict[str, str
         {
             "component": one.name,
             "version": one.version,
-            "endpoints": ", ".join(one.endpoints) or "not known",
+            "endpoints": ", ".join(f"{e} (derived)" if e in one.derived else e for e in one.endpoints) or "not known",
             "calls per gradient": ", ".join(f"{n} {endpoint}" for endpoint, n in one.calls.items()),
             "requests": one.price,
             "seconds per call": ", ".join(f"{duration(s)} {endpoint}" for endpoint, s in one.seconds.items()),

@@ -99,10 +99,19 @@ def _refuse_empty(name: str, lower: np.ndarray, upper: np.ndarray) -> None:
     wrong = np.argwhere(~(lower <= upper))
     if not len(wrong):
         return
+    what = f"{len(wrong)} {'entry' if len(wrong) == 1 else 'entries'} with " if lower.ndim else ""
     shown = "; ".join(
-        f"{[int(i) for i in index]}: lower {lower[tuple(index)]} > upper {upper[tuple(index)]}" for index in wrong[:8]
+        f"{[int(i) for i in index] if len(index) else ''}{': ' if len(index) else ''}"
+        f"lower {lower[tuple(index)]} > upper {upper[tuple(index)]}"
+        for index in wrong[:8]
     )
+    is_unknown = np.isnan(lower).any() or np.isnan(upper).any()
     raise BoundsError(
-        f"No design satisfies the bounds of '{name}': expected lower <= upper, received {len(wrong)} entries with "
-        f"{shown}{'; ...' if len(wrong) > 8 else ''}.\nSwap the sides, or correct these entries."
+        f"No design satisfies the bounds of '{name}': expected lower <= upper, received {what}"
+        f"{shown}{'; ...' if len(wrong) > 8 else ''}.\n"
+        + (
+            "NaN is no limit; where there is none, give None, or -inf and inf."
+            if is_unknown
+            else "Swap the sides, or correct these entries."
+        )
     )

@@ -155,8 +155,7 @@ def _as_varying_leaf(name: str, leaf: Any) -> jax.Array:
     bad = np.argwhere(~np.isfinite(np.asarray(array, dtype=np.float64)))
     if len(bad):
         raise ProblemError(
-            f"The start is not finite: '{name}' has {len(bad)} NaN or infinite entries, at {_indices(bad)}.\n"
-            "Start from finite values."
+            f"The start is not finite: '{name}' has {entries(bad, 'NaN or infinite')}.\nStart from finite values."
         )
     # A strong dtype of its own, so that a run and its resumption promote alike.
     return jnp.asarray(np.asarray(array))
@@ -235,6 +234,10 @@ def _listing(names: list[str], limit: int = 12) -> str:
     return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") if names else "it has none"
 
 
-def _indices(where: np.ndarray, limit: int = 8) -> str:
+def entries(where: np.ndarray, what: str = "", limit: int = 8) -> str:
+    """`2 NaN entries, at [0], [3]`; of an array without dimensions `a NaN value`."""
+    if where.shape[-1] == 0:
+        return f"a value that is {what}" if what else "its value"
     shown = ", ".join(str([int(i) for i in index]) for index in where[:limit])
-    return shown + (", ..." if len(where) > limit else "")
+    n = f"{len(where)} {what + ' ' if what else ''}{'entry' if len(where) == 1 else 'entries'}"
+    return f"{n}, at {shown}{', ...' if len(where) > limit else ''}"

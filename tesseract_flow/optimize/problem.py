@@ -189,31 +189,41 @@ def _call(problem: Problem, design: PyTree) -> Any:
 
 
 def _check_flags(problem: Problem, leaves: Sequence[tuple[str, Any]]) -> None:
-    aux = dict(leaves)
-    twice = names_twice([name for name, _ in leaves])
     for name in problem.valid_names:
-        if name in twice:
-            raise ProblemError(
-                f"Problem {problem.name!r}: the flag {name!r} is the name of more than one leaf of aux, as a dot joins "
-                "the names along a path.\nGive keys that differ, without dots."
-            )
-        if name not in aux:
-            raise ProblemError(
-                f"Problem {problem.name!r} looks for the flag {name!r}, but evaluate returns "
-                f"{'aux with ' + ', '.join(map(repr, aux)) if aux else 'no aux'}.{did_you_mean(name, aux)}\n"
-                f"Return Evaluation(objective, aux={{{name!r}: ...}}), or correct the name."
-            )
-        flag = aux[name]
-        if not isinstance(flag, jax.ShapeDtypeStruct):
-            raise ProblemError(
-                f"Problem {problem.name!r}: the flag {name!r} is the constant {flag!r}, the same at each design.\n"
-                "It has to be a value that evaluate computes: an array of booleans."
-            )
-        if flag.dtype != bool:
-            raise ProblemError(
-                f"Problem {problem.name!r}: the flag {name!r} has dtype {flag.dtype}, expected bool.\n"
-                "Compare it with something inside evaluate, for example residual < 1e-8."
-            )
+        if fault := flag_fault(name, leaves):
+            raise ProblemError(f"Problem {problem.name!r}: {fault}")
+
+
+def flag_fault(name: str, leaves: Sequence[tuple[str, Any]]) -> str | None:
+    """What is wrong with a flag that `valid` names, and the remedy on a line of its own.
+
+    Args:
+        leaves: those of aux, by name; what evaluate computes has a shape and a dtype.
+    """
+    aux = dict(leaves)
+    if name not in aux:
+        return (
+            f"it looks for the flag {name!r}, but evaluate returns "
+            f"{'aux with ' + ', '.join(map(repr, aux)) if aux else 'no aux'}.{did_you_mean(name, aux)}\n"
+            f"Return Evaluation(objective, aux={{{name!r}: ...}}), or correct the name."
+        )
+    if name in names_twice([other for other, _ in leaves]):
+        return (
+            f"the flag {name!r} is the name of more than one leaf of aux, as a dot joins the names along a path.\n"
+            "Give keys that differ, without dots."
+        )
+    flag = aux[name]
+    if not isinstance(flag, jax.ShapeDtypeStruct):
+        return (
+            f"the flag {name!r} is the constant {flag!r}, the same at each design.\n"
+            "It has to be a value that evaluate computes: an array of booleans."
+        )
+    if flag.dtype != bool:
+        return (
+            f"the flag {name!r} has dtype {flag.dtype}, expected bool.\n"
+            "Compare it with something inside evaluate, for example residual < 1e-8."
+        )
+    return None
 
 
 def _check_objective(name: str, objective: jax.ShapeDtypeStruct) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from typing import Any
 
@@ -17,7 +18,7 @@ import tesseract_flow as tf
 from benchmarks.sellar.problem import sellar
 from tesseract_flow.checks import Finding, Report, check
 from tesseract_flow.checks.asking import handles_in
-from tesseract_flow.checks.views import as_markdown, as_tables
+from tesseract_flow.checks.views import as_markdown, as_tables, component_rows
 from tesseract_flow.client import AbstractTesseract, ReplicatedTesseract
 from tesseract_flow.errors import ComponentFailed, ProblemError, Unreachable
 from tesseract_flow.schema import ArrayField
@@ -350,6 +351,8 @@ class TestDerivatives:
         assert report.findings == ()
         assert report.components[0].calls == {"apply": 1, PULLBACK: 1}
         assert report.components[0].requests == 7
+        (row,) = component_rows(report.components)
+        assert f"{PULLBACK} (derived)" in row["endpoints"] and "apply (derived)" not in row["endpoints"]
 
     @pytest.mark.parametrize(("method", "price"), [("central", 1 + 6), ("forward", 1 + 4), (True, 1 + 1)])
     def test_the_price_where_no_shapes_are_told(self, method: Any, price: int) -> None:
@@ -432,6 +435,56 @@ class TestDesign:
             finding = only(check(problem))
         assert finding.kind == "x64"
         assert "'y'" in finding.message
+
+    def test_without_64_bits_one_fault_hides_no_other(self) -> None:
+        """What it is given misspelt, and the pullback that it lacks, were only told once 64 bits were on."""
+        lacking = square("lacking", endpoints={"apply", "abstract_eval"})
+
+        def evaluate(design: Any) -> Any:
+            y = tf.apply_tesseract(square("misspelt"), {"X": design["x"]})["y"]
+            return jnp.sum(y) + jnp.sum(tf.apply_tesseract(lacking, {"x": design["x"]})["y"])
+
+        with jax.enable_x64(False):
+            report = check(tf.Problem({"x": jnp.arange(1.0, 4.0)}, evaluate, name="planted"))
+        kinds = {finding.kind for finding in report.findings}
+        assert kinds == {"x64", "misfit", "no-endpoint"} and not report.ok
+
+    @pytest.mark.parametrize(
+        ("valid", "aux", "says"),
+        [
+            ("fem.convergd", lambda x: {"fem": {"converged": x < 1}}, "Did you mean 'fem.converged'"),
+            ("ok", lambda x: {"ok": True}, "is the constant True"),
+            ("ok", lambda x: {"ok": x}, "expected bool"),
+            ("ok", lambda x: None, "returns no aux"),
+        ],
+    )
+    def test_flags_of_validity(self, valid: str, aux: Any, says: str) -> None:
+        finding = only(
+            check(problem_of(lambda d: tf.Evaluation(jnp.sum(d["x"] ** 2), aux=aux(d["x"].sum())), valid=valid))
+        )
+        assert (finding.kind, finding.severity, finding.where) == ("flag", "error", f"valid: {valid}")
+        assert says in finding.message and finding.remedy
+        with pytest.raises(ProblemError, match=re.escape(says)):
+            tf.optimize(problem_of(lambda d: tf.Evaluation(jnp.sum(d["x"]), aux=aux(d["x"].sum())), valid=valid))
+
+    def test_an_array_of_integers_does_not_vary(self) -> None:
+        design = {"x": jnp.ones(3), "heights": jnp.ones(6, int)}
+        finding = only(check(tf.Problem(design, lambda d: jnp.sum(d["x"] ** 2) + d["heights"].sum().astype(float))))
+        assert finding.severity == "note" and "dtype int64 does not vary" in finding.message
+
+    @pytest.mark.parametrize(
+        ("evaluate", "says"),
+        [
+            (lambda d: d["x"].sum() if d["x"][0] > 0 else d["x"].sum() ** 2, "jnp.where"),
+            (lambda d: jnp.sum(d["x"]) * float(d["x"][0]), "keep the array"),
+            (lambda d: jnp.sum(jnp.asarray(np.asarray(d["x"]))), "keep the array"),
+            (lambda d: jnp.sum(d["X"]), "that has: x"),
+        ],
+    )
+    def test_an_evaluation_that_fails_has_a_remedy(self, evaluate: Any, says: str) -> None:
+        finding = only(check(problem_of(evaluate)))
+        assert finding.kind == "evaluate" and says in finding.remedy
+        assert "\n" not in finding.message and "test_static.py" in finding.where
 
     def test_a_number_that_the_author_keeps_fixed_is_no_news(self) -> None:
         def start(**options: Any) -> tf.Problem:

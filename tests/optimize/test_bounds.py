@@ -67,7 +67,7 @@ def test_bounds_keep_the_dtype_of_the_leaf():
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        (({"x": jnp.array([0.0, 3.0, 0.0])}, 1.0), r"bounds of 'x'.*1 entries with \[1\]: lower 3.0 > upper 1.0"),
+        (({"x": jnp.array([0.0, 3.0, 0.0])}, 1.0), r"bounds of 'x'.*1 entry with \[1\]: lower 3.0 > upper 1.0"),
         ((jnp.nan, None), r"3 entries with \[0\]: lower nan"),
         ((0.0, jnp.ones(2)), r"upper bound of 'x'.*shape \(3,\).*shape \(2,\)"),
         ((0.0, 1.0, 2.0), "pair"),
