@@ -152,6 +152,8 @@ def _apply_traced(
         output, kept = output.knowing(script.values(output))
         out_avals = tuple(out_avals[k] for k in kept)
     call = Call(handle, layout, output, out_avals, options=options)
+    # What the caller writes into an array later is nothing to a pullback, or to a trace.
+    operands = [x.copy() if isinstance(x, np.ndarray) else x for x in operands]
     results = apply_p.bind(*operands, call=call)
 
     def seen(slot: Slot, path: str, keys: Keys, value: Any) -> Any:
@@ -314,5 +316,5 @@ def _plain(handle: AbstractTesseract, path: str, value: Any) -> Any:
             endpoint="apply",
         )
     if isinstance(value, np.generic | np.ndarray | jax.Array):
-        return value.item() if value.ndim == 0 else np.asarray(value)
+        return value.item() if value.ndim == 0 else np.array(value)
     return value

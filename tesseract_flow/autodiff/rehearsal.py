@@ -19,7 +19,7 @@ from tesseract_flow.autodiff.accounts import compiled_apart
 from tesseract_flow.autodiff.layout import OutputLayout
 from tesseract_flow.client import AbstractTesseract, Endpoint
 from tesseract_flow.errors import PlainValueUnknown, ShapesUnknown
-from tesseract_flow.exact import InputKey, pack
+from tesseract_flow.exact import InputKey, copied, pack
 from tesseract_flow.schema import Keys, follow
 
 T = TypeVar("T")
@@ -43,14 +43,15 @@ class Rehearsal:
             return send(*arguments, run_id=run_id)
         key = self._key(tesseract, endpoint, arguments)
         if key in self._answers:
-            return self._answers[key] if self.is_on else self._answers.pop(key)
+            return copied(self._answers[key]) if self.is_on else self._answers.pop(key)
         answer = send(*arguments, run_id=run_id)
         if self.is_on:
             self.keep(tesseract, endpoint, arguments, answer)
         return answer
 
     def keep(self, tesseract: AbstractTesseract, endpoint: Endpoint, arguments: tuple[Any, ...], answer: Any) -> None:
-        self._answers[self._key(tesseract, endpoint, arguments, copy=True)] = answer
+        # A copy, as those who asked have the answer in their hands, and may write into it.
+        self._answers[self._key(tesseract, endpoint, arguments, copy=True)] = copied(answer)
 
     @property
     def has_answers(self) -> bool:
@@ -121,7 +122,7 @@ class Script:
         """What the current call has answered, if it has."""
         if not self._is_read:
             self.answers += [None] * (self._number + 1 - len(self.answers))
-            self.answers[self._number] = answer
+            self.answers[self._number] = copied(answer)  # the function may take its answer apart
 
     def values(self, output: OutputLayout) -> dict[Keys, Any]:
         """The values, for the current call, of those outputs at which the function looks."""

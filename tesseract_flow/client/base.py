@@ -75,6 +75,8 @@ class AbstractTesseract(abc.ABC):
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         """Send one request and return its decoded answer.
 
+        Arrays of the payload are not written into and not kept, and those of the answer belong to the caller alone.
+
         Args:
             endpoint: the operation; that the component has it is the caller's care (`require`).
             payload: the request body, with arrays where the protocol has encoded arrays.

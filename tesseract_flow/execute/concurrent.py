@@ -89,7 +89,8 @@ class Concurrent:
 
     def _run(self, key: Any, leaves: list[Any], treedef: Any) -> Any:
         trace = self._trace(key, leaves, treedef)
-        arrays = [leaf for leaf in leaves if _is_array(leaf)]
+        # Copies of NumPy's: a call may still be under way when this one has failed, and the caller goes on.
+        arrays = [leaf.copy() if isinstance(leaf, np.ndarray) else leaf for leaf in leaves if _is_array(leaf)]
         try:
             results = run_plan(trace.plan, arrays, self.submitter or default_submitter(), self.on_failure)
         except InvalidAnswer:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
 from tesseract_flow.errors import ComponentFailed
+from tesseract_flow.exact import copied
 from tesseract_flow.schema import (
     ArrayField,
     Field,
@@ -98,6 +99,7 @@ class FunctionTesseract(AbstractTesseract):
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         record_request(self._name, endpoint)
+        payload = copied(payload, _own)
         inputs = payload["inputs"]
         if self.before is not None:
             self.before(endpoint, inputs)
@@ -202,7 +204,13 @@ def _as_answered(tree: Any) -> Any:
         return {key: _as_answered(item) for key, item in tree.items()}
     if isinstance(tree, list | tuple):
         return [_as_answered(item) for item in tree]
-    return np.asarray(tree) if hasattr(tree, "dtype") else tree
+    return _own(tree) if hasattr(tree, "dtype") else tree
+
+
+def _own(array: Any) -> np.ndarray:
+    """The numbers where nobody else can write into them. JAX's own arrays are read-only, unless JAX is given away one
+    of NumPy's: which is why there are copies of those on their way in."""
+    return np.asarray(array) if isinstance(array, jax.Array) else np.array(array)
 
 
 def _is_64_bit(leaf: Any) -> bool:

@@ -140,5 +140,5 @@ def _full_shape(shape: Sequence[int], field: ArrayField) -> tuple[int, ...]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
-        return value.item() if value.ndim == 0 else value
+        return value.item() if value.ndim == 0 else value.copy()  # for the pullback, later
     return value

@@ -50,5 +50,7 @@ def on_probation() -> Iterator[Probation]:
 def note_answer(cache: AbstractCache, key: RequestKey) -> None:
     """Tell every open `on_probation()` block that a cache gave or took an answer."""
     with _lock:
+        if _open:
+            key = key.kept()  # the caller may write into the arrays of this one
         for probation in _open:
             probation.note(cache, key)

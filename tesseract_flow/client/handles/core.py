@@ -1,17 +1,23 @@
 """Any `tesseract_core.Tesseract` as one of our handles.
 
 The object is called through its public methods only, so its configuration, subclasses and spies keep working. Its
-exceptions are translated here, and nowhere else.
+exceptions are translated here, and nowhere else. The one idea: a component in this process is treated as one behind a
+server is. It is asked one question at a time, gets arrays that are its own, and what it answers is a copy: it may work
+in buffers that it uses again, write into its inputs, and keep them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.meter import record_request
@@ -36,6 +42,7 @@ from tesseract_flow.errors import (
     TesseractFlowError,
     Unreachable,
 )
+from tesseract_flow.exact import copied
 from tesseract_flow.schema import ANY, TesseractSchema, plain_tree
 
 if TYPE_CHECKING:
@@ -87,8 +94,8 @@ class CoreTesseract(AbstractTesseract):
 
     @property
     def build(self) -> str | None:  # type: ignore[override]
-        # tesseract-core has no public word for it, either. In this process the code may be anything.
-        return None if type(getattr(self.tesseract, "_client", None)).__name__ == "LocalClient" else ""
+        # In this process the code may be anything.
+        return None if _kind(self.tesseract) == "LocalClient" else ""
 
     @property
     def schema(self) -> TesseractSchema:
@@ -115,9 +122,15 @@ class CoreTesseract(AbstractTesseract):
             arguments = dict(payload) if run_id is None else {**payload, "run_id": run_id}
         question = Question(endpoint, self._short_name)
 
+        def send() -> Tree:
+            if _kind(self.tesseract) == "HTTPClient":  # what comes from there nobody else has
+                return plain_tree(ANY, getattr(self.tesseract, endpoint)(**arguments))
+            with _turn(self.tesseract):  # the copies inside: another call would write over what this one answered
+                return _own(plain_tree(ANY, getattr(self.tesseract, endpoint)(**_own(arguments))))
+
         def ask() -> Tree:
             record_request(question.name, endpoint)
-            return plain_tree(ANY, _translated(question, lambda: getattr(self.tesseract, endpoint)(**arguments)))
+            return _translated(question, send)
 
         answer = self.retry.run(ask, label=f"{question.name}.{endpoint}")
         self.check_answer(endpoint, payload, answer)
@@ -138,6 +151,34 @@ class CoreTesseract(AbstractTesseract):
             return TesseractSchema.from_openapi(document)
         except SchemaError as error:
             raise SchemaError(f"Tesseract {question.name!r} does not describe itself as one: {error}") from error
+
+
+def _kind(tesseract: Any) -> str:
+    """How an object reaches its component: `LocalClient`, `HTTPClient`, or whatever somebody put in their place."""
+    # tesseract-core has no public word for it.
+    return type(getattr(tesseract, "_client", None)).__name__
+
+
+def _own(tree: Tree) -> Tree:
+    """The tree with arrays that nobody else can write into. Those of JAX nobody can."""
+    return copied(tree, lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+
+
+_turns: weakref.WeakKeyDictionary[Any, tuple[int, threading.RLock]] = weakref.WeakKeyDictionary()
+_turns_lock = threading.Lock()
+
+
+def _turn(tesseract: Any) -> contextlib.AbstractContextManager[Any]:
+    """A component in this process for one call, as a server's worker is: nobody writes one for several threads."""
+    if _kind(tesseract) != "LocalClient":
+        return contextlib.nullcontext()
+    client = tesseract._client  # several objects may share it
+    with _turns_lock:
+        pid, turn = _turns.get(client, (None, None))
+        if pid != os.getpid() or turn is None:  # a forked child would wait for calls of its parent
+            turn = threading.RLock()
+            _turns[client] = os.getpid(), turn
+        return turn
 
 
 # What an HTTPClient of tesseract-core is told, and what it finds out or works with.
