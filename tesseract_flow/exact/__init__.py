@@ -6,7 +6,7 @@ whole tree as a key, `pack` and `unpack` are trees as bytes for files, `exact` i
 wire: residuals inside a component (`recipes`) and answers in the client (`client`). Not here: the stores themselves.
 """
 
-from tesseract_flow.exact.keys import InputKey, copied, exact
+from tesseract_flow.exact.keys import InputKey, copied, exact, is_array
 from tesseract_flow.exact.packing import pack, unpack
 
-__all__ = ["InputKey", "copied", "exact", "pack", "unpack"]
+__all__ = ["InputKey", "copied", "exact", "is_array", "pack", "unpack"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.autodiff import HOST, Call, guards, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.sow import sow_p
+from tesseract_flow.exact import InputKey, is_array
 from tesseract_flow.execute.plan import Constant, Ref
 
 # Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
@@ -59,7 +60,7 @@ class Flattener:
         self.constants: dict[int, Any] = {}
         self.avals: list[Any] = []  # per slot
         self._merged: dict[Any, tuple[int, ...]] = {}
-        self._slot_of: dict[int, int] = {}  # id of a constant -> its slot; `constants` keeps the object alive
+        self._slot_of: dict[Hashable, int] = {}  # constant -> its slot; `constants` keeps those known by id alive
 
     def new_slot(self, aval: Any) -> int:
         self.avals.append(aval)
@@ -130,11 +131,14 @@ class Flattener:
         return tuple(map(now, results))
 
     def _constant(self, value: Any, aval: Any) -> int:
-        """One slot per object, so that steps that differ in nothing else are seen to be equal."""
-        if id(value) not in self._slot_of:
-            slot = self._slot_of[id(value)] = self.new_slot(aval)
+        """One slot per value, so that steps that differ in nothing else are seen to be equal."""
+        # What was NumPy's by content, as each call has copies of its own; JAX's by identity, as they cannot change.
+        is_foreign = not isinstance(value, jax.Array) and is_array(value)
+        key = (str(aval), InputKey(np.asarray(value))) if is_foreign else id(value)
+        if key not in self._slot_of:
+            slot = self._slot_of[key] = self.new_slot(aval)
             self.constants[slot] = value
-        return self._slot_of[id(value)]
+        return self._slot_of[key]
 
     def _add(self, eqn: Any, inputs: tuple[Ref, ...]) -> tuple[int, ...]:
         key = signature(eqn, inputs)
