@@ -1,5 +1,8 @@
 """tesseract-core's own Tesseracts as handles: same values, same errors, called through their public methods."""
 
+# Stubs stand in for Tesseracts.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import enum
