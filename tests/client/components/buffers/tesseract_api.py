@@ -1,6 +1,9 @@
 """A component as one for a solver in Fortran might be: it works in buffers that it uses again, writes into what it is
 given, and keeps that. y = x²."""
 
+# The runtime's annotations are no types to a type checker.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
+
 import time
 from typing import Any
 
