@@ -13,7 +13,6 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
 from tesseract_flow.errors import ComponentFailed
-from tesseract_flow.exact import copied
 from tesseract_flow.schema import (
     ArrayField,
     Field,
@@ -99,7 +98,7 @@ class FunctionTesseract(AbstractTesseract):
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         record_request(self._name, endpoint)
-        payload = copied(payload, _own)
+        payload = jax.tree_util.tree_map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, payload)
         inputs = payload["inputs"]
         if self.before is not None:
             self.before(endpoint, inputs)
