@@ -22,6 +22,8 @@ from tests.planted import files_with_it
 if TYPE_CHECKING:
     import jax
 
+# Many tests compile the same programs. For one worker and one session, so that no two processes write one file.
+_compiled = tempfile.TemporaryDirectory(prefix="tesseract-flow-compiled-", ignore_cleanup_errors=True)
 _prefect_home = tempfile.TemporaryDirectory(prefix="tesseract-flow-tests-", ignore_cleanup_errors=True)
 
 # A server, key or profile that the developer uses must be out of reach, not merely overridden in part.
@@ -36,6 +38,9 @@ os.environ.update(
     JAX_ENABLE_X64="1",
     # Mixed precision in a rule is a mistake to be found, not to be promoted away.
     JAX_NUMPY_DTYPE_PROMOTION="strict",
+    JAX_COMPILATION_CACHE_DIR=_compiled.name,
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.02",
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
     MPLBACKEND="Agg",
 )
 
@@ -46,7 +51,7 @@ hypothesis.settings.load_profile("tesseract-flow")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the `key` fixture, instead of one per test")
-    parser.addoption("--graphs", type=int, default=60, help="random programs for the dataflow executor")
+    parser.addoption("--graphs", type=int, default=200, help="random programs for the dataflow executor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,6 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     _prefect_home.cleanup()
+    _compiled.cleanup()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -82,6 +82,7 @@ def test_functions_are_timed_in_turn():
     assert all(s >= 0.0 for s in seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.benchmark
 def test_quick_run_leaves_table_and_plots(tmp_path: Path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--no-peers", "--only", "recipe", "--only", "steps"]

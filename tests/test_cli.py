@@ -167,6 +167,7 @@ def test_cache_prune_wants_to_know_how_much(cache, capsys, arguments, says):
     assert len(list(cache.rglob("*.answer"))) == 5
 
 
+@pytest.mark.slow
 def test_check_says_what_is_wrong_and_whether_a_run_can_start(problem, tmp_path, capsys):
     assert main(["check", problem]) == 0
     assert "Nothing is wrong with 'bowl'" in capsys.readouterr().out

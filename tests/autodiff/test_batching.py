@@ -204,6 +204,7 @@ def test_batches_of_nothing_cost_nothing(method: Any):
     assert requests.n_of("apply") == requests.n_of("vector_jacobian_product") == 0
 
 
+@pytest.mark.slow
 @outers
 @methods
 @pytest.mark.parametrize("axes", [((0, None), (0, 0)), ((0, 0), (0, None)), ((None, 0), (1, 0)), ((1, 0), (2, 0))])

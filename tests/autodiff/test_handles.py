@@ -114,6 +114,7 @@ def run_program(**parts: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["peer first", "peer last", "broken peer"])
 def test_beside_tesseract_jax_in_any_order(order: str, tmp_path: Path):
     """It registers Tesseracts on import and fails if somebody has: so it goes first whenever it is there."""

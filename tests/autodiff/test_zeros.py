@@ -115,6 +115,7 @@ def test_jacobians_of_independent_components_ask_for_their_own_rows(mode: Any, m
     assert all(requests[f"{name}.apply"] == 1 for name in NAMES)
 
 
+@pytest.mark.slow
 @outers
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
 @pytest.mark.parametrize(
@@ -334,6 +335,7 @@ STEPS: dict[str, Callable[..., Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [jax.jacrev, jax.jacfwd])
 @outers
 def test_random_programs_equal_plain_jax_and_ask_along_no_zeros(outer: Any, mode: Any):

@@ -50,6 +50,7 @@ def problem_of(chain: list[Any], faults: dict[int, str], n: int = 12) -> tf.Prob
     return tf.Problem(design, evaluate, constraints={"first": tf.Constraint(upper=2.0)}, name="chain")
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_a_healthy_chain_and_the_price_is_kept(chain):
     problem = problem_of(chain, {})
     with tf.count_requests() as requests:
@@ -64,6 +65,7 @@ def test_nothing_is_said_of_a_healthy_chain_and_the_price_is_kept(chain):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "endpoint", "output", "input"),
     [

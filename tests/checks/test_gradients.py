@@ -276,6 +276,7 @@ class TestSilence:
                 alarms.append((seed, str(report)))
         assert not alarms
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(6))
     def test_random_pipelines(self, seed: int) -> None:
         report = tf.check_gradients(random_pipeline(seed), components=True, seed=seed)

@@ -144,6 +144,7 @@ class TestSilence:
         assert report.findings == (), str(report)
         assert requests.n_of("apply") == 0
 
+    @pytest.mark.slow
     @pytest.mark.server
     def test_the_beam(self) -> None:
         from examples.beam.problem import cantilever

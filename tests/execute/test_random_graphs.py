@@ -204,9 +204,10 @@ def loss_of(program: Any, used: Any, ask: Callable[..., Any]) -> Callable[[Any],
     return loss
 
 
-def test_dataflow_equals_plain_jax_forward_and_backward(request: pytest.FixtureRequest):
+@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_dataflow_equals_plain_jax_forward_and_backward(request: pytest.FixtureRequest, share: float):
     @settings(
-        max_examples=request.config.getoption("--graphs"),
+        max_examples=max(1, round(share * request.config.getoption("--graphs"))),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(PROGRAMS, st.lists(st.integers(0, 9), min_size=0, max_size=3), st.integers(0, 2**32 - 1), st.booleans())

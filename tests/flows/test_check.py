@@ -83,6 +83,7 @@ def test_a_sound_problem(prefect_harness, problem):
     assert "does not vary" in artifact("square-sums-check")
 
 
+@pytest.mark.slow
 def test_faults_end_the_run_before_a_solve(prefect_harness, problem, tmp_path):
     settings = {"n": 0, "endpoints": ["apply", "abstract_eval"]}
     with pytest.raises(ProblemError, match=r"(?s)expected shape \(\), got shape \(3,\)"):
@@ -93,6 +94,7 @@ def test_faults_end_the_run_before_a_solve(prefect_harness, problem, tmp_path):
     assert "expected shape" in artifact("square-sums-check")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_has_what_was_found(prefect_harness, problem, tmp_path):
     options = {"folder": str(tmp_path), "stop": Stop(max_steps=1)}
     result = optimize_design(problem, run_key="checked", **options)
@@ -122,6 +124,7 @@ def test_gradients_that_are_wrong_end_the_run_with_whose_they_are(prefect_harnes
         check_gradients_of_design(wrong, max_requests=3)
 
 
+@pytest.mark.slow
 def test_gradients_are_looked_at_where_a_run_is(prefect_harness, wrong, tmp_path):
     """Right at the start, which is its best design, and wrong where a step too long ended."""
     settings = {"limit": 1.5}

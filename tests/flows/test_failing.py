@@ -57,6 +57,7 @@ def results(tmp_path: Path) -> dict:
     return json.loads((tmp_path / "runs" / "wall" / "result.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observe", ["run", "calls"])
 def test_failed_evaluations_are_in_log_result_and_report(prefect_harness, tmp_path, observe):
     state = run(tmp_path, optimizer=Optimizer(name="lbfgs"), observe=observe, stop=Stop(max_steps=4))

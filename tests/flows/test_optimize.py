@@ -88,6 +88,7 @@ def test_run_again_with_the_same_key_costs_nothing(prefect_harness, problem, tmp
     assert again == first  # the total of requests included: none was added
 
 
+@pytest.mark.slow
 def test_interrupted_run_continues_to_the_same_bits(prefect_harness, problem, tmp_path, monkeypatch):
     whole = run(problem, tmp_path, run_key="whole", observe="run").result()
     monkeypatch.setenv("FAIL_AT", "21")
@@ -121,6 +122,7 @@ def test_calls_are_named_task_runs_with_their_producers_as_edges(prefect_harness
     assert producers("misfit.pullback #1") == {"square.pullback #1"}
 
 
+@pytest.mark.slow
 def test_runs_at_the_same_time_count_their_own_requests(prefect_harness, problem, tmp_path):
     def requests(observe, max_steps, key):
         stop, folder = Stop(max_steps=max_steps), tmp_path / key
@@ -164,6 +166,7 @@ def test_artifacts_show_progress_picture_history_and_result(prefect_harness, pro
     assert progress == 100.0
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused_with_a_remedy_and_loses_nothing(prefect_harness, problem, tmp_path):
     first = run(problem, tmp_path, run_key="kept", observe="run", stop=Stop(max_steps=3)).result()
     folder = problem.removesuffix("valley.py:rosenbrock")
@@ -182,6 +185,7 @@ def test_bad_input_is_refused_with_a_remedy_and_loses_nothing(prefect_harness, p
     assert again == first
 
 
+@pytest.mark.slow
 def test_the_same_key_with_another_setting_is_refused_and_there_are_ways_on(prefect_harness, tmp_path):
     file = tmp_path / "amp.py"
     file.write_text(AMPLITUDE)
@@ -213,6 +217,7 @@ def problem(amplitude=0.5):
 """
 
 
+@pytest.mark.slow
 def test_keys_have_folders_of_their_own_and_old_ones_are_still_found(prefect_harness, tmp_path):
     file = tmp_path / "amp.py"
     file.write_text(AMPLITUDE)
@@ -234,6 +239,7 @@ def test_keys_have_folders_of_their_own_and_old_ones_are_still_found(prefect_har
     assert (old / "run-key.txt").read_text() == "aoa=2"
 
 
+@pytest.mark.slow
 def test_a_folder_by_url_gets_journal_and_results(prefect_harness, tmp_path):
     file = tmp_path / "amp.py"
     file.write_text(AMPLITUDE)

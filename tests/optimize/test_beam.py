@@ -52,6 +52,7 @@ def compiled_once(fn: Callable[..., Any]) -> Callable[..., Any]:
     return _compiled.setdefault("beam", jax.jit(fn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "rate", "settings"),
     [
@@ -123,6 +124,7 @@ def test_array_constraints_have_a_price_per_entry():
     assert result.multipliers["x"].tolist() == pytest.approx([2.0, 0.0, -1.0, 0.0], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_float32_reaches_what_float32_can():
     def evaluate(x):
         return Evaluation(((x - 2) ** 2).sum(), {"sum": x.sum()})

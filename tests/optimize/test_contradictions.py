@@ -96,6 +96,7 @@ def test_every_k_steps_what_is_wrong_where_the_run_goes() -> None:
     assert 5 <= result.steps <= 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [beam_problem, rosenbrock_problem, hs71_problem])
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_right_gradients_are_not_accused(make: Any, driver: str) -> None:
@@ -113,6 +114,7 @@ def test_the_price_is_one_evaluation() -> None:
     assert plain.value == at_start.value == each_ten.value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "evaluate",
     [
@@ -132,6 +134,7 @@ def test_functions_that_are_hard_but_right(evaluate: Any, driver: str) -> None:
     assert "predicts" not in result.reason, result.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [1e-9, 1e-6])
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_noise_is_not_taken_for_a_fault(noise: float, driver: str) -> None:

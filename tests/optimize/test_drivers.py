@@ -139,6 +139,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTS)
 def test_optimisers_of_optax_go_downhill_as_objects(name):
     before, after = slope(build_driver(OBJECTS[name]()))

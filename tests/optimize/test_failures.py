@@ -62,6 +62,7 @@ def wall(kind: str, start: float = 0.0) -> Problem:
     return Problem({"x": jnp.asarray(start)}, evaluate, valid="inside", name="wall")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_line_search_steps_back_from_a_wall_of_any_kind(kind, caplog):
     with count_requests() as requests, caplog.at_level(logging.WARNING, "tesseract_flow"):
@@ -315,6 +316,7 @@ def test_multipliers_stay_where_a_point_cannot_be_evaluated_again():
     assert result.design["x"].tolist() == pytest.approx([2.0, 2.0], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["lbfgs", "adam"])
 @pytest.mark.parametrize("kind", ["raises", "NaN"])
 def test_interrupted_and_gone_on_with_failures_in_it_ends_with_the_same_bits(tmp_path, driver, kind):

@@ -64,6 +64,7 @@ def scipys(fn, start, lower, upper):
 # --- one update
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
 def test_the_direction_is_down_along_the_path_and_mixes_nothing_held_in(seed):
@@ -111,6 +112,7 @@ OBJECTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTS)
 def test_objects_and_chains_find_the_optimum_and_move_no_held_entry(name):
     def parts(design):
@@ -186,6 +188,7 @@ def test_drivers_that_step_are_projected_as_before(driver):
 # --- whole problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["lbfgs", optax.lbfgs()], ids=["name", "object"])
 def test_twenty_variables_of_which_half_end_at_their_bounds(driver):
     counted = Counted()
@@ -236,6 +239,7 @@ def family():
     yield chain, np.zeros(N), -ones, ones
 
 
+@pytest.mark.slow
 def test_a_family_of_bounded_problems_costs_what_scipy_takes():
     """Evaluations until the objective is within 1e-8 of its way to the optimum; the median was 66 times SciPy's."""
     ratios = []

@@ -92,6 +92,7 @@ def elsewhere(seed: str) -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_other_processes_with_other_hash_seeds_find_the_same():
     here = identities_elsewhere.identities()
     for seed in ("1", "2"):

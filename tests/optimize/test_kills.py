@@ -54,6 +54,7 @@ def killed(tmp_path, compiled) -> Callable[..., int]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_killed_at_random_moments_it_ends_bit_identical_to_an_undisturbed_run(killed, driver):
     assert killed(driver, "constrained", 7, 3) == 3

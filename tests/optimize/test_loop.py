@@ -246,6 +246,7 @@ def test_searches_step_back_from_nan_on_their_own():
     assert float(result.design) == pytest.approx(0.8, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_driver_that_cannot_go_on_says_so():
     """At |x| the line search ends in the kink, where no step along the gradient goes down."""
     result = optimize(Problem(jnp.array([0.4, 0.7]), lambda x: jnp.abs(x - 0.3).sum()), "lbfgs", stop=MaxSteps(100))

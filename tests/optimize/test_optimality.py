@@ -42,6 +42,7 @@ def bowl_problem(start=(0.0, 1.0), evaluate=bowl, **kwargs) -> Problem:
 # --- the unit of the figures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [2.0**-40, 1.0, 2.0**40])
 @pytest.mark.parametrize("driver", ["lbfgs", "adam"])
 def test_the_unit_of_the_objective_does_not_matter(factor, driver):
@@ -136,6 +137,7 @@ def test_the_unit_does_not_matter_with_constraints(factor):
     assert result.converged and result.value == pytest.approx(-44.0 * factor, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["lbfgs", "adam"])
 @pytest.mark.parametrize("standard", [HS106, HS102, HS97], ids=lambda s: s.name)
 def test_an_infeasible_start_does_not_make_a_design_converged(standard, driver):
@@ -145,6 +147,7 @@ def test_an_infeasible_start_does_not_make_a_design_converged(standard, driver):
     assert not result.converged or any(result.value == pytest.approx(value, rel=1e-4) for value in known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("standard", [s for s in STANDARD if s.name in QUICK], ids=lambda s: s.name)
 def test_standard_problems_are_solved_and_said_to_be(standard):
     _solve(standard, "lbfgs", must_converge=True)
@@ -180,6 +183,7 @@ def test_the_other_optimum_of_problem_97_is_one():
     assert float(HS97.objective(x)) == pytest.approx(HS97.local[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("constraint", "optimum"),
     [
@@ -230,6 +234,7 @@ def with_pullback(pullback):
     return lambda design: fn(design["x"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["lbfgs", "adam", "sgd"])
 @pytest.mark.parametrize("bounds", [None, (-1.0, 5.0), (0.0, 1.0)], ids=["free", "wide", "from a corner"])
 def test_a_wrong_sign_never_converges(driver, bounds):
@@ -396,6 +401,7 @@ def test_figures_survive_a_journal_bit_for_bit(tmp_path):
     assert [r.stationarity for r in again.history] == [r.stationarity for r in whole.history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "optimum"),
     [

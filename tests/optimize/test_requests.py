@@ -82,6 +82,7 @@ TRANSFORMS: dict[str, Callable[[], Any]] = {
 SOMEBODYS = OwnThreads()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("transform", "evaluate", "each"),
     [

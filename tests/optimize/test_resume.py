@@ -68,6 +68,7 @@ DRIVERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRIVERS)
 def test_interrupted_evaluations_change_nothing(tmp_path, name):
     driver, n_steps = DRIVERS[name]

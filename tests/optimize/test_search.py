@@ -69,6 +69,7 @@ def ours(name: str, n: int, sample) -> list[dict]:
     return points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRIVERS)
 def test_trajectories_are_those_of_plain_optax_and_trials_are_calls(name):
     trials = []

@@ -55,6 +55,7 @@ def test_evaluations_of_earlier_steps_are_let_go(driver):
     assert max(alive) <= 6  # the trials of one step
 
 
+@pytest.mark.slow
 def test_a_thousand_variables_with_active_bounds():
     """The beam of 1000 elements in closed form: thickness at its lower bound in the last elements."""
     n, optimum = 1000, 23710.856198

@@ -122,6 +122,7 @@ def damage(draw, root, tree):
         container.append(copy.deepcopy(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_damaged_inputs_have_faults_where_the_server_refuses(component, valid_trees, name):
     loaded = component(name)

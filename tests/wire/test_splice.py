@@ -62,6 +62,7 @@ def tricky_json(draw):
     return tree, json.dumps(tree, indent=indent, ensure_ascii=draw(st.booleans())).encode()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(case=tricky_json())
 def test_long_strings_that_are_no_arrays_return(case):

@@ -385,6 +385,7 @@ def test_answers_over_http(local_server, status, body, expected):
         handle.apply({"x": X})
 
 
+@pytest.mark.slow
 def test_connections_over_http(refused_url, line_server):
     with pytest.raises(Unreachable):
         CoreTesseract(Tesseract.from_url(refused_url)).apply({"x": X})

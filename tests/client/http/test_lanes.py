@@ -532,6 +532,7 @@ def pull(handle: Any, inputs: dict[str, Any]) -> Any:
     return handle.vector_jacobian_product(inputs, ["x"], ["y"], {"y": np.ones(2)})
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_four_calls_meet_at_four_workers(four_workers, pool, tmp_path):
     handle = HttpTesseract(four_workers.url)

@@ -196,6 +196,7 @@ def test_a_lost_connection_is_replaced(local_server):
     assert local_server.n_connections == 2
 
 
+@pytest.mark.slow
 def test_failures_leave_no_lane_occupied(line_server):
     handle = HttpTesseract(line_server(lambda line: line.read_request()), n_lanes=1)
     for _ in range(3):
