@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -114,7 +114,8 @@ def checked_token(token: str | None) -> str | None:
 
 
 def secret_words(headers: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
-    """What in these headers nobody but the server should see: each value, its words, and what is in base64 there."""
+    """What in these headers nobody but the server should see: each value, its words, and what is in base64 there; as
+    they are, in base64, quoted for an address, and escaped for JSON."""
     found: set[bytes] = set()
     for _, value in headers:
         for word in {value, *value.split()}:
@@ -124,5 +125,13 @@ def secret_words(headers: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
                 found |= {user_and_password, user_and_password.partition(b":")[2]}
     # What is shorter is no secret, and may be part of any text.
     words = [word for word in found if len(word) >= _SHORTEST_SECRET]
-    escaped = {quote(word, safe="").encode() for word in words}
-    return tuple(sorted({*words, *escaped}, key=len, reverse=True))
+    forms = {form for word in words for form in _forms(word)}
+    return tuple(sorted(forms, key=len, reverse=True))
+
+
+def _forms(word: bytes) -> Iterator[bytes]:
+    yield word
+    yield quote(word, safe="").encode()
+    yield word.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    for encoded in (base64.b64encode(word), base64.urlsafe_b64encode(word)):
+        yield encoded.rstrip(b"=")

@@ -102,19 +102,36 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             body = exchange.body(payload)
             record_request(question.name, endpoint)
             answer, lane = self._send("POST", question, body, {"run_id": exchange.run_id}, key, accept=exchange.accept)
-            try:
+            if self._session.schema is None and b"null" in answer:
+                with contextlib.suppress(SchemaError, CallError):  # without it, nothing tells NaN from None
+                    _ = self.schema
+
+            def read(answer: bytes) -> Tree:
                 tree = exchange.tree(answer)
-                if self._session.schema is None and b"null" in answer:
-                    with contextlib.suppress(SchemaError, CallError):  # without it, nothing tells NaN from None
-                        _ = self.schema
                 self.check_answer(endpoint, payload, tree)
                 return tree
+
+            try:
+                return self._read_cleanly(read, answer)
             except InvalidAnswer:
                 self._session.lanes.distrust(lane)
                 raise
             except WireError as error:
                 self._session.lanes.distrust(lane)
                 raise question.error(InvalidAnswer, f"the answer is not understood.\n{error}") from error
+
+    def _read_cleanly(self, read: Callable[[bytes], T], content: bytes) -> T:
+        """What `read` makes of a server's bytes. Where it fails it fails with words, and in attributes, without the
+        credentials that the bytes may repeat: it then reads them without these."""
+        try:
+            return read(content)
+        except (InvalidAnswer, WireError, SchemaError, orjson.JSONDecodeError):
+            clean = self._session.without_secrets(content)
+            if clean == content:
+                raise
+        # Out here, so that nothing leads from the new error to the old one.
+        read(clean)
+        raise WireError("it is not what was asked for, and repeats the credentials that were sent.")
 
     def _question(self, endpoint: str) -> Question:
         proxy = self._session.proxy
@@ -170,8 +187,8 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         content, _ = self._repeated("openapi.json", lambda: self._send("GET", question, Message(), {}))
         try:
             # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
-            return TesseractSchema.from_openapi(orjson.loads(content))
-        except (orjson.JSONDecodeError, SchemaError) as error:
+            return self._read_cleanly(lambda content: TesseractSchema.from_openapi(orjson.loads(content)), content)
+        except (orjson.JSONDecodeError, SchemaError, WireError) as error:
             raise SchemaError(
                 f"The server at {self.url} does not describe itself as a Tesseract: {error}\n"
                 "Check the URL: it must be the root of a served Tesseract."
@@ -198,14 +215,17 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             is_good = True
             return answer, lane
         except TRANSPORT_ERRORS as error:
-            is_whole = lane.sent_at is not None
-            raise error_of_transport(
-                question, error, time.monotonic() - start, is_whole, self._limit(question)
-            ) from error
+            is_whole, failure = lane.sent_at is not None, error
         finally:
             if is_good:
                 session.took(question.endpoint, time.monotonic() - start)
             session.lanes.give_back(lane, has_seen=is_good)
+        # Out here, so that nothing leads back to it where another one takes its place: it quotes what the server said.
+        if (text := session.clean(str(failure))) != str(failure):
+            failure = type(failure)(text)
+        raise error_of_transport(
+            question, failure, time.monotonic() - start, is_whole, self._limit(question)
+        ) from failure
 
     def _send_once(
         self,
@@ -228,7 +248,8 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
                 hang_up(response)
             refuse_strangers(question, response.status, headers, lane)
             if response.status != 200:
-                raise error_of_status(question, response.status, headers, self._session.without_secrets(answer))
+                said = {name: self._session.clean(value) for name, value in headers.items()}
+                raise error_of_status(question, response.status, said, self._session.without_secrets(answer))
             return answer
 
     def _patience(self, question: Question) -> Patience:
@@ -245,14 +266,16 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
 
     def _read(self, response: httpcore.Response, headers: Mapping[str, str], question: Question) -> bytes:
         """The body, refused before it fills the memory, whether or not the server tells its size beforehand."""
-        packing = headers.get("content-encoding", "").strip().lower() or "identity"
+        packing = self._session.clean(headers.get("content-encoding", "")).strip().lower() or "identity"
         if packing != "identity":
             # Not even read: we did not ask for it, and it could unpack to any size.
             if response.status != 200:
-                raise error_of_status(question, response.status, headers, b"(a compressed text)")
+                said = {name: self._session.clean(value) for name, value in headers.items()}
+                raise error_of_status(question, response.status, said, b"(a compressed text)")
             raise question.error(
                 InvalidAnswer,
-                f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
+                f"expected a plain answer, received one with Content-Encoding "
+                f"{packing[:50]!r}.\n"
                 "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
             )
         declared = headers.get("content-length", "")

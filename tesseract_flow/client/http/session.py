@@ -100,10 +100,17 @@ class Session:
         self.longest[endpoint] = max(seconds, self.longest.get(endpoint, 0.0))
 
     def without_secrets(self, text: bytes) -> bytes:
-        """What a server says of a failure, without the credentials that it may have been told: some say it all."""
+        """What a server says of a failure, without the credentials that it may have been told: some say it all.
+
+        To be asked before anything is cut off: a half of a secret is none to this, but it may do.
+        """
         for secret in self._secrets:
             text = text.replace(secret, b"***")
         return text
+
+    def clean(self, text: str) -> str:
+        """The same of a text."""
+        return self.without_secrets(text.encode(errors="surrogateescape")).decode(errors="surrogateescape")
 
     @contextlib.contextmanager
     def response(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
+import traceback
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -14,8 +17,10 @@ from hypothesis import strategies as st
 
 from tesseract_flow import wire
 from tesseract_flow.errors import (
+    CallError,
     ComponentFailed,
     InvalidAnswer,
+    SchemaError,
     TesseractFlowError,
 )
 from tests.client.helpers import Mock, array, document, mocked
@@ -172,3 +177,64 @@ def test_deep_answers(depth):
         for ask in (lambda handle: handle.apply({}), lambda handle: handle.schema):
             with contextlib.suppress(TesseractFlowError):
                 ask(mocked(body).handle())
+
+
+# --- what an answer repeats of the credentials that it came with ------------------------------------------------------
+
+TOKEN = "S3cr3t-T0ken/123456"
+PAIR = base64.b64encode(b"bob:S3cr3t-passw0rd").decode()
+ECHOES = {
+    "a text": lambda said: httpx.Response(200, content=b"hello " + said),
+    "a text that is cut off": lambda said: httpx.Response(200, content=b"x" * (60 - len(said) // 2) + said),
+    "a dtype": lambda said: httpx.Response(200, json={"y": {**wire.encode_tree(X), "dtype": said.decode()}}),
+    "an encoding": lambda said: httpx.Response(
+        200, json={"y": {**wire.encode_tree(X), "data": {"buffer": "", "encoding": said.decode()}}}
+    ),
+    "a redirection": lambda said: httpx.Response(307, headers={"Location": f"http://{quote(said, safe='')}@x/"}),
+    "a packing": lambda said: httpx.Response(200, headers={"Content-Encoding": said.decode()}, content=b"x"),
+    "a failure": lambda said: httpx.Response(500, content=said),
+    "another status": lambda said: httpx.Response(418, content=said),
+    "inputs": lambda said: httpx.Response(
+        422, json={"detail": [{"loc": ["body", said.decode()], "msg": f"got {said.decode()}", "type": said.decode()}]}
+    ),
+}
+GIVEN = {"token": {"token": TOKEN}, "header": {"headers": {"Authorization": f"Basic {PAIR}"}}}
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("form", ["as it is", "in base64"])
+def test_no_error_repeats_the_credentials_that_the_server_was_told(given, form, echo):
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/openapi.json":
+            return httpx.Response(200, content=document())
+        said = request.headers["Authorization"].split()[-1]
+        if form == "in base64":
+            said = base64.b64encode(said.encode()).decode()
+        return ECHOES[echo](said.encode())
+
+    handle = Mock(answer).handle(**GIVEN[given])
+    assert handle.schema  # by which answers are judged
+    with pytest.raises(CallError) as caught:
+        handle.apply({"x": X})
+    assert "***" in str(caught.value)
+    error: BaseException | None = caught.value
+    while error is not None:  # with what led to it
+        told = "".join([str(error), repr(vars(error)), *getattr(error, "__notes__", [])])
+        for secret in (TOKEN, PAIR, "S3cr3t", PAIR[:8], base64.b64encode(TOKEN.encode()).decode()[:12]):
+            assert secret not in told
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("content", [b"<html>%s</html>", b'{"info": {"title": "%s"}}', b'{"%s'])
+def test_no_description_of_something_else_does_either(content):
+    fake = Mock(lambda request: httpx.Response(200, content=content % TOKEN.encode()))
+    with pytest.raises(SchemaError) as caught:
+        _ = fake.handle(token=TOKEN).schema
+    assert "".join(traceback.format_exception(caught.value)).count("S3cr3t") == 0
+    assert "S3cr3t" not in repr([vars(error) for error in (caught.value, caught.value.__cause__)])
+
+
+def test_an_answer_that_is_right_may_repeat_them():
+    fake = Mock(lambda request: httpx.Response(200, json={"y": wire.encode_tree(X), "said": TOKEN}))
+    assert fake.handle(token=TOKEN).apply({"x": X})["said"] == TOKEN
