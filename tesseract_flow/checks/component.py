@@ -7,6 +7,7 @@ in them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from tesseract_flow.checks.blame import Blame
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.lines import (
+    Comparison,
     direction,
     inner,
     product,
@@ -201,14 +203,14 @@ def _of_endpoints(
     name, verdicts = probe.site.handle.name, list[Verdict]()
     stale = [v for v in known if v.kind == "stale"]
     for endpoint in probe.endpoints:
-        compared = [(look, look.compared[endpoint]) for look in looks if endpoint in look.compared]
+        compared = [(look, _judged(look, endpoint)) for look in looks if endpoint in look.compared]
         blame = Blame(probe, endpoint, looks, is_brief=is_brief)
         # The very same answer at another point need not be far off to be that of another question.
         wrong = [(look, one) for look, one in compared if one.is_wrong or (blame.is_repeated(look) and one.is_off)]
         if wrong:
             if not (stale and endpoint == PULLBACK):
                 verdicts += blame.verdicts(wrong)
-        elif flat := next((look for look, one in compared if look.line.is_flat(one.step) and one.said), None):
+        elif flat := next((look for look, one in compared if _is_flat(look, one)), None):
             verdicts.append(_flat(name, flat, endpoint))
         elif compared:
             sure = all(comparison.is_sure for _, comparison in compared)
@@ -227,6 +229,18 @@ def _of_endpoints(
             )
     verdicts += _of_adjoints(name, looks, [*known, *verdicts])
     return verdicts
+
+
+def _judged(look: Look, endpoint: str) -> Comparison:
+    """The comparison, which needs a second endpoint that says the same to leave a slope open that no step shows."""
+    one = look.compared[endpoint]
+    others = (other for name, other in look.compared.items() if name != endpoint)
+    is_backed = any(abs(other.said - one.said) <= _PURE * max(other.size, one.size) for other in others)
+    return one if is_backed or not one.finest else dataclasses.replace(one, finest=0.0)
+
+
+def _is_flat(look: Look, comparison: Comparison) -> bool:
+    return look.line.is_flat(comparison.step, comparison.said, stacked_weights(look.c, look.y))
 
 
 def _flat(name: str, look: Look, endpoint: str) -> Verdict:

@@ -12,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from tesseract_flow.checks.slopes import NEIGHBOURS, Estimate, by_agreement, by_noise
+from tesseract_flow.checks.slopes import NEIGHBOURS, Estimate, by_agreement, by_noise, noise_of
 
 STEPS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # relative to the size of what is moved
 COARSE_STEPS = (1e-1, 1e-2, 1e-3)  # where numbers have seven digits
+# Where values may oscillate within the finest of these; rounding of the point itself is felt here.
+CLOSER, COARSE_CLOSER = (1e-7, 1e-8, 1e-9, 1e-10), (1e-4, 1e-5)
 LONGEST = STEPS[0]
 # Below this share of the derivative an error is no fault: solvers of the components stop somewhere, too.
 TOLERANCE, COARSE_TOLERANCE = 1e-5, 1e-2
+_WAVE = 10.0  # steps within the length of a wave, or heights of one over what rounding makes, that tell it from noise
+_SURE = 0.05  # of the slope: what is known so well is known
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,6 +37,8 @@ class Comparison:
         bound: how far `found` may be from the truth.
         step: relative, at which it was found.
         is_kinked: values bend sharply here, and leave room for what was said.
+        finest: if values change so much from one step to the next that what was said may be right all the same, and be
+            on a smaller scale than all steps: the finest of these. Else zero.
         size: of what was added up to `said`, without regard to signs; what errors are relative to.
         tolerance: the relative error that is no fault.
     """
@@ -43,6 +49,7 @@ class Comparison:
     step: float
     size: float
     is_kinked: bool = False
+    finest: float = 0.0
     tolerance: float = TOLERANCE
 
     @property
@@ -54,23 +61,33 @@ class Comparison:
         """Whether the two cannot both be right."""
         if not np.isfinite(self.said):
             return True
-        return not self.is_kinked and self.error > max(self.bound, self.tolerance * self.size)
+        return not self._is_open and self.error > max(self.bound, self.tolerance * self.size)
 
     @property
     def is_off(self) -> bool:
         """Whether it errs at all, be it ever so little."""
-        return not self.is_kinked and self.error > 3.0 * self.bound
+        return not self._is_open and self.error > 3.0 * self.bound
 
     @property
     def is_sure(self) -> bool:
         """Whether a fault of some per cent would have been seen."""
-        return not self.is_kinked and (self.bound <= 0.05 * self.size or not self.size or self.is_wrong)
+        return not self._is_open and (self.bound <= _SURE * self.size or not self.size or self.is_wrong)
+
+    @property
+    def _is_open(self) -> bool:
+        return self.is_kinked or self.finest > 0.0
 
     @property
     def doubt(self) -> str:
         """Why nothing is known for sure, in words."""
         if self.is_kinked:
             return f"not shown to be wrong, but the values bend sharply here, around a slope of {self.found:.4g}."
+        if self.finest:
+            return (
+                f"not shown to be wrong, but the values oscillate, or are noise, on a smaller scale than the smallest "
+                f"usable step ({self.finest:.0e} of the point's size): differences cannot tell a slope of "
+                f"{self.said:.4g} from none."
+            )
         return (
             f"not shown to be wrong, but the values leave open {self.bound:.1g} around {self.found:.4g}: they are too "
             "rough, or hardly depend on it."
@@ -101,7 +118,9 @@ class Line:
         self._values = values
         self.at_zero = np.asarray(at_zero, np.float64)
         self.steps = COARSE_STEPS if is_coarse else STEPS
+        self.closer = COARSE_CLOSER if is_coarse else CLOSER
         self.tolerance = COARSE_TOLERANCE if is_coarse else TOLERANCE
+        self.eps = float(np.finfo(np.float32 if is_coarse else np.float64).eps)
         self._known: dict[float, tuple[np.ndarray, np.ndarray] | None] = {}
 
     @property
@@ -122,10 +141,15 @@ class Line:
         pair = self._known.get(h)
         return None if pair is None else (pair[0] - pair[1]) / (2 * h)
 
-    def is_flat(self, h: float) -> bool:
-        """Whether values do not change at all over this step, to the last bit."""
+    def is_flat(self, h: float, said: float, weights: np.ndarray) -> bool:
+        """Whether values do not change at all over this step, to the last bit, where by `said` they should.
+
+        Those on both sides alike is not enough: an even function does that about its middle.
+        """
         pair = self._known.get(h)
-        return pair is not None and bool((pair[0] == pair[1]).all())
+        if pair is None or abs(said) * h <= 10 * self._rounding(np.asarray(weights, np.float64)):
+            return False
+        return all(bool((value == self.at_zero).all()) for value in pair)
 
     def compare(self, said: float, size: float, weights: np.ndarray | None = None) -> Comparison:
         """Against `said`, the derivative of `weights · values`: by two values if that does, else by all steps.
@@ -144,22 +168,51 @@ class Line:
         return self._by_sweep(said, size, w)
 
     def _by_sweep(self, said: float, size: float, w: np.ndarray) -> Comparison:
-        rounding = np.finfo(np.float64).eps * float((np.abs(w) * np.abs(self.at_zero)).sum())
+        rounding = self._rounding(w)
         found = by_agreement(self._changes(w), self.steps, rounding)
         if found is None:
             known = [(h, float((w * d).sum())) for h in self.steps if (d := self.difference(h)) is not None]
             found = Estimate(*(known or [(self.steps[0], float("nan"))])[0], float("inf"))
         answer = self._against(said, size, found)
-        if not answer.is_wrong or not np.isfinite(said):
+        if not np.isfinite(said):
             return answer
+        if not answer.is_wrong:
+            is_closing = not answer.is_sure and found.step == self.steps[-1]
+            return (self._closer(said, size, w) or answer) if is_closing else answer
         self.ask(k * self.steps[-1] for k in NEIGHBOURS)
-        closer = by_noise(self._changes(w), self.steps, rounding)
-        if closer is None:
+        changes = self._changes(w)
+        estimate = by_noise(changes, self.steps, rounding)
+        if estimate is None:
             return answer
-        answer = self._against(said, size, closer)
-        if closer.is_open:
+        answer = self._against(said, size, estimate)
+        if not (answer.is_wrong or estimate.is_open):
+            is_closing = not answer.is_sure and estimate.step == self.steps[-1]
+            return (self._closer(said, size, w) or answer) if is_closing else answer
+        # Values that are noise to these steps may be a wave of that height and the slope that was said. How long is it?
+        noise = noise_of(changes, self.steps[-1])
+        length = noise / (answer.size or 1.0)
+        is_short = noise > _WAVE * rounding and self.eps < length < _WAVE * self.steps[-1]
+        closer = self._closer(said, size, w) if is_short else None
+        if closer is not None and not (estimate.is_open and closer.is_wrong):
+            return closer
+        if estimate.is_open:
             return dataclasses.replace(answer, is_kinked=True)
-        return answer
+        is_level = abs(answer.found) <= 2.0 * answer.bound
+        is_hidden = is_short and is_level and length < _WAVE**2 * self.closer[-1]
+        return dataclasses.replace(answer, finest=self.closer[-1]) if is_hidden else answer
+
+    def _closer(self, said: float, size: float, w: np.ndarray) -> Comparison | None:
+        """By steps that are shorter still, where two of them agree well."""
+        self.ask(self.closer)
+        # The point itself is rounded, too, which changes values by some slope of it.
+        rounding = self._rounding(w) + self.eps * size
+        found = by_agreement(self._changes(w), (*self.steps[-2:], *self.closer), rounding)
+        is_sure = found is not None and found.bound <= _SURE * abs(found.slope)
+        return self._against(said, size, found) if found is not None and is_sure else None
+
+    def _rounding(self, w: np.ndarray) -> float:
+        """How far the weighted sum of values is off, as they have so many digits only."""
+        return self.eps * float((np.abs(w) * np.abs(self.at_zero)).sum())
 
     def _against(self, said: float, size: float, found: Estimate) -> Comparison:
         size = max(size, abs(found.slope))

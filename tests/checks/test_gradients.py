@@ -198,6 +198,20 @@ class TestFaults:
         )
         assert {kind for *_, kind, _, _ in named(report)} == {"shapes"}, str(report)
 
+    @pytest.mark.parametrize("pace", [1e6, 1e7])
+    def test_the_sign_of_waves_shorter_than_the_usual_steps(self, pace: float) -> None:
+        wave = FunctionTesseract(lambda i: {"y": jnp.sum(jnp.sin(pace * i["a"]))}, {"a": np.ones(3)}, name="wave")
+        part = Watched(wave, lambda asked, y: {"a": -y["a"]} if asked == PULLBACK else y)
+        report = tf.check_gradients((lambda a: tf.apply_tesseract(part, {"a": a})["y"], jnp.ones(3)))
+        assert named(report) == {("wave", PULLBACK, "sign", "y", "a")}, str(report)
+
+    @pytest.mark.parametrize("said", [1.0, 1e6])
+    def test_a_dependence_that_is_not_there(self, said: float) -> None:
+        flat = FunctionTesseract(lambda i: {"y": 1.0 + 0 * jnp.sum(i["a"])}, {"a": np.ones(3)}, name="flat")
+        part = Watched(flat, lambda asked, y: {"a": y["a"] + said} if asked == PULLBACK else y)
+        report = tf.check_gradients((lambda a: tf.apply_tesseract(part, {"a": a})["y"], jnp.ones(3)))
+        assert named(report) == {("flat", PULLBACK, "surplus", "y", "a")}, str(report)
+
     def test_a_rule_of_the_evaluation_itself(self) -> None:
         """All components are right, and the total is wrong: then the leaf is named."""
 
@@ -249,6 +263,30 @@ class TestSilence:
     def test_a_kink_at_the_point_is_no_fault(self) -> None:
         report = tf.check_gradients((lambda x: jnp.abs(x) + x, jnp.asarray(0.0)), n_points=1)
         assert report.ok, str(report)
+
+    @pytest.mark.parametrize("power", [1, 2])
+    def test_an_even_function_is_no_cache(self, power: int) -> None:
+        """Outputs on both sides of the middle are alike, and are not that of the middle."""
+        part = FunctionTesseract(
+            lambda i: {"y": jnp.sum(jnp.abs(i["a"]) + (power - 1) * i["a"] ** 2)}, {"a": np.zeros(3)}, name="even"
+        )
+        report = tf.check_gradients((lambda a: tf.apply_tesseract(part, {"a": a})["y"], jnp.zeros(3)), components=True)
+        assert report.ok, str(report)
+
+    def test_numbers_too_large_to_show_a_step_are_no_cache(self) -> None:
+        part = FunctionTesseract(lambda i: {"y": 1e17 + jnp.sum(i["a"])}, {"a": np.ones(3)}, name="large")
+        report = tf.check_gradients((lambda a: tf.apply_tesseract(part, {"a": a})["y"], jnp.ones(3)), components=True)
+        assert report.ok, str(report)
+        assert "unsure" in {v.status for v in report.verdicts}
+
+    @pytest.mark.parametrize(("pace", "status"), [(1e5, "right"), (1e6, "right"), (1e7, "right"), (1e12, "unsure")])
+    def test_waves_shorter_than_the_usual_steps(self, pace: float, status: str) -> None:
+        part = FunctionTesseract(lambda i: {"y": jnp.sum(jnp.sin(pace * i["a"]))}, {"a": np.ones(3)}, name="wave")
+        report = tf.check_gradients((lambda a: tf.apply_tesseract(part, {"a": a})["y"], jnp.ones(3)), components=True)
+        assert report.ok, str(report)
+        assert {v.status for v in report.verdicts} == {status}, str(report)
+        if status == "unsure":
+            assert "smaller scale than the smallest usable step" in str(report)
 
     def test_points_on_bounds(self) -> None:
         problem = tf.Problem(
