@@ -16,6 +16,7 @@ from tesseract_flow.checks.blame import Blame
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.lines import (
     Comparison,
+    beside,
     direction,
     inner,
     product,
@@ -215,7 +216,12 @@ def _of_endpoints(
         elif compared:
             sure = all(comparison.is_sure for _, comparison in compared)
             worst = max((one for _, one in compared), key=lambda one: (not one.is_sure, one.bound))
-            message = "agrees with differences." if sure else worst.doubt
+            message = worst.agreement if sure else worst.doubt
+            pulled = [(look, one) for look, one in compared if look.pulled is not None]
+            hidden = [set(beside(look.pulled or {}, look.t, one)) for look, one in pulled]
+            if sure and hidden and (unseen := sorted(hidden[0].intersection(*hidden[1:]))):
+                sure = False
+                message += f" What it says by {', '.join(unseen[:6])} is too small beside the rest to show."
             verdicts.append(
                 Verdict(
                     "right" if sure else "unsure",

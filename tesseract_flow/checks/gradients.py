@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.component import check_component
-from tesseract_flow.checks.lines import LONGEST, Comparison, Line, direction, inner, size_of
+from tesseract_flow.checks.lines import LONGEST, Comparison, Line, beside, direction, inner, size_of
 from tesseract_flow.checks.probe import Site
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
@@ -179,7 +179,14 @@ class _Total:
             )
             return [Verdict("wrong", "total", "gradient", "differs", message=message, **facts)], seen, False
         if all(one.is_sure for one in comparisons):
-            return [Verdict("right", "total", "gradient", message="agrees with differences.", **facts)], seen, True
+            hidden = [set(beside(gradient, t, one)) for _, _, (t, _, gradient), one in self._looks]
+            unseen = sorted(set.intersection(*hidden))
+            if unseen:
+                message = (
+                    f"{worst.agreement} What it says by {', '.join(unseen[:6])} is too small beside the rest to show."
+                )
+                return [Verdict("unsure", "total", "gradient", message=message, **facts)], seen, False
+            return [Verdict("right", "total", "gradient", message=worst.agreement, **facts)], seen, True
         return [Verdict("unsure", "total", "gradient", message=worst.doubt, **facts)], seen, False
 
     def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:

@@ -94,6 +94,12 @@ class Comparison:
         )
 
     @property
+    def agreement(self) -> str:
+        """How well the two agree along this direction, in words."""
+        worst = max(self.error, self.bound) / (self.size or 1.0)
+        return f"agrees with differences to {max(worst, np.finfo(np.float64).eps):.0e} along one direction."
+
+    @property
     def confidence(self) -> float:
         """How many times larger the error is than what differences leave open."""
         return self.error / self.bound if self.bound else float("inf")
@@ -260,6 +266,12 @@ def inner(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 def size_of(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """The same sum without regard to signs."""
     return float(sum(np.sum(np.abs(a[path]) * np.abs(b[path])) for path in a))
+
+
+def beside(a: Arrays, t: Arrays, comparison: Comparison) -> list[str]:
+    """The paths that add so little to the sum of products that even a wrong sign of theirs is within the tolerance."""
+    share = {path: size_of({path: a[path]}, t) for path in a}
+    return [path for path, size in share.items() if 0.0 < size < 2.0 * comparison.tolerance * comparison.size]
 
 
 def stacked(values: Mapping[str, Any], paths: Sequence[str]) -> np.ndarray:
