@@ -12,7 +12,16 @@ import pytest
 from tesseract_flow.client import ServedTesseract
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["problem", "caching", "checking", "coming-from-tesseract-jax", "derivatives", "concurrent", "failures", "journals"]
+PAGES = [
+    "problem",
+    "caching",
+    "checking",
+    "coming-from-tesseract-jax",
+    "derivatives",
+    "concurrent",
+    "failures",
+    "journals",
+]
 
 
 @pytest.mark.server

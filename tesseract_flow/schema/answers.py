@@ -34,6 +34,8 @@ from tesseract_flow.schema.model import TesseractSchema
 from tesseract_flow.schema.paths import field_at, follow, parse_path, segment
 
 _PLAIN = frozenset({"str", "int", "float", "bool", "path"})
+_SCALARS = frozenset({str, int, float, bool})
+_SCALAR_OF = {"str": str, "path": str, "int": int, "bool": bool}
 _LARGEST = 2**63  # elements; NumPy counts no further
 
 
@@ -110,8 +112,23 @@ def _misfits(field: Field, value: Any, at: tuple[str, ...], of_array: Any) -> It
         case LeafField(kind=kind):
             if value is None and kind in _PLAIN:
                 yield _null(kind, at)
-            elif kind in _PLAIN and isinstance(value, Mapping | list | tuple):
+            elif not _may_be(field, value):
                 yield _wrong_kind(field, value, at)
+
+
+def _may_be(field: LeafField, value: Any) -> bool:
+    """Whether a value of JSON can be what the schema promises. Objects of a component in this process are its own."""
+    if isinstance(value, Mapping | list | tuple):
+        return field.kind not in _PLAIN
+    if type(value) not in _SCALARS:
+        return True
+    match field.kind:
+        case "enum":
+            return not field.choices or value in field.choices
+        case "float":  # the words are those of pydantic's ser_json_inf_nan="strings"
+            return type(value) in (int, float) or value in ("NaN", "Infinity", "-Infinity")
+        case kind:
+            return kind not in _SCALAR_OF or type(value) is _SCALAR_OF[kind]
 
 
 def _null(kind: str, at: tuple[str, ...]) -> Fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from typing import Any
 
@@ -61,6 +62,36 @@ def kinds(endpoint: str, payload: dict[str, Any], answer: Any) -> list[str]:
 )
 def test_outputs(answer, expected):
     assert kinds("apply", {"inputs": X}, answer) == expected
+
+
+PLAIN = {
+    "int": ([3, -(2**40)], [3.7, 3.0, "3", True, 1e29]),
+    "float": ([0.5, 3, "NaN", "-Infinity"], ["0.5", True, "nan"]),
+    "bool": ([True], [1, 0.0, "true"]),
+    "str": (["a", ""], [5, 1.5, False]),
+    "path": (["mesh.h5"], [5, True]),
+    "any": ([1, "a", True, None, [1], {"a": 1}], []),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_scalars_are_of_the_kind_that_the_schema_promises(kind):
+    """A server is no pydantic: `n: int` came back as 3.7, as "3" or as True, and was handed on."""
+    outputs = ModelField({"n": LeafField(kind)}, frozenset({"n"}))
+    schema = TesseractSchema("fem", "1", frozenset({"apply"}), INPUTS, outputs, None, None, "digest")
+    good, bad = PLAIN[kind]
+    assert not [value for value in good if answer_faults(schema, "apply", {"inputs": X}, {"n": value})]
+    assert not [value for value in bad if not answer_faults(schema, "apply", {"inputs": X}, {"n": value})]
+    # What only a component in this process can answer with is its own business.
+    own = datetime.date(2026, 1, 1), np.float64(1.0), np.int64(1), np.True_
+    assert not [value for value in own if answer_faults(schema, "apply", {"inputs": X}, {"n": value})]
+
+
+def test_a_choice_is_one_of_the_schemas():
+    outputs = ModelField({"mode": LeafField("enum", ("fast", "exact", 2))}, frozenset({"mode"}))
+    schema = TesseractSchema("fem", "1", frozenset({"apply"}), INPUTS, outputs, None, None, "digest")
+    faulty = [v for v in ("fast", 2, "slow", 3) if answer_faults(schema, "apply", {"inputs": X}, {"mode": v})]
+    assert faulty == ["slow", 3]
 
 
 @pytest.mark.parametrize(
