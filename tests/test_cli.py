@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from tesseract_flow.cli import main
+from tesseract_flow.cli.arguments import assignments
 from tesseract_flow.client import open_tesseract
 from tests.client.keeping import Numbering
 
@@ -285,3 +287,21 @@ def test_check_gradients_says_whose_are_wrong(problem, tmp_path, capsys):
     assert main(["check-gradients", f"{file}:wrong", "--json"]) == 1
     (fault,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert (fault["component"], fault["input"], fault["status"]) == ("total", "x", "wrong")
+
+
+def test_settings_are_json_python_or_text():
+    given = assignments(
+        ["n=3", "x=1e-3", "a=[1,2]", "on=False", "none=null", "name=fin", "top=inf", "low=-inf", "q='nan'"]
+    )
+    assert given == {
+        "n": 3,
+        "x": 1e-3,
+        "a": [1, 2],
+        "on": False,
+        "none": None,
+        "name": "fin",
+        "top": math.inf,
+        "low": -math.inf,
+        "q": "'nan'",
+    }
+    assert math.isnan(assignments(["c=nan"])["c"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 else:
     Commands = Any
 
-_PYTHON = {"True": True, "False": False, "None": None}
+_PYTHON = {"True": True, "False": False, "None": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def assignments(pairs: Sequence[str]) -> dict[str, Any]:

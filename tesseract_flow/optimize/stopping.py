@@ -78,7 +78,8 @@ class FirstOrder(AbstractStoppingRule):
     is_budget: ClassVar[bool] = False
 
     def __check_init__(self):
-        _require(self.tol >= 0, "FirstOrder", "tol", "zero or more", self.tol)
+        # 1 is as steep as the objective was; beyond, each start is optimal.
+        _require(0 <= self.tol < 1, "FirstOrder", "tol", "zero or more, and below 1", self.tol)
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         last, best = history[-1], best_record(history)

@@ -175,7 +175,14 @@ def test_success_speaks_first():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MaxSteps(-1), lambda: GradientBelow(-1.0), lambda: FirstOrder(-1.0), lambda: Stagnation(0)]
+    "make",
+    [
+        lambda: MaxSteps(-1),
+        lambda: GradientBelow(-1.0),
+        lambda: FirstOrder(-1.0),
+        lambda: FirstOrder(float("inf")),
+        lambda: Stagnation(0),
+    ],
 )
 def test_rules_refuse_limits_that_make_no_sense(make):
     with pytest.raises(ProblemError):
