@@ -58,7 +58,7 @@ _NO_MATTER = frozenset(
     }
 )
 # Compared in their own way, or not at all.
-_APART = ("objective", "components", "driver_text", "versions", "numbers", "doubts")
+_APART = ("objective", "components", "driver_text", "valid_text", "versions", "numbers", "doubts")
 # How a driver with a line search or L-BFGS treats active bounds (`search`, `holding`). To be changed with it.
 _AT_BOUNDS = "held"
 # The name of an intermediate value; what is quoted is a value.
@@ -177,7 +177,9 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
     components, key_of = _components(handles_of(closed.jaxpr))
     names = [f"design.{name}" for name in leaf_names(partition.varying)]
     names += [f"weight{k}" for k in range(len(weights))]
-    value = text_of(closed, names, slice(0, len(shapes)), key_of)
+    n_values = 1 + len(demanded)
+    value = text_of(closed, names, slice(0, n_values), key_of)
+    valid = text_of(closed, names, slice(n_values, len(shapes)), key_of)
     gradient = text_of(closed, names, slice(len(shapes), None), key_of)
     return {
         "components": components,
@@ -186,7 +188,8 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
             "gradient": gradient.digest,
             "lines": _kept(value.lines),
         },
-        "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *gradient.doubts])),
+        "valid_text": {"digest": valid.digest, "lines": _kept(valid.lines)},
+        "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *valid.doubts, *gradient.doubts])),
         "numbers": {name: str(getattr(jax.config, name)) for name in _NUMBERS if hasattr(jax.config, name)},
         "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
     }
@@ -277,7 +280,8 @@ def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
         ]
         changes += _component_changes(known.get("components", {}), now["components"], doubts)
         _compare_objectives(known, now, changes, doubts)
-        _compare_drivers(known, now, changes, doubts)
+        _compare_texts("driver_text", "driver", known, now, changes, doubts)
+        _compare_texts("valid_text", "validity", known, now, changes, doubts)
     return Comparison(tuple(changes), tuple(dict.fromkeys(doubts)))
 
 
@@ -329,18 +333,22 @@ def _is_same_but_hidden(old: Sequence[str], new: Sequence[str]) -> bool:
     return bool(old) and bare[0] == bare[1]
 
 
-def _compare_drivers(known: Mapping[str, Any], now: Mapping[str, Any], changes: list[str], doubts: list[str]) -> None:
-    """The texts of an Optax object. What it does is compared besides, so where texts cannot decide, that has."""
-    if "driver_text" not in known or "driver_text" not in now:
+def _compare_texts(
+    key: str, what: str, known: Mapping[str, Any], now: Mapping[str, Any], changes: list[str], doubts: list[str]
+) -> None:
+    """Other texts than the objective's: of an Optax object (what it does is compared besides), and of what is valid."""
+    if key not in known or key not in now:
         return
-    old, new = known["driver_text"], now["driver_text"]
+    old, new = known[key], now[key]
     if old["digest"] == new["digest"]:
         return
     writers = _other_writers(known, now)
     if writers:
-        doubts.append(f"the driver's text, which another version writes another way ({writers})")
+        doubts.append(f"the {what}'s text, which another version writes another way ({writers})")
+    elif _is_same_but_hidden(old["lines"], new["lines"]):
+        doubts.append(f"a text in the {what} that is not shown, as its name says that it may be a secret")
     else:
-        changes += _line_changes("driver", old["lines"], new["lines"])
+        changes += _line_changes(what, old["lines"], new["lines"])
 
 
 def _other_writers(known: Mapping[str, Any], now: Mapping[str, Any]) -> str:
