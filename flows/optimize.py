@@ -44,18 +44,25 @@ from tesseract_flow.tasks.run_folder import in_run_folder
 
 T = TypeVar("T")
 
-# The optimisers worth offering in a form; the settings of each are Optax's.
-OptimizerName = Literal[
+# The drivers worth offering in a form; the settings of each are those of its library.
+_OfOptax = Literal[
     "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
 ]
+OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr"]
 
 
 class Optimizer(BaseModel):
-    """Which Optax optimiser, and its settings."""
+    """Which optimiser, of Optax or of SciPy, and its settings."""
 
-    name: OptimizerName = Field(default="adam", description="An Optax optimiser; lbfgs searches along a line")
+    name: OptimizerName = Field(
+        default="adam",
+        description="An Optax optimiser (lbfgs searches along a line), or one of SciPy's: slsqp, l-bfgs-b (bounds "
+        "only), trust-constr",
+    )
     learning_rate: float | None = Field(
-        default=None, gt=0, description="In units of the problem's scale; empty for the optimiser's default"
+        default=None,
+        gt=0,
+        description="Of an Optax optimiser, in units of the problem's scale; empty for the optimiser's default",
     )
     settings: dict[str, Any] = Field(
         default_factory=dict, description='Further settings, such as {"schedule": "cosine", "schedule_steps": 300}'
@@ -117,7 +124,7 @@ def optimize_design(
     Args:
         problem: what to optimise, as folder/problem.py:factory or package.module:factory.
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
-        optimizer: the Optax optimiser and its settings.
+        optimizer: the optimiser and its settings.
         stop: when to stop.
         on_failure: what to do when an evaluation fails.
         run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.

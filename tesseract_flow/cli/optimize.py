@@ -16,7 +16,9 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("optimize", help="optimise a problem in this process")
     parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
-    parser.add_argument("--driver", default="adam", help="an Optax optimiser by name (default adam)")
+    parser.add_argument(
+        "--driver", default="adam", help="slsqp, l-bfgs-b, trust-constr, or an Optax optimiser by name (default adam)"
+    )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")
     parser.add_argument(

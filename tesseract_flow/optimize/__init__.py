@@ -12,7 +12,8 @@ from tesseract_flow.optimize.afterwards import Account, read_account, read_journ
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.contents import Contents, read_contents
-from tesseract_flow.optimize.drivers import Driver, build_driver, driver_names, driver_settings
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
+from tesseract_flow.optimize.drivers.registry import build_driver, driver_names, driver_settings
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption
 from tesseract_flow.optimize.loading import load_problem
@@ -39,6 +40,8 @@ from tesseract_flow.optimize.stopping import (
 
 __all__ = [
     "DEFAULT_MAX_STEPS",
+    "AbstractDriver",
+    "AbstractEngine",
     "AbstractJournal",
     "AbstractObserver",
     "AbstractStoppingRule",
@@ -47,7 +50,6 @@ __all__ = [
     "Checkpoint",
     "Constraint",
     "Contents",
-    "Driver",
     "Evaluation",
     "FailureAction",
     "FailurePolicy",

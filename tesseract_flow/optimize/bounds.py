@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from tesseract_flow.errors import BoundsError
 from tesseract_flow.optimize.partition import as_leaf_array, path_name, spread
@@ -44,6 +44,19 @@ class Box(eqx.Module):
         def leaf(x, g, lo, hi):
             blocked = ((x <= lo) & (g > 0)) | ((x >= hi) & (g < 0)) | (x < lo) | (x > hi)
             return jnp.where(blocked, jnp.zeros_like(g), g)
+
+        return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
+
+    def reachable_gradient(self, point: PyTree, gradient: PyTree, size: Array) -> PyTree:
+        """The gradient, each entry by the part of `size` that the design may move against it inside the box.
+
+        Zero where `projected_gradient` is, and small next to a bound, where there is nearly nothing to win: for points
+        that come close to an active bound and never meet it, as those of interior-point methods.
+        """
+
+        def leaf(x, g, lo, hi):
+            room = jnp.where(g > 0, x - lo, hi - x)
+            return g * jnp.clip(room / size.astype(room.dtype), 0, 1)
 
         return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
 

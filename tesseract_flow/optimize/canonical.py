@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ _NO_MATTER = {
 }
 _ADDRESS = re.compile(r"( at )?0x[0-9a-fA-F]{4,}")
 _SHORT = 6  # entries of an array that are written out
+_MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,19 @@ class Text:
     @property
     def digest(self) -> str:
         return hashlib.sha256("\n".join(self.lines).encode()).hexdigest()
+
+    @property
+    def kept_lines(self) -> list[str]:
+        """The lines, to show what changed; none where there are very many."""
+        return list(self.lines) if len(self.lines) <= _MOST_LINES else []
+
+
+def as_json(value: Any) -> Any:
+    """As it comes back from a file; what JSON does not know (NaN) as text."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except ValueError:
+        return repr(value)
 
 
 def text_of(

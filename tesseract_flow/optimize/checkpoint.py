@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.errors import JournalError
+from tesseract_flow.optimize.answers import AnswersLink
 from tesseract_flow.optimize.history import Damaged, Link, records_of
 
 _FORMAT = "tesseract-flow checkpoint"
@@ -27,11 +28,15 @@ _OLD_VERSION = 1  # without a history of its own and without saying whose it is
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The state after a step, as named arrays, and the varying part of the design there, in its own units."""
+    """The state after a step, as named arrays, and the varying part of the design there, in its own units.
+
+    `answers` are those that the driver's library was given in this step; a journal keeps them in a file of their own.
+    """
 
     step: int
     arrays: Mapping[str, np.ndarray]
     design: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    answers: bytes = b""
 
     @property
     def best(self) -> dict[str, np.ndarray]:
@@ -42,7 +47,11 @@ class Checkpoint:
 
 
 def encode_checkpoint(
-    checkpoint: Checkpoint, identity: str = "", history: bytes = b"", link: Link | None = None
+    checkpoint: Checkpoint,
+    identity: str = "",
+    history: bytes = b"",
+    link: Link | None = None,
+    answers: AnswersLink | None = None,
 ) -> bytes:
     """The checkpoint as bytes.
 
@@ -50,6 +59,7 @@ def encode_checkpoint(
         identity: the digest of the run's identity.
         history: `History.end`.
         link: to what came before.
+        answers: to those that the driver's library was given up to this step.
     """
     state = {name: np.asarray(array, order="C") for name, array in checkpoint.arrays.items()}
     design = {name: np.asarray(array, order="C") for name, array in checkpoint.design.items()}
@@ -66,6 +76,8 @@ def encode_checkpoint(
         "arrays": _described(state),
         "design": _described(design),
     }
+    if answers is not None:
+        header["answers"] = dataclasses.asdict(answers)
     header["sha256"] = _digest(header, payload)
     return json.dumps(header).encode() + b"\n" + payload
 
@@ -78,12 +90,14 @@ class Decoded:
         run: `None` in a file of an old version.
         records: the last ones.
         link: to those before.
+        answers: to those of the driver's library.
     """
 
     checkpoint: Checkpoint
     run: str | None
     records: Sequence[Mapping[str, Any]]
     link: Link | None = None
+    answers: AnswersLink | None = None
 
 
 def decode_checkpoint(data: bytes) -> Decoded:
@@ -121,7 +135,9 @@ def decode_checkpoint(data: bytes) -> Decoded:
     if len(payload) - offset != header["history"]:
         raise Damaged("its history is not whole")
     link = None if header.get("before") is None else Link(**header["before"])
-    return Decoded(Checkpoint(header["step"], arrays, design), header["run"], records_of(payload[offset:]), link)
+    answers = None if header.get("answers") is None else AnswersLink(**header["answers"])
+    checkpoint = Checkpoint(header["step"], arrays, design)
+    return Decoded(checkpoint, header["run"], records_of(payload[offset:]), link, answers)
 
 
 def _described(arrays: Mapping[str, np.ndarray]) -> list[Any]:

@@ -247,12 +247,17 @@ class ConstraintSet(eqx.Module):
         return {key: self._residual(key, c, duals) for key, c in self.scaled(values, duals).items()}
 
     def _residual(self, key: str, c: Array, duals: Duals) -> Array:
-        penalty = duals.penalty[key]
-        # Zero penalty means silent. The inner `where` keeps 0/0 out of the derivative of the branch not taken.
+        penalty, price = duals.penalty[key], duals.price[key]
+        lower, upper = self.lower[key], self.upper[key]
+        # The inner `where` keeps 0/0 out of the derivative of the branch not taken.
         safe = jnp.where(penalty > 0, penalty, jnp.ones_like(penalty))
-        slack = jnp.clip(c + duals.price[key] / safe, self.lower[key], self.upper[key])
+        slack = jnp.clip(c + price / safe, lower, upper)
+        # With a penalty of zero the best slack is at the limit that the price pushes away from, which is what the line
+        # above tends to, and the term is that of the Lagrangian; where there is no price either there is no term.
+        limit = jnp.where(price > 0, upper, jnp.where(price < 0, lower, c))
+        limit = jnp.where(jnp.isfinite(limit), limit, c)
         # The slack minimises the term, so its own derivative contributes nothing (envelope theorem).
-        return jnp.where(penalty > 0, c - jax.lax.stop_gradient(slack), jnp.zeros_like(c))
+        return c - jax.lax.stop_gradient(jnp.where(penalty > 0, slack, limit))
 
     def augmentation(self, values: Mapping[str, Array], duals: Duals, dtype: np.dtype) -> Float[Array, ""]:
         """Σ λ t + ρ/2 t², what the Lagrangian adds to the scaled objective."""
@@ -260,6 +265,14 @@ class ConstraintSet(eqx.Module):
         for key, t in self.residuals(values, duals).items():
             half = jnp.asarray(0.5, t.dtype)
             total = total + (duals.price[key] * t + half * duals.penalty[key] * t * t).sum().astype(dtype)
+        return total
+
+    def charge(self, values: Mapping[str, Array], duals: Duals, dtype: np.dtype) -> Float[Array, ""]:
+        """Σ |λ| times the violation: what a violation is worth where there is no penalty."""
+        total = jnp.zeros((), dtype)
+        for key, c in self.scaled(values, duals).items():
+            violation = jnp.abs(c - jnp.clip(c, self.lower[key], self.upper[key]))
+            total = total + (jnp.abs(duals.price[key]) * violation).sum().astype(dtype)
         return total
 
     def estimates(self, values: Mapping[str, Array], duals: Duals) -> dict[str, Array]:

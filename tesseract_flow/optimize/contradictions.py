@@ -23,9 +23,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.failures import is_of_the_design
-from tesseract_flow.optimize.moves import Move
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 

@@ -61,9 +61,7 @@ class Evaluator:
         def lagrangian(varying: PyTree, weights: Weights):
             evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
             augmentation = constraints.augmentation(evaluation.constraints, weights.duals, self.dtype)
-            # Only arrays leave the traced function; what else `aux` holds is known from the template.
-            leaves = [leaf for leaf, array in zip(jax.tree.leaves(evaluation), self._is_array, strict=True) if array]
-            return evaluation.objective / weights.objective_scale + augmentation, leaves
+            return evaluation.objective / weights.objective_scale + augmentation, self.arrays_of(evaluation)
 
         self._valid = problem.valid_names
         self._call = transform(jax.value_and_grad(lagrangian, has_aux=True))
@@ -86,13 +84,17 @@ class Evaluator:
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
         evaluation = self.evaluation(sample.leaves)
         check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind
-        check_finite(sample, evaluation)
+        check_finite(evaluation, sample)
         self._memory.append((key, sample))
         return sample
 
     def forget(self) -> None:
         """Start a new step: trial points of the last one will not come back."""
         self._memory.clear()
+
+    def arrays_of(self, evaluation: Evaluation) -> list[Any]:
+        """What leaves a traced function; what else `aux` holds is known from the template."""
+        return [leaf for leaf, array in zip(jax.tree.leaves(evaluation), self._is_array, strict=True) if array]
 
     def evaluation(self, leaves: Iterable[Array]) -> Evaluation:
         """The `Evaluation` that a sample's arrays belong to."""
@@ -101,8 +103,11 @@ class Evaluator:
         return revealed(self._treedef.unflatten(filled))
 
 
-def check_finite(sample: Sample, evaluation: Evaluation) -> None:
+def check_finite(evaluation: Evaluation, sample: Sample | None = None) -> None:
     """Refuse a point where NaN or inf appeared.
+
+    Args:
+        sample: the Lagrangian there and its gradient, if they were evaluated as well.
 
     Raises:
         NonFiniteError: names the objective, the constraints, or the leaves of the gradient.
@@ -113,10 +118,10 @@ def check_finite(sample: Sample, evaluation: Evaluation) -> None:
     for name, value in evaluation.constraints.items():
         if not np.isfinite(np.asarray(value, np.float64)).all():
             bad.append(f"constraint {name!r} is not finite ({_count(value)})")
-    for path, leaf in jtu.tree_flatten_with_path(sample.gradient)[0]:
+    for path, leaf in [] if sample is None else jtu.tree_flatten_with_path(sample.gradient)[0]:
         if not np.isfinite(np.asarray(leaf, np.float64)).all():
             bad.append(f"the gradient with respect to '{path_name(path)}' is not finite ({_count(leaf)})")
-    if not bad and not np.isfinite(sample.lagrangian):
+    if not bad and sample is not None and not np.isfinite(sample.lagrangian):
         bad.append(f"the penalty for violated constraints makes the objective {float(sample.lagrangian)}")
     if bad:
         raise NonFiniteError(f"{'; '.join(bad)}.")

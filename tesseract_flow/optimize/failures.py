@@ -15,7 +15,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -40,6 +40,8 @@ from tesseract_flow.errors import (
 )
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
 from tesseract_flow.optimize.partition import named_leaves
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tesseract_flow")
 
@@ -175,18 +177,32 @@ class Attempts:
             EvaluationFailed: it failed, and the policy is to go no further.
             TransientError: a component is away for longer than the policy's patience.
         """
-        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, weights)))
+        return self.attempt(varying, weights, lambda: self._evaluator(varying, weights))
+
+    def attempt(self, varying: PyTree, about: Any, evaluate: Callable[[], T]) -> T | Failure:
+        """What an evaluation at a point finds, or how it failed.
+
+        Args:
+            varying: the point.
+            about: what else is asked there; a question that failed in this step is not asked again.
+            evaluate: asks it.
+
+        Raises:
+            EvaluationFailed: it failed, and the policy is to go no further.
+            TransientError: a component is away for longer than the policy's patience.
+        """
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, about)))
         if key in self._known:
             return self._known[key]
         try:
-            sample = self._repeatedly(varying, weights)
+            found = self._repeatedly(varying, evaluate)
         except Exception as error:
             if not is_of_the_design(error):
                 raise
             failure = Failure(in_brief(_named(varying)), own_words(error), error)
         else:
             self.n_in_a_row = 0
-            return sample
+            return found
         self.n_failed += 1
         self.n_in_a_row += 1
         self._known[key] = failure
@@ -196,10 +212,10 @@ class Attempts:
         _log.warning("Step %d: the evaluation at %s failed. %s", self._step, failure.at, failure.text)
         return failure
 
-    def _repeatedly(self, varying: PyTree, weights: Weights) -> Sample:
+    def _repeatedly(self, varying: PyTree, evaluate: Callable[[], T]) -> T:
         for k in range(self.policy.retries):
             try:
-                return self._patiently(varying, weights)
+                return self._patiently(evaluate)
             except Exception as error:
                 if not is_of_the_design(error) or isinstance(error, InvalidInput):
                     raise
@@ -207,15 +223,15 @@ class Attempts:
                     f"an evaluation failed at {in_brief(_named(varying))} and was repeated "
                     f"({k + 1} of {self.policy.retries}): {own_words(error)}"
                 )
-        return self._patiently(varying, weights)
+        return self._patiently(evaluate)
 
-    def _patiently(self, varying: PyTree, weights: Weights) -> Sample:
+    def _patiently(self, evaluate: Callable[[], T]) -> T:
         waited, pause = 0.0, 1.0
         while True:
             try:
                 with on_probation() as answers:
                     try:
-                        return self._evaluator(varying, weights)
+                        return evaluate()
                     except Exception as error:
                         # A result cache would give the same again: to whoever evaluates this point once more, and to
                         # other runs, for which an answer that is not valid is no answer either.

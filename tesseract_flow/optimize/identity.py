@@ -33,13 +33,11 @@ from jaxtyping import PyTree
 
 from tesseract_flow.autodiff import informed
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.optimize.behaviour import behaviour, driver_text
-from tesseract_flow.optimize.canonical import Plain, array_text, handles_of, text_of
+from tesseract_flow.optimize.canonical import Plain, array_text, as_json, handles_of, text_of
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
-from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.partition import leaf_names, named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
-from tesseract_flow.optimize.search import Updater
 from tesseract_flow.storage import is_secret, told_apart, without_tags
 
 _ABSENT = "(absent)"
@@ -59,12 +57,9 @@ _NO_MATTER = frozenset(
 )
 # Compared in their own way, or not at all.
 _APART = ("objective", "components", "driver_text", "valid_text", "versions", "numbers", "doubts")
-# How a driver with a line search or L-BFGS treats active bounds (`search`, `holding`). To be changed with it.
-_AT_BOUNDS = "held"
 # The name of an intermediate value; what is quoted is a value.
 _NAME_OR_QUOTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\bv\d+\b""")
 _UNTAGGED = re.compile(r"\*\*\*(?![#=])")
-_MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------------
@@ -72,7 +67,7 @@ _MOST_LINES = 20_000  # of a text that are kept to show what changed
 
 def identity_of(
     problem: Problem,
-    driver: Driver,
+    driver: AbstractDriver,
     method: AugmentedLagrangian,
     feasibility_tol: float,
     template: Evaluation,
@@ -86,10 +81,12 @@ def identity_of(
         template: what `evaluate` returns, with shapes in place of arrays.
     """
     partition = problem.partition
+    about_driver = driver.identity(problem, template)
+    doubts_about_driver = about_driver.pop("doubts", [])
     description: dict[str, Any] = {
         "problem": problem.name,
         "settings": {
-            name: _json(told_apart(value, name))
+            name: as_json(told_apart(value, name))
             for name, value in (problem.settings or {}).items()
             if not (_is_address(value) and name.lower() in _NO_MATTER)
         },
@@ -99,7 +96,7 @@ def identity_of(
         "upper": _leaves(problem.box.upper),
         "scale": _leaves(partition.scale),
         "constraints": {name: _constraint(constraint) for name, constraint in (problem.constraints or {}).items()},
-        "driver": _json(driver.description),
+        **about_driver,
     }
     if problem.origin is not None:
         description["factory"] = {
@@ -110,28 +107,14 @@ def identity_of(
         description["valid"] = list(problem.valid_names)
     if objective_scale is not None:
         description["objective_scale"] = objective_scale
-    if _is_holding(problem, driver, template):
-        description["driver"]["at_bounds"] = _AT_BOUNDS
-    text = None
-    if driver.name == "optax object":
-        text = driver_text(driver, partition.varying)
-        description["driver"]["behaviour"] = behaviour(driver, partition.varying)
-        description["driver_text"] = {"digest": text.digest, "lines": _kept(text.lines)}
     if problem.constraints:
         description["constraint_method"] = {
             **{key: str(value) for key, value in dataclasses.asdict(method).items()},
             "feasibility_tol": str(feasibility_tol),
         }
     description |= _objective(problem, template)
-    if text is not None:
-        description["doubts"] += [f"{doubt}, in the driver" for doubt in text.doubts]
+    description["doubts"] += doubts_about_driver
     return description
-
-
-def _is_holding(problem: Problem, driver: Driver, template: Evaluation) -> bool:
-    start = problem.partition.to_scaled(problem.start)
-    update = Updater(driver, problem.box.scaled(problem.partition.scale), template.objective.dtype)
-    return update.is_holding(start, initial_state(driver, start))
 
 
 def digest_of(identity: Mapping[str, Any]) -> str:
@@ -186,17 +169,13 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         "objective": {
             "digest": value.digest,
             "gradient": gradient.digest,
-            "lines": _kept(value.lines),
+            "lines": value.kept_lines,
         },
-        "valid_text": {"digest": valid.digest, "lines": _kept(valid.lines)},
+        "valid_text": {"digest": valid.digest, "lines": valid.kept_lines},
         "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *valid.doubts, *gradient.doubts])),
         "numbers": {name: str(getattr(jax.config, name)) for name in _NUMBERS if hasattr(jax.config, name)},
         "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
     }
-
-
-def _kept(lines: Sequence[str]) -> list[str]:
-    return list(lines) if len(lines) <= _MOST_LINES else []
 
 
 def _components(handles: Iterable[AbstractTesseract]) -> tuple[dict[str, Any], Any]:
@@ -437,7 +416,7 @@ def _setting(name: str, value: Any) -> Any:
     if type(value).__module__.startswith("tesseract_core"):
         return None  # a handle of the SDK's; what it is for is seen in the objective
     if value is None or isinstance(value, bool | int | float | str):
-        return _json(told_apart(value, name))
+        return as_json(told_apart(value, name))
     if isinstance(value, Mapping):
         inner = {str(key): _setting(str(key), item) for key, item in value.items()}
         return {key: item for key, item in inner.items() if item is not None}
@@ -458,14 +437,6 @@ def _is_address(value: Any) -> bool:
         return Path(value).name == "tesseract_api.py" or (Path(value) / "tesseract_api.py").is_file()
     except (OSError, ValueError):
         return False
-
-
-def _json(value: Any) -> Any:
-    """As it comes back from a file; what JSON does not know (NaN) as text."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except ValueError:
-        return repr(value)
 
 
 def _leaves(tree: PyTree) -> dict[str, str]:

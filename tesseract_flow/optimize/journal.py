@@ -5,6 +5,7 @@ A folder, or a place at a URL, holds
 * `step-00000042.ckpt`, the last few checkpoints: state, the end of the history, and whose it is (`checkpoint`);
 * `history-00000255.part`, what came before that end, in files that are written once (`history`);
 * `identity.json` (and a copy of it), what the run is about (`identity`), and every change that was accepted since;
+* `answers-00000042.part`, what the driver's library was told in a step, if it has one that owns its loop (`answers`);
 * `history.jsonl`, a line per step, for people and their tools; made again where it is damaged;
 * `about.json`, `about.bin` and `outcome.json`, for readers only (`afterwards`);
 * `lock`, or at a URL a lease: one run at a time.
@@ -18,12 +19,14 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tesseract_flow.errors import JournalError, OtherRun, StorageError
+from tesseract_flow.optimize.answers import ANSWERS, AnswersLink, read_answers, write_answers
 from tesseract_flow.optimize.checkpoint import Checkpoint, encode_checkpoint
 from tesseract_flow.optimize.contents import Found, history_alone, look, shown, translated
 from tesseract_flow.optimize.history import HISTORY, PART, History
@@ -45,6 +48,7 @@ class Resumption:
         doubts: what cannot be told from the text of the identities; the last finished point has to be compared.
         changes: changes of the problem that were accepted since the checkpoint was written, so that the evaluations
             in it are those of another problem.
+        answers: what the driver's library was told up to the checkpoint, step by step, the last one first.
     """
 
     checkpoint: Checkpoint
@@ -52,6 +56,7 @@ class Resumption:
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    answers: Callable[[], Iterator[bytes]] = lambda: iter(())
 
 
 class AbstractJournal(abc.ABC):
@@ -126,6 +131,7 @@ class FileJournal(AbstractJournal):
         self._ledger = Ledger()
         self._entry: Entry | None = None  # what `confirm` will write down
         self._written = 0
+        self._answers: AnswersLink | None = None
 
     def __repr__(self) -> str:
         return f"FileJournal({self.store.address!r}, keep={self.keep})"
@@ -176,8 +182,14 @@ class FileJournal(AbstractJournal):
             generation = self._possession.generation
             if self._history.is_full:
                 self._history.close_part(self.store, generation)
+            if checkpoint.answers:
+                self._answers = write_answers(
+                    self.store, checkpoint.step, generation, checkpoint.answers, self._answers
+                )
             name = _name(checkpoint.step, generation)
-            encoded = encode_checkpoint(checkpoint, self._ledger.digest, self._history.end, self._history.link)
+            encoded = encode_checkpoint(
+                checkpoint, self._ledger.digest, self._history.end, self._history.link, self._answers
+            )
             self.store.write(name, encoded)
             self._names = [*(known for known in self._names if known != name), name]
             self._at("prune")
@@ -255,6 +267,7 @@ class FileJournal(AbstractJournal):
             tuple(notes),
             tuple(doubts),
             (*ledger.accepted_since(found.best.run), *changes),
+            functools.partial(read_answers, self.store, found.best.answers),
         )
 
     def _compared(self, ledger: Ledger, now: Entry, accept_changes: bool) -> tuple[list[str], list[str]]:
@@ -268,10 +281,10 @@ class FileJournal(AbstractJournal):
     def _fresh(self, now: Entry, found: Found) -> None:
         # History first: with the checkpoints out of the way, it would look like that of a run which lost them.
         for name in found.names:
-            if name == HISTORY or PART.fullmatch(name):
+            if name == HISTORY or PART.fullmatch(name) or ANSWERS.fullmatch(name):
                 self.store.remove(name)
         self._tidied(found)
-        self._history, self._names, self._written = History(), [], 0
+        self._history, self._names, self._written, self._answers = History(), [], 0, None
         self._ledger = Ledger((now,))
         self._entry = None
         self._ledger.write(self.store)
@@ -281,6 +294,7 @@ class FileJournal(AbstractJournal):
         assert found.best is not None
         self._history = found.history
         self._names = found.intact
+        self._answers = found.best.answers
         self._written = self._history.n_records
         try:
             is_right = self.store.read(HISTORY) == self._history.lines

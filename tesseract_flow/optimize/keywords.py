@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 from tesseract_flow.errors import DriverError, UnknownArgument, did_you_mean
-from tesseract_flow.optimize.drivers import driver_settings
+from tesseract_flow.optimize.drivers.registry import driver_settings
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.stopping import STOP_SETTINGS
 

@@ -23,7 +23,8 @@ from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
-from tesseract_flow.optimize.drivers import build_driver
+from tesseract_flow.optimize.drivers.base import AbstractDriver
+from tesseract_flow.optimize.drivers.registry import build_driver
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
@@ -55,7 +56,7 @@ def _on_the_spot(step: int, fn: Callable[[], Any]) -> Any:
 @own_requests()
 def optimize(
     problem: Problem,
-    driver: str | optax.GradientTransformation = "adam",
+    driver: str | AbstractDriver | optax.GradientTransformation = "adam",
     *,
     learning_rate: float | None = None,
     driver_settings: Mapping[str, Any] | None = None,
@@ -78,13 +79,14 @@ def optimize(
 ) -> Result:
     """The best design that the driver finds before a stop rule speaks.
 
-    Without constraints this is the plain Optax loop on `design / scale`, with projection onto the bounds. With
-    constraints the driver minimises an augmented Lagrangian, whose objective is divided by its size at the start.
+    Without constraints an Optax driver runs the plain Optax loop on `design / scale`, with projection onto the bounds.
+    With constraints it minimises an augmented Lagrangian, whose objective is divided by its size at the start. SciPy's
+    drivers (`slsqp`, `trust-constr`) have constraints of their own.
 
     Args:
         problem: what to optimise.
         driver: a name (see `driver_names()`), or any `optax.GradientTransformation`, line searches included.
-        learning_rate: for a named driver, in units of the problem's `scale`.
+        learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
         stop: one rule, several, or settings as in `stop_rules_from`. Default: a small gradient, or 200 steps.
         journal: a folder, a URL such as `s3://bucket/runs/beam`, or a journal. If it holds a run of the same problem,
@@ -115,8 +117,9 @@ def optimize(
             it looks again.
         objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
-            against it, and 1 without, where Optax's own steps are kept to the bit. Worth asking for where a driver has
-            absolute thresholds (the first step of L-BFGS, the epsilon of Adam) and the objective is far from 1.
+            against it, and for SciPy's drivers; 1 for Optax without constraints, whose own steps are kept to the bit.
+            Worth asking for where one of its drivers has absolute thresholds (the first step of L-BFGS, the epsilon of
+            Adam) and the objective is far from 1.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere; the message says where.
@@ -150,14 +153,19 @@ def optimize(
     )
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
-    with _opened(kept, run, accept_changes) as resumed, _Told(kept, run, history) as told:
+    with (
+        contextlib.closing(run.engine),
+        _opened(kept, run, accept_changes) as resumed,
+        _Told(kept, run, history) as told,
+    ):
         history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
         meter = _Meter(clock, count, counted, run, history[-1] if history else None)
 
         def finish(state: State, record: StepRecord) -> None:
+            answers = run.engine.take_answers()
             if kept is not None:
                 design = name_leaves(run.varying_at(state.u))
-                kept.save(Checkpoint(record.step, pack(state), design), record.to_json())
+                kept.save(Checkpoint(record.step, pack(state), design, answers), record.to_json())
             history.append(record)
             design, evaluation = run.design_at(state.u), run.evaluator.evaluation(state.here.leaves)
             for observer in observers:
@@ -173,6 +181,8 @@ def optimize(
             )
             notes += (*resumed.notes, *said)
             if record is None:
+                state, said = run.engine.resume(state, resumed.answers)
+                notes += said
                 meter.restart()
         told.begin()
         for observer in observers:

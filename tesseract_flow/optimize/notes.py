@@ -98,22 +98,23 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     notes = list(dict.fromkeys(event for event in first.events))
     notes += _about_units(run, state)
     n_since = last.step - last.best_step
+    manner = run.engine.manner
     if last.best_step == 0 and last.step > 0:
         notes.append(
             f"the best design is the start: none of {last.step} steps found a better one. Unless the start is known to "
             f"be optimal, {CHECK_GRADIENTS}"
         )
-    elif run.searching and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+    elif manner == "searches" and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
         notes.append(f"the last {n_failed} line searches found no better design; {CHECK_GRADIENTS}")
-    elif not run.searching and last.best_step <= max(3, last.step // 10) and n_since >= 10:
+    elif manner == "steps" and last.best_step <= max(3, last.step // 10) and n_since >= 10:
         notes.append(
             f"the best design was found at step {last.best_step}, and none of {n_since} steps since was better: the "
             f"learning rate is too large, or {CHECK_GRADIENTS}"
         )
-    if run.searching and last.best_step == 0 and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+    if manner == "searches" and last.best_step == 0 and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
         n_spent = last.evaluations - history[-1 - n_failed].evaluations
         notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
-    if not run.searching and _fell_undiminished(history):
+    if manner == "steps" and _fell_undiminished(history):
         notes.append(
             f"the objective still fell as fast in the last steps as in the first ones, to {last.value:.3g}: more steps "
             "or a larger learning rate are needed, or it is unbounded below"

@@ -71,15 +71,24 @@ class Optimality:
     tolerance: float | None = None
 
 
-def measures(box: Box, constraints: ConstraintSet, start: PyTree, state: State, here: Evaluation) -> dict[str, Array]:
+def measures(
+    box: Box, constraints: ConstraintSet, start: PyTree, state: State, here: Evaluation, *, is_interior: bool = False
+) -> dict[str, Array]:
     """What the figures are made of, at the design of a state; pure.
 
     Gradients and multipliers are in units of the objective, per unit of the scaled design.
+
+    Args:
+        is_interior: designs may come close to an active bound and not meet it; what there is to win counts then.
     """
     dtype = here.objective.dtype
     scale = state.objective_scale
     raw = state.here.gradient
-    free = box.projected_gradient(state.u, raw)
+    size = jnp.maximum(_largest(state.u, dtype), 1.0)
+    if is_interior:
+        free = box.reachable_gradient(state.u, raw, size)
+    else:
+        free = box.projected_gradient(state.u, raw)
     at_bounds = jax.tree.map(jnp.subtract, raw, free)
     prices = constraints.estimates(here.constraints, state.duals)
     scaled = constraints.scaled(here.constraints, state.duals)
@@ -92,7 +101,7 @@ def measures(box: Box, constraints: ConstraintSet, start: PyTree, state: State, 
         "mean_multiplier": sum(sums, jnp.zeros((), dtype)) / max(n, 1) * scale,
         "largest_price": _largest(prices, dtype) * scale,
         "product": _largest(products, dtype) * scale,
-        "size": jnp.maximum(_largest(state.u, dtype), 1.0),
+        "size": size,
         "start_size": jnp.maximum(_largest(start, dtype), 1.0),
         "distance": _largest(jax.tree.map(jnp.subtract, state.u, start), dtype),
     }

@@ -46,6 +46,7 @@ class StepRecord:
         since: from which step on the problem is what it is now; 0 unless changes were accepted.
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
         endless: searches in a row, this step's included, that ran straight down as far as a search may go.
+        ending: in what words the driver's library came to its own end, where `stalled`.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -77,6 +78,7 @@ class StepRecord:
     since: int = 0
     contradiction: str = ""
     endless: int = 0
+    ending: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

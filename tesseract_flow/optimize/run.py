@@ -12,11 +12,10 @@ from jaxtyping import PyTree
 from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
-from tesseract_flow.optimize.drivers import Driver
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
 from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
-from tesseract_flow.optimize.search import Updater
 
 # What the objective is divided by for the driver: its size at the start, a number, or (None) the first where there are
 # constraints to be weighed against, and one elsewhere.
@@ -44,8 +43,8 @@ class Run:
     """What stays the same from the first step to the last."""
 
     problem: Problem
-    driver: Driver
-    searching: bool
+    driver: AbstractDriver
+    engine: AbstractEngine  # the driver, at work
     box: Box  # in scaled units
     constraints: ConstraintSet
     method: AugmentedLagrangian
@@ -53,7 +52,6 @@ class Run:
     attempts: Attempts  # the evaluator, and what is done when it fails
     feasibility_tol: float
     tolerance: float | None  # of first-order optimality, if a stop rule asks for it
-    update: Updater
     assess: Callable[..., dict[str, Any]]  # compiled `_assess`
     notes: tuple[str, ...]
     objective_scale: ObjectiveScale = None
@@ -61,7 +59,9 @@ class Run:
     @property
     def is_scaled(self) -> bool:
         """Whether the driver sees the objective divided by its size."""
-        return self.has_constraints if self.objective_scale is None else self.objective_scale != 1.0
+        if self.objective_scale is None:
+            return self.has_constraints or self.engine.is_scaled
+        return self.objective_scale != 1.0
 
     @property
     def has_constraints(self) -> bool:

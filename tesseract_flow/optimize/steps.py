@@ -28,17 +28,16 @@ from tesseract_flow.optimize.contradictions import (
     is_suspicious,
     verify_gradient,
 )
-from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
+from tesseract_flow.optimize.drivers.moves import moved
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
 from tesseract_flow.optimize.failures import Attempts, FailurePolicy
-from tesseract_flow.optimize.moves import moved, step_by_search, step_by_step
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record
 from tesseract_flow.optimize.probe import look_around
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
-from tesseract_flow.optimize.search import Updater
 from tesseract_flow.optimize.state import Best, State
 
 # Seconds, requests and evaluations so far, as a record has them.
@@ -47,7 +46,7 @@ Totals = Callable[[], Mapping[str, Any]]
 
 def prepare(
     problem: Problem,
-    driver: Driver,
+    driver: AbstractDriver,
     transform: Transform,
     method: AugmentedLagrangian | None,
     feasibility_tol: float,
@@ -61,22 +60,20 @@ def prepare(
     box = problem.box.scaled(partition.scale)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
     evaluator = Evaluator(problem, template, constraints, transform)
-    update = Updater(driver, box, dtype)
     start = partition.to_scaled(problem.start)
-    searching = update.is_searching(start, initial_state(driver, start))
+    engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
     return Run(
         problem=problem,
         driver=driver,
-        searching=searching,
+        engine=engine,
         box=box,
         constraints=constraints,
-        method=method or (AugmentedLagrangian.for_searches() if searching else AugmentedLagrangian.for_steps()),
+        method=method or engine.method,
         evaluator=evaluator,
         attempts=Attempts(evaluator, policy, sleep),
         feasibility_tol=feasibility_tol,
         tolerance=tolerance,
-        update=update,
-        assess=jax.jit(lambda state: _assess(box, constraints, evaluator, start, state)),
+        assess=jax.jit(lambda state: _assess(engine, box, constraints, evaluator, start, state)),
         notes=notes_before(problem, template),
         objective_scale=objective_scale,
     )
@@ -92,27 +89,21 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
     u = run.box.project(run.problem.partition.to_scaled(run.problem.start))
     duals, tally = run.constraints.start(run.method)
     one = jnp.ones((), run.evaluator.dtype)
-    alone = here = run.sample(u, Weights(one, run.constraints.silent()))
-    evaluation = run.evaluator.evaluation(here.leaves)
+    alone = run.engine.first_look(run, u)
+    evaluation = run.evaluator.evaluation(alone.leaves)
     scale = one
     if run.has_constraints:
         duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints))
     if run.is_scaled:
-        slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(here.gradient)]
+        slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(alone.gradient)]
         # The slope guards against a start where the objective happens to be about zero.
         size = max(abs(float(evaluation.objective)), *slopes) or 1.0
         given = run.objective_scale
         scale = jnp.asarray(given if isinstance(given, float) else size, run.evaluator.dtype)
-        # A start that is feasible up to rounding needs no second look.
-        rounding = 100 * float(jnp.finfo(run.evaluator.dtype).eps)
-        if run.has_constraints and float(run.constraints.largest_residual(evaluation.constraints, duals)) > rounding:
-            here = run.sample(u, Weights(scale, duals))
-        else:
-            # Nothing to add, so the Lagrangian is the objective, and scaling it needs no solver.
-            divided = jax.tree.map(lambda g: g / scale.astype(g.dtype), here.gradient)
-            here = Sample(here.lagrangian / scale, divided, here.leaves)
-    best = Best(run.varying_at(u), here.leaves, jnp.asarray(0, jnp.int32))
-    state = State(u, initial_state(run.driver, u), scale, duals, tally, here, best)
+    best = Best(run.varying_at(u), alone.leaves, jnp.asarray(0, jnp.int32))
+    state = State(u, run.engine.fresh(u), scale, duals, tally, alone, best)
+    state = run.engine.begin(run, state, alone)
+    state = dataclasses.replace(state, best=Best(best.varying, state.here.leaves, best.step))
     measures, events = run.assess(state), run.attempts.events()
     run.attempts.begin(0)  # a point next to the start may fail
     view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
@@ -138,14 +129,13 @@ def template_state(run: Run) -> State:
     zero = jnp.zeros((), run.evaluator.dtype)
     here = Sample(zero, u, [zero for _ in run.evaluator.shapes])
     best = Best(u, here.leaves, jnp.asarray(0, jnp.int32))
-    return State(u, initial_state(run.driver, u), zero, duals, tally, here, best)
+    return State(u, run.engine.fresh(u), zero, duals, tally, here, best)
 
 
 def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:
     """A step that does not move: a state that was found for another problem, evaluated for this one.
 
-    Whatever the old problem said of the current design and of the best one is replaced. A driver that searches also
-    forgets what it learned of the old problem; averages of gradients fade by themselves, and keep their counters.
+    Whatever the old problem said of the current design and of the best one is replaced.
 
     Args:
         varying: the current design's varying part, in its own units.
@@ -153,12 +143,12 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     step = last.step + 1
     run.attempts.begin(step, decisive="the design of the journal, for the changed problem")
     u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(varying)))
-    here = run.sample(u, state.weights)
+    new = run.engine.begin_again(run, state, u)
+    here = new.here
     best_u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(state.best.varying)))
     there = run.sample(best_u, state.weights)
     best = Best(run.varying_at(best_u), there.leaves, state.best.step)
-    driver = initial_state(run.driver, u) if run.searching or moved(state.u, u) else state.driver
-    new = State(u, driver, state.objective_scale, state.duals, state.tally, here, best)
+    new = dataclasses.replace(new, best=best)
     measures = run.assess(new)
     # What was seen of the old problem's slope is of no use, but for constraints there is no other.
     slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
@@ -187,7 +177,7 @@ def advance(
     """
     step = history[-1].step + 1
     run.attempts.begin(step, history[-1].failed_in_a_row)
-    move = (step_by_search if run.searching else step_by_step)(run, state)
+    move = run.engine.step(run, state)
     new = move.state
     moves = [
         float(np.abs(np.asarray(b, np.float64) - np.asarray(a, np.float64)).max(initial=0.0))
@@ -199,6 +189,8 @@ def advance(
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
+    if move.ending:
+        record = dataclasses.replace(record, ending=move.ending)
     if move.is_endless:
         record = dataclasses.replace(record, endless=history[-1].endless + 1)
     found = verify_gradient(run, state) if is_suspicious(move, state) else None
@@ -208,22 +200,40 @@ def advance(
 
 
 def _assess(
-    box: Box, constraints: ConstraintSet, evaluator: Evaluator, start: PyTree, state: State
+    engine: AbstractEngine,
+    box: Box,
+    constraints: ConstraintSet,
+    evaluator: Evaluator,
+    start: PyTree,
+    state: State,
 ) -> dict[str, jax.Array]:
     """What records and the choice of the best need to know about a state; pure."""
     here, best = (evaluator.evaluation(leaves) for leaves in (state.here.leaves, state.best.leaves))
     violations = constraints.violations(here.constraints, state.duals)
+    if engine.takes_constraints:
+        # A Lagrangian without penalty rewards room as much as it charges violations: it compares no designs.
+        residual = constraints.violation(here.constraints, state.duals)
+        lagrangian, best_lagrangian = (
+            found.objective / state.objective_scale
+            + constraints.charge(found.constraints, state.duals, evaluator.dtype)
+            for found in (here, best)
+        )
+    else:
+        residual = constraints.largest_residual(here.constraints, state.duals)
+        lagrangian = state.here.lagrangian
+        best_lagrangian = best.objective / state.objective_scale + constraints.augmentation(
+            best.constraints, state.duals, evaluator.dtype
+        )
     return {
-        **optimality.measures(box, constraints, start, state, here),
+        **optimality.measures(box, constraints, start, state, here, is_interior=engine.takes_constraints),
         **{f"violation of {key}": violation for key, violation in violations.items()},
         "value": here.objective,
         "violation": constraints.violation(here.constraints, state.duals),
-        "residual": constraints.largest_residual(here.constraints, state.duals),
-        "lagrangian": state.here.lagrangian,
+        "residual": residual,
+        "lagrangian": lagrangian,
         "best_value": best.objective,
         "best_violation": constraints.violation(best.constraints, state.duals),
-        "best_lagrangian": best.objective / state.objective_scale
-        + constraints.augmentation(best.constraints, state.duals, evaluator.dtype),
+        "best_lagrangian": best_lagrangian,
     }
 
 

@@ -208,7 +208,13 @@ class Stalled(AbstractStoppingRule):
     is_budget: ClassVar[bool] = False
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
-        return "the line search finds no better design, even after a restart" if history[-1].stalled else None
+        last = history[-1]
+        if not last.stalled:
+            return None
+        if not last.ending:
+            return "the line search finds no better design, even after a restart"
+        where = "" if last.feasible else f", where constraint {last.worst!r} is violated by {last.violation:.3g}"
+        return f"the driver came to rest, and again after a restart{where}; in its own words: {last.ending}"
 
 
 class Unresponsive(AbstractStoppingRule):

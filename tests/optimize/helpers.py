@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tesseract_flow.optimize import Constraint, Evaluation, Problem, Result
+from tesseract_flow.optimize import Constraint, Evaluation, Problem, Result, build_driver
+from tesseract_flow.optimize.drivers.optax.named import OptaxDriver
 
 BEAM_OPTIMUM = 23762.153678
 N_ELEMENTS = 50
@@ -71,6 +74,13 @@ def hs71_problem() -> Problem:
 
     demands = {"product": Constraint(lower=25.0), "squares": Constraint(equals=40.0)}
     return Problem(jnp.array([1.0, 5.0, 5.0, 1.0]), evaluate, bounds=(1.0, 5.0), constraints=demands)
+
+
+def optax_driver(driver: Any, learning_rate: float | None = None, settings: Any = None) -> OptaxDriver:
+    """`build_driver`, for what only Optax's drivers have."""
+    built = build_driver(driver, learning_rate, settings)
+    assert isinstance(built, OptaxDriver)
+    return built
 
 
 class Counted:

@@ -11,10 +11,11 @@ import optax.contrib as contrib
 import pytest
 
 from tesseract_flow.errors import DriverError
-from tesseract_flow.optimize import build_driver, driver_names, driver_settings
+from tesseract_flow.optimize import driver_settings
 from tesseract_flow.optimize.bounds import box_from
-from tesseract_flow.optimize.drivers import initial_state
-from tesseract_flow.optimize.search import Updater
+from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, initial_state
+from tesseract_flow.optimize.drivers.optax.search import Updater
+from tests.optimize.helpers import optax_driver
 
 START = {"x": jnp.array([1.0, -2.0]), "y": jnp.asarray(3.0)}
 
@@ -44,25 +45,25 @@ def eager_updates(driver, n: int) -> list[jax.Array]:
 
 
 # L-BFGS wants a value_fn; test_search and test_beam run it.
-@pytest.mark.parametrize("name", [name for name in driver_names() if name != "lbfgs"])
+@pytest.mark.parametrize("name", [name for name in sorted(LEARNING_RATES) if name != "lbfgs"])
 def test_every_named_driver_goes_downhill_with_its_defaults(name):
-    points = eager_updates(build_driver(name), 5)
+    points = eager_updates(optax_driver(name), 5)
     assert float(points[-1] @ points[-1]) < 5.0
 
 
-@pytest.mark.parametrize("name", driver_names())
+@pytest.mark.parametrize("name", sorted(LEARNING_RATES))
 def test_every_default_setting_is_one_the_driver_accepts(name):
     settings = driver_settings(name)
-    again = build_driver(name, None, settings)
+    again = optax_driver(name, None, settings)
     # A form hands settings on as JSON.
     assert json.loads(json.dumps(dict(again.description)))["name"] == name
     if name != "lbfgs":
-        assert (eager_updates(again, 2)[1] == eager_updates(build_driver(name), 2)[1]).all()
+        assert (eager_updates(again, 2)[1] == eager_updates(optax_driver(name), 2)[1]).all()
 
 
 def test_a_name_is_the_optax_function_of_that_name():
-    ours = run(build_driver("adam", 0.05, {"b1": 0.8, "nesterov": True}), 4)
-    theirs = run(build_driver(optax.adam(0.05, b1=0.8, nesterov=True)), 4)
+    ours = run(optax_driver("adam", 0.05, {"b1": 0.8, "nesterov": True}), 4)
+    theirs = run(optax_driver(optax.adam(0.05, b1=0.8, nesterov=True)), 4)
     assert (ours["x"] == theirs["x"]).all()
 
 
@@ -77,7 +78,7 @@ def test_a_name_is_the_optax_function_of_that_name():
 )
 def test_schedules_run_from_the_learning_rate_to_its_end_and_stay_there(schedule, expected):
     settings = {"schedule": schedule, "schedule_steps": 2, "schedule_end": 0.1}
-    driver = build_driver("sgd", 0.1, settings)
+    driver = optax_driver("sgd", 0.1, settings)
     state = driver.transformation.init(jnp.asarray(1.0))
     rates = []
     for _ in range(4):
@@ -109,7 +110,7 @@ def test_schedules_run_from_the_learning_rate_to_its_end_and_stay_there(schedule
 )
 def test_what_a_driver_does_not_take_is_said_with_what_it_takes(driver, rate, settings, message):
     with pytest.raises(DriverError, match=message):
-        build_driver(driver, rate, settings)
+        optax_driver(driver, rate, settings)
 
 
 def slope(driver, n=12):
@@ -142,7 +143,7 @@ OBJECTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTS)
 def test_optimisers_of_optax_go_downhill_as_objects(name):
-    before, after = slope(build_driver(OBJECTS[name]()))
+    before, after = slope(optax_driver(OBJECTS[name]()))
     assert after < before
 
 
@@ -155,11 +156,11 @@ def test_lookahead_is_the_loop_of_its_documentation():
         for _ in range(7):
             updates, state = lookahead.update(bowl(pair.fast)[1], state, pair)
             pair = optax.apply_updates(pair, updates)
-    assert jnp.allclose(run(build_driver(lookahead), 7)["x"], pair.fast["x"])
+    assert jnp.allclose(run(optax_driver(lookahead), 7)["x"], pair.fast["x"])
 
 
 def test_multi_steps_move_every_other_step():
-    ours, theirs = run(build_driver(optax.MultiSteps(SGD, 2)), 6), run(build_driver(SGD), 3)
+    ours, theirs = run(optax_driver(optax.MultiSteps(SGD, 2)), 6), run(optax_driver(SGD), 3)
     assert jnp.allclose(ours["x"], theirs["x"])
 
 
@@ -179,11 +180,11 @@ def test_multi_steps_move_every_other_step():
 def test_what_cannot_drive_is_refused_with_the_reason(make, message):
     start = {"x": jnp.ones(3), "y": jnp.asarray(3.0)}
     with pytest.raises(DriverError, match=message):
-        run(build_driver(make()), 1, start)
+        run(optax_driver(make()), 1, start)
 
 
 def test_an_update_of_another_shape_is_refused_although_it_would_broadcast():
-    driver = build_driver(optax.chain(contrib.differentially_private_aggregate(1.0, 0.1, 0), SGD))
+    driver = optax_driver(optax.chain(contrib.differentially_private_aggregate(1.0, 0.1, 0), SGD))
     start = jnp.ones(3)
     with pytest.raises(DriverError, match=r"(?s)its update has shapes.*first axis of a gradient for examples"):
         Updater(driver, box_from(None, start), jnp.float64).is_searching(start, initial_state(driver, start))

@@ -89,7 +89,7 @@ def test_what_is_not_finite_is_named(objective, constraint, gradient, message):
     sample = Sample(jnp.asarray(0.0), {"mesh": {"knots": jnp.array(gradient)}}, [])
     evaluation = Evaluation(jnp.asarray(objective), {"volume": jnp.asarray(constraint)})
     with pytest.raises(NonFiniteError, match=message):
-        check_finite(sample, evaluation)
+        check_finite(evaluation, sample)
 
 
 def test_silent_duals_show_the_objective_alone():

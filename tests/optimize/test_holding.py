@@ -15,18 +15,16 @@ from tesseract_flow.optimize import (
     AugmentedLagrangian,
     MaxSteps,
     Problem,
-    build_driver,
     check_evaluation,
-    identity,
     optimize,
-    search,
 )
 from tesseract_flow.optimize.bounds import Box, box_from
-from tesseract_flow.optimize.drivers import initial_state, lenient_promotion
-from tesseract_flow.optimize.holding import without_held
+from tesseract_flow.optimize.drivers.optax import search
+from tesseract_flow.optimize.drivers.optax.holding import without_held
+from tesseract_flow.optimize.drivers.optax.named import initial_state, lenient_promotion
+from tesseract_flow.optimize.drivers.optax.search import Updater
 from tesseract_flow.optimize.identity import compare, identity_of
-from tesseract_flow.optimize.search import Updater
-from tests.optimize.helpers import Counted, hs71_problem, rosenbrock, same_bits
+from tests.optimize.helpers import Counted, hs71_problem, optax_driver, rosenbrock, same_bits
 
 N = 20
 
@@ -119,7 +117,7 @@ def test_objects_and_chains_find_the_optimum_and_move_no_held_entry(name):
         return chain(jnp.concatenate([design["x"], design["y"], design["z"]]))
 
     design = {"x": jnp.zeros(8), "y": jnp.zeros(4), "z": jnp.zeros(8)}
-    driver = build_driver(OBJECTS[name])
+    driver = optax_driver(OBJECTS[name])
     box = box_from((-1.0, 1.0), design)
     update = Updater(driver, box, np.dtype(np.float64))
     evaluate = jax.jit(jax.value_and_grad(parts))
@@ -152,7 +150,7 @@ def test_without_bounds_an_update_is_that_of_optax_to_the_letter(monkeypatch):
     start = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
     value_and_grad = jax.jit(jax.value_and_grad(rosenbrock))
     for driver in (optax.lbfgs(), optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15))):
-        built = build_driver(driver)
+        built = optax_driver(driver)
         update = Updater(built, box_from(None, start), np.dtype(np.float64))
         state = initial_state(built, start)
         value, gradient = value_and_grad(start)
@@ -163,7 +161,7 @@ def test_without_bounds_an_update_is_that_of_optax_to_the_letter(monkeypatch):
 @pytest.mark.parametrize("driver", [optax.adam(0.3), optax.sgd(0.1, momentum=0.9)], ids=["adam", "momentum"])
 def test_drivers_that_step_are_projected_as_before(driver):
     box = box_from((-1.0, 1.0), jnp.zeros(N))
-    built = build_driver(driver)
+    built = optax_driver(driver)
     update = Updater(built, box, np.dtype(np.float64))
     evaluate = jax.jit(jax.value_and_grad(chain))
 
@@ -280,7 +278,7 @@ def test_a_run_with_active_bounds_goes_on_bit_by_bit(tmp_path):
 
 def test_a_journal_from_before_entries_were_held_goes_on_after_a_look(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(identity, "_is_holding", lambda *_: False)
+        patched.setattr(Updater, "is_holding", lambda *_: False)
         optimize(chain_problem(), "lbfgs", stop=MaxSteps(3), journal=tmp_path / "J", transform=jax.jit)
     went_on = optimize(chain_problem(), "lbfgs", stop=MaxSteps(20), journal=tmp_path / "J", transform=jax.jit)
     assert any("step 3 was evaluated again" in note and "treats active bounds" in note for note in went_on.notes)
@@ -292,7 +290,7 @@ def test_a_journal_from_before_entries_were_held_goes_on_after_a_look(tmp_path, 
 def test_only_runs_that_hold_say_so_in_their_identity():
     def about(problem, driver):
         method, template = AugmentedLagrangian.for_searches(), check_evaluation(problem)
-        return identity_of(problem, build_driver(driver), method, 1e-6, template)["driver"].get("at_bounds")
+        return identity_of(problem, optax_driver(driver), method, 1e-6, template)["driver"].get("at_bounds")
 
     assert about(chain_problem(), "lbfgs") == "held" == about(hs71_problem(), "lbfgs")
     assert about(chain_problem(), "adam") is None and about(chain_problem(bounds=None), "lbfgs") is None

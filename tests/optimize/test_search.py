@@ -10,29 +10,28 @@ import optax.contrib
 import pytest
 
 from tesseract_flow.errors import DriverError
-from tesseract_flow.optimize import build_driver
 from tesseract_flow.optimize.bounds import box_from
-from tesseract_flow.optimize.drivers import initial_state
-from tesseract_flow.optimize.search import Updater
-from tests.optimize.helpers import rosenbrock
+from tesseract_flow.optimize.drivers.optax.named import initial_state
+from tesseract_flow.optimize.drivers.optax.search import Updater
+from tests.optimize.helpers import optax_driver, rosenbrock
 
 START = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
 VALUE_AND_GRAD = jax.jit(jax.value_and_grad(rosenbrock))
 
 # By name where a name exists: other test modules drive the same problem, and named drivers share what they compiled.
 SEARCHES = {
-    "zoom": build_driver("lbfgs"),
-    "backtracking": build_driver("lbfgs", None, {"linesearch": "backtracking"}),
-    "backtracking with gradient": build_driver(
+    "zoom": optax_driver("lbfgs"),
+    "backtracking": optax_driver("lbfgs", None, {"linesearch": "backtracking"}),
+    "backtracking with gradient": optax_driver(
         optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(15, store_grad=True))
     ),
 }
 STEPS = {
-    "adam": build_driver(optax.adam(0.01)),
-    "plain transformation": build_driver(optax.GradientTransformation(*optax.sgd(1e-3)[:2])),
-    "polyak": build_driver(optax.polyak_sgd(max_learning_rate=1e-3)),
-    "plateau": build_driver(optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2))),
-    "noise": build_driver(optax.noisy_sgd(1e-3, key=0)),
+    "adam": optax_driver(optax.adam(0.01)),
+    "plain transformation": optax_driver(optax.GradientTransformation(*optax.sgd(1e-3)[:2])),
+    "polyak": optax_driver(optax.polyak_sgd(max_learning_rate=1e-3)),
+    "plateau": optax_driver(optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=2))),
+    "noise": optax_driver(optax.noisy_sgd(1e-3, key=0)),
 }
 
 
@@ -120,7 +119,7 @@ def test_a_driver_that_wants_what_nobody_offers_is_refused():
     def update(updates, state, params=None, *, hessian, **_):
         return updates, state
 
-    driver = build_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    driver = optax_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
     with pytest.raises(DriverError, match=r"(?s)cannot drive this design.*hessian"):
         Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
 
@@ -128,7 +127,7 @@ def test_a_driver_that_wants_what_nobody_offers_is_refused():
 def test_a_driver_that_changes_shapes_is_refused():
     bad = optax.stateless(lambda updates, params: jax.tree.map(lambda g: jnp.stack([g, g]), updates))
     with pytest.raises(DriverError, match="its update has shapes"):
-        Updater(build_driver(bad), box_from(None, START), jnp.float64).is_searching(START, optax.EmptyState())
+        Updater(optax_driver(bad), box_from(None, START), jnp.float64).is_searching(START, optax.EmptyState())
 
 
 def test_a_trial_where_it_cannot_be_walked_is_refused():
@@ -136,14 +135,14 @@ def test_a_trial_where_it_cannot_be_walked_is_refused():
         _, values = jax.lax.scan(lambda carry, _: (carry, value_fn(params)), 0, None, length=2)
         return jax.tree.map(lambda g: g * values.sum(), updates), state
 
-    driver = build_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    driver = optax_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
     with pytest.raises(DriverError, match="value_fn inside 'scan'"):
         Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
 
 
 def test_float32_designs_stay_float32():
     start = jax.tree.map(lambda x: x.astype(jnp.float32), START)
-    driver = build_driver("lbfgs")
+    driver = optax_driver("lbfgs")
     update = Updater(driver, box_from(None, start), jnp.float32)
     value, gradient = VALUE_AND_GRAD(start)
     u, _ = update(start, initial_state(driver, start), gradient, value, VALUE_AND_GRAD)

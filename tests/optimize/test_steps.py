@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tesseract_flow.optimize import Constraint, Evaluation, MaxSteps, Observer, Problem, optimize
-from tesseract_flow.optimize.drivers import build_driver
+from tesseract_flow.optimize import Constraint, Evaluation, MaxSteps, Observer, Problem, build_driver, optimize
+from tesseract_flow.optimize.drivers.moves import Trial
+from tesseract_flow.optimize.drivers.optax.engine import _accepted
 from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.failures import FailurePolicy
-from tesseract_flow.optimize.moves import Trial, _accepted, step_by_search
 from tesseract_flow.optimize.steps import prepare, start
 from tests.optimize.helpers import rosenbrock_problem
 
@@ -90,7 +90,7 @@ def test_a_search_tells_what_it_tried():
         problem = Problem(jnp.array([1.0, 2.0]), line, bounds=(-10.0, 10.0))
         run = prepare(problem, build_driver("lbfgs"), jax.jit, None, 1e-6, FailurePolicy())
         state, _ = start(run, lambda: {"seconds": 0.0, "requests": 0, "evaluations": 0})
-        return step_by_search(run, state).searches
+        return run.engine.step(run, state).searches
 
     (good,) = searches(1.0)
     assert good.here is not None and good.trials

@@ -1,7 +1,7 @@
-"""Drivers: any Optax gradient transformation, by object, or by name with plain settings from a form.
+"""Optax: any of its gradient transformations, by object, or by name with plain settings from a form.
 
-A driver either takes a step per evaluation (Adam, SGD, ...), or searches along a line by evaluating trial points
-(L-BFGS). How an update runs is in `search`, what is minimised in `loop`; here is only which driver it is.
+Such a driver either takes a step per evaluation (Adam, SGD, ...), or searches along a line by evaluating trial points
+(L-BFGS). How an update runs is in `search`, and what comes of it in `engine`; here is only which driver it is.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import optax
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import DriverError, did_you_mean
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
+from tesseract_flow.optimize.drivers.settings import check_settings, takes
+from tesseract_flow.optimize.problem import Evaluation, Problem
 
 # Learning rates are in units of the problem's `scale`: a step of Adam moves a variable by about this fraction of it.
-_LEARNING_RATES: dict[str, float | None] = {
+LEARNING_RATES: dict[str, float | None] = {
     "adabelief": 0.03,
     "adadelta": 1.0,
     "adagrad": 0.1,
@@ -57,64 +60,62 @@ _SEARCHES = ("zoom", "backtracking", "none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Driver:
+class OptaxDriver(AbstractDriver):
     """A gradient transformation, and a JSON description of it for the run's identity."""
 
     transformation: optax.GradientTransformationExtraArgs
-    description: Mapping[str, Any]
+    about: Mapping[str, Any]
     # Compiled updates, kept here by `search`: a named driver is built once, so many runs share what one compiled.
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
-    def name(self) -> str:
-        return self.description["name"]
+    def description(self) -> Mapping[str, Any]:
+        return self.about
+
+    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
+        from tesseract_flow.optimize.drivers.optax.behaviour import identity_of_driver
+
+        return identity_of_driver(self, problem, template)
+
+    def engine(self, setting: Setting) -> AbstractEngine:
+        from tesseract_flow.optimize.drivers.optax.engine import OptaxEngine
+
+        return OptaxEngine(self, setting)
 
 
-def driver_names() -> tuple[str, ...]:
-    """The names that `optimize(driver=...)` knows."""
-    return tuple(sorted(_LEARNING_RATES))
-
-
-def driver_settings(name: str) -> dict[str, Any]:
-    """The settings that a named driver takes, with their defaults; besides `learning_rate`.
-
-    Raises:
-        DriverError: an unknown name.
-    """
-    if name not in _LEARNING_RATES:
-        raise DriverError(
-            f"Unknown driver {name!r}.{did_you_mean(name, _LEARNING_RATES)}\n"
-            f"Known are: {', '.join(driver_names())}. Any other optax.GradientTransformation can be passed as object."
-        )
+def settings_of(name: str) -> dict[str, Any]:
+    """The settings that a driver of Optax takes by name, with their defaults; besides `learning_rate`."""
     parameters = inspect.signature(getattr(optax, name)).parameters
     own = {key: parameter.default for key, parameter in parameters.items() if key not in _NOT_SETTINGS}
     extra = _SEARCH_SETTINGS if name == "lbfgs" else {}
     return own | extra | (_SCHEDULE_SETTINGS if "learning_rate" in parameters else {})
 
 
-def build_driver(
-    driver: str | optax.GradientTransformation,
-    learning_rate: float | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> Driver:
-    """The driver that a name and settings, or an Optax object, stand for.
+def named_driver(name: str, learning_rate: float | None, settings: Mapping[str, Any]) -> OptaxDriver:
+    """The optimiser of Optax that a name and settings stand for.
 
     Raises:
-        DriverError: an unknown name, settings that it does not take, or settings beside an object.
+        DriverError: settings that it does not take.
     """
-    if isinstance(driver, str):
-        settings = dict(settings or {})
-        try:
-            return _named_once(driver, learning_rate, json.dumps(settings, sort_keys=True))
-        except TypeError:
-            return _named(driver, learning_rate, settings)  # which says what is wrong with them
+    try:
+        return _named_once(name, learning_rate, json.dumps(dict(settings), sort_keys=True))
+    except TypeError:
+        return _named(name, learning_rate, dict(settings))  # which says what is wrong with them
+
+
+def driver_of(driver: Any, learning_rate: float | None, settings: Mapping[str, Any] | None) -> OptaxDriver:
+    """An Optax object as a driver.
+
+    Raises:
+        DriverError: it is nothing of the kind, or there are settings beside it.
+    """
     transformation = _as_transformation(driver)
     if learning_rate is not None or settings:
         raise DriverError(
             "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has "
             "its own.\nBuild them into the object, for example optax.adam(1e-2), or pass the name."
         )
-    return Driver(transformation, {"name": "optax object"})
+    return OptaxDriver(transformation, {"name": "optax object"})
 
 
 def _as_transformation(driver: Any) -> optax.GradientTransformationExtraArgs:
@@ -130,7 +131,7 @@ def _as_transformation(driver: Any) -> optax.GradientTransformationExtraArgs:
             raise DriverError(
                 f"A driver is a name or an optax.GradientTransformation, received {type(driver).__name__}"
                 + (f" {name}, which makes one: optax.{name}(...)" if is_optimiser else "")
-                + f".\nKnown names are: {', '.join(driver_names())}."
+                + ".\nKnown names are in tesseract_flow.optimize.driver_names()."
             )
         # optax.MultiSteps is an object with the same two functions.
         driver = optax.GradientTransformation(driver.init, driver.update)
@@ -168,53 +169,31 @@ def _with_slow_design(lookahead: optax.GradientTransformation) -> optax.Gradient
 
 
 @functools.lru_cache(maxsize=64)
-def _named_once(name: str, learning_rate: float | None, settings: str) -> Driver:
+def _named_once(name: str, learning_rate: float | None, settings: str) -> OptaxDriver:
     return _named(name, learning_rate, json.loads(settings))
 
 
-def _named(name: str, learning_rate: float | None, settings: dict[str, Any]) -> Driver:
-    known = driver_settings(name)
-    for key, value in settings.items():
-        if key not in known:
-            hint = "; pass it as the argument learning_rate" if key == "learning_rate" else ""
-            raise DriverError(
-                f"Driver {name!r} does not take the setting {key!r}{hint}.{did_you_mean(key, known)}\n"
-                f"{_takes(name, known)}"
-            )
-        if not _fits(value, known[key]):
-            raise DriverError(
-                f"Setting {key!r} of driver {name!r}: expected something like {known[key]!r}, received {value!r}.\n"
-                f"{_takes(name, known)}"
-            )
+def _named(name: str, learning_rate: float | None, settings: dict[str, Any]) -> OptaxDriver:
+    known = settings_of(name)
+    check_settings(name, settings, known)
     build = getattr(optax, name)
     arguments = {key: value for key, value in settings.items() if key not in _SCHEDULE_SETTINGS | _SEARCH_SETTINGS}
-    rate = _LEARNING_RATES[name] if learning_rate is None else _positive(name, learning_rate)
+    rate = LEARNING_RATES[name] if learning_rate is None else _positive(name, learning_rate)
     if "learning_rate" in inspect.signature(build).parameters:
         if rate is not None:
             arguments["learning_rate"] = _schedule(name, rate, _SCHEDULE_SETTINGS | settings)
         elif settings.get("schedule", "constant") != "constant":
             raise DriverError(f"Driver {name!r} has no learning rate to schedule unless learning_rate is given.")
     elif rate is not None:
-        raise DriverError(f"Driver {name!r} does not take a learning_rate.\n{_takes(name, known)}")
+        raise DriverError(f"Driver {name!r} does not take a learning_rate.\n{takes(name, known)}")
     if name == "lbfgs":
         arguments["linesearch"] = _line_search(_SEARCH_SETTINGS | settings)
     try:
         transformation = build(**arguments)
     except (TypeError, ValueError) as error:
-        raise DriverError(f"Driver {name!r} refuses its settings: {error}.\n{_takes(name, known)}") from error
+        raise DriverError(f"Driver {name!r} refuses its settings: {error}.\n{takes(name, known)}") from error
     description = {"name": name, "learning_rate": rate, **{key: settings[key] for key in sorted(settings)}}
-    return Driver(optax.with_extra_args_support(transformation), description)
-
-
-def _fits(value: Any, default: Any) -> bool:
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, str):
-        return isinstance(value, str)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, int):
-        return is_number and float(value).is_integer()
-    return is_number or (default is None and value is None)
+    return OptaxDriver(optax.with_extra_args_support(transformation), description)
 
 
 def _positive(name: str, learning_rate: Any) -> float:
@@ -224,10 +203,6 @@ def _positive(name: str, learning_rate: Any) -> float:
         f"learning_rate of driver {name!r} must be a positive number, received {learning_rate!r}.\n"
         "For a schedule use driver_settings={'schedule': 'cosine', 'schedule_steps': 200}, or pass an Optax object."
     )
-
-
-def _takes(name: str, known: Mapping[str, Any]) -> str:
-    return f"{name} takes: {', '.join(f'{key} (default {value!r})' for key, value in known.items())}."
 
 
 def _schedule(name: str, rate: float, settings: Mapping[str, Any]) -> float | optax.Schedule:
@@ -266,7 +241,7 @@ def _line_search(settings: Mapping[str, Any]) -> optax.GradientTransformation | 
             )
 
 
-def initial_state(driver: Driver, u: PyTree) -> PyTree:
+def initial_state(driver: OptaxDriver, u: PyTree) -> PyTree:
     """The driver's state before its first update.
 
     Raises:
@@ -282,7 +257,7 @@ def initial_state(driver: Driver, u: PyTree) -> PyTree:
 _FOR_BATCHES = "optimisers for batches (dpsgd) take the first axis of a gradient for examples; a design has none"
 
 
-def cannot_drive(driver: Driver, error: Exception) -> DriverError:
+def cannot_drive(driver: OptaxDriver, error: Exception) -> DriverError:
     """What is said of a driver that fails on a design, with what is known of such failures."""
     text = f"{type(error).__name__}: {error}"
     hints = {

@@ -17,13 +17,32 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.optimize.bounds import Box
-from tesseract_flow.optimize.canonical import Text, text_of
-from tesseract_flow.optimize.drivers import Driver, initial_state
+from tesseract_flow.optimize.canonical import Text, as_json, text_of
+from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, initial_state
+from tesseract_flow.optimize.drivers.optax.search import Updater
 from tesseract_flow.optimize.partition import path_name
-from tesseract_flow.optimize.search import Updater
+from tesseract_flow.optimize.problem import Evaluation, Problem
+
+# How a driver with a line search or L-BFGS treats active bounds (`search`, `holding`). To be changed with it.
+_AT_BOUNDS = "held"
 
 
-def driver_text(driver: Driver, varying: PyTree) -> Text:
+def identity_of_driver(driver: OptaxDriver, problem: Problem, template: Evaluation) -> dict[str, Any]:
+    """What the identity of a run says of its driver."""
+    about: dict[str, Any] = {"driver": as_json(driver.description)}
+    start = problem.partition.to_scaled(problem.start)
+    update = Updater(driver, problem.box.scaled(problem.partition.scale), template.objective.dtype)
+    if update.is_holding(start, initial_state(driver, start)):
+        about["driver"]["at_bounds"] = _AT_BOUNDS
+    if driver.name == "optax object":
+        text = driver_text(driver, problem.partition.varying)
+        about["driver"]["behaviour"] = behaviour(driver, problem.partition.varying)
+        about["driver_text"] = {"digest": text.digest, "lines": text.kept_lines}
+        about["doubts"] = [f"{doubt}, in the driver" for doubt in text.doubts]
+    return about
+
+
+def driver_text(driver: OptaxDriver, varying: PyTree) -> Text:
     """The first state and the update on a design of this structure, whatever its values and bounds are."""
     u = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), varying)
     state = initial_state(driver, u)
@@ -40,7 +59,7 @@ def driver_text(driver: Driver, varying: PyTree) -> Text:
     )
 
 
-def behaviour(driver: Driver, varying: PyTree) -> list[str]:
+def behaviour(driver: OptaxDriver, varying: PyTree) -> list[str]:
     """Three updates on ½|x|² from a fixed pattern, each summed up by its norm and by a weighted sum.
 
     Five digits, so that another compiler gives the same answer and a changed setting, mostly, does not.
@@ -67,7 +86,7 @@ def behaviour(driver: Driver, varying: PyTree) -> list[str]:
     return summary
 
 
-def _updater(driver: Driver, u: PyTree) -> Updater:
+def _updater(driver: OptaxDriver, u: PyTree) -> Updater:
     everywhere = Box(
         *(jax.tree.map(lambda x, limit=limit: jnp.full_like(x, limit), u) for limit in (-jnp.inf, jnp.inf))
     )

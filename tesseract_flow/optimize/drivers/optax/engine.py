@@ -1,6 +1,6 @@
-"""The way from one point to the next: a step of a driver, or a search along a line.
+"""Optax at work: the way from one point to the next is a step, or a search along a line.
 
-A driver that steps (`step_by_step`) moves, and the new point is evaluated. A driver that searches (`step_by_search`)
+A driver that steps (`_step_by_step`) moves, and the new point is evaluated. A driver that searches (`_step_by_search`)
 has evaluated the new point as one of its trials. Multipliers never cost an evaluation with drivers that step: they
 change between two points. A search needs the new Lagrangian where it stands, so each of its few changes costs one.
 
@@ -14,7 +14,6 @@ worth, and its record, are in `steps`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,87 +23,74 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from tesseract_flow.optimize.constraints import change_duals, count_step, mean_residuals
-from tesseract_flow.optimize.drivers import initial_state
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, change_duals, count_step, mean_residuals
+from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner, Setting
+from tesseract_flow.optimize.drivers.moves import Move, Search, Trial, moved
+from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, initial_state
+from tesseract_flow.optimize.drivers.optax.search import Updater
 from tesseract_flow.optimize.evaluator import Sample, Weights
 from tesseract_flow.optimize.failures import Failure
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
-_FAR = 100.0  # times the first trial's distance; searches double theirs, some twenty times
+
+class OptaxEngine(AbstractEngine):
+    """A gradient transformation at work. All that it knows is in the state."""
+
+    takes_constraints = False
+    is_scaled = False
+
+    def __init__(self, driver: OptaxDriver, setting: Setting):
+        self._driver = driver
+        self.update = Updater(driver, setting.box, setting.evaluator.dtype)
+        is_searching = self.update.is_searching(setting.start, self.fresh(setting.start))
+        self.manner: Manner = "searches" if is_searching else "steps"
+        self.method = AugmentedLagrangian.for_searches() if is_searching else AugmentedLagrangian.for_steps()
+
+    def fresh(self, u: PyTree) -> PyTree:
+        return initial_state(self._driver, u)
+
+    def first_look(self, run: Run, u: PyTree) -> Sample:
+        return run.sample(u, Weights(jnp.ones((), run.evaluator.dtype), run.constraints.silent()))
+
+    def begin(self, run: Run, state: State, alone: Sample) -> State:
+        if not run.is_scaled:
+            return dataclasses.replace(state, here=alone)
+        # A start that is feasible up to rounding needs no second look.
+        rounding = 100 * float(jnp.finfo(run.evaluator.dtype).eps)
+        if run.has_constraints and float(run.constraints.largest_residual(_values(run, alone), state.duals)) > rounding:
+            return dataclasses.replace(state, here=run.sample(state.u, state.weights))
+        # Nothing to add, so the Lagrangian is the objective, and scaling it needs no solver.
+        scale = state.objective_scale
+        divided = jax.tree.map(lambda g: g / scale.astype(g.dtype), alone.gradient)
+        return dataclasses.replace(state, here=Sample(alone.lagrangian / scale, divided, alone.leaves))
+
+    def begin_again(self, run: Run, state: State, u: PyTree) -> State:
+        # A driver that searches forgets what it learned of the old problem; averages of gradients fade by themselves.
+        forgets = self.manner == "searches" or moved(state.u, u)
+        driver = self.fresh(u) if forgets else state.driver
+        return dataclasses.replace(state, u=u, driver=driver, here=run.sample(u, state.weights))
+
+    def step(self, run: Run, state: State) -> Move:
+        return (_step_by_search if self.manner == "searches" else _step_by_step)(self, run, state)
+
+    def resume(self, state: State, answers: Answers) -> tuple[State, tuple[str, ...]]:
+        return state, ()
+
+    def take_answers(self) -> bytes:
+        return b""
+
+    def close(self) -> None:
+        pass
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trial:
-    """One point that a search looked at: what the gradient where it began predicts there, and what was found.
-
-    Attributes:
-        u: the point, in scaled units and inside the bounds.
-        sample: what was found there; `None` if the evaluation failed.
-        distance: from where the search began, in the Euclidean norm.
-        predicted: change of the Lagrangian from there to here, by the gradient there.
-        found: the same change, by the values; infinite if the evaluation failed.
-        slope: of the Lagrangian here, along the way from there, per unit of `distance`; NaN if the evaluation failed.
-    """
-
-    u: PyTree
-    sample: Sample | None
-    distance: float
-    predicted: float
-    found: float
-    slope: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Search:
-    """What one search along a line tried, in order, and where it ended.
-
-    Attributes:
-        trials: every point it looked at.
-        u, driver: where the driver wants to go on, and its state.
-        here: the sample at `u`; `None` where the search failed: it did not move, ended higher than it began, or where
-            the evaluation fails.
-    """
-
-    trials: tuple[Trial, ...]
-    u: PyTree
-    driver: PyTree
-    here: Sample | None
-
-    @property
-    def is_endless(self) -> bool:
-        """Whether it went straight down, hundreds of times as far as it first looked, and met no end."""
-        if self.here is None or len(self.trials) < 2 or self.trials[0].distance == 0.0:
-            return False
-        found = [0.0, *(trial.found for trial in self.trials)]
-        last = self.trials[-1]
-        return (
-            all(after < before for before, after in itertools.pairwise(found))
-            and last.distance >= _FAR * self.trials[0].distance
-            and last.found <= 0.9 * last.predicted < 0.0
-        )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Move:
-    """What a step came to: the next state, whether the driver could not improve on this one, its searches."""
-
-    state: State
-    stalled: bool = False
-    searches: tuple[Search, ...] = ()
-
-    @property
-    def is_endless(self) -> bool:
-        return bool(self.searches) and self.searches[-1].is_endless
-
-
-def step_by_step(run: Run, state: State) -> Move:
+def _step_by_step(engine: OptaxEngine, run: Run, state: State) -> Move:
     """The driver moves on, multipliers move on if it is time, and the new point is evaluated.
 
     Raises:
         EvaluationFailed: no point on the way to it can be evaluated, or the policy is not to look for one.
     """
-    u, driver = run.update(state.u, state.driver, state.here.gradient, state.here.lagrangian, _no_trials)
+    u, driver = engine.update(state.u, state.driver, state.here.gradient, state.here.lagrangian, _no_trials)
     duals, tally = state.duals, state.tally
     if run.has_constraints:
         tally = count_step(tally, run.constraints.residuals(_values(run, state.here), duals))
@@ -116,20 +102,22 @@ def step_by_step(run: Run, state: State) -> Move:
         policy = run.attempts.policy
         if policy.action == "skip":
             run.attempts.note("the update was dropped")
-            fresh = initial_state(run.driver, state.u) if policy.memory == "reset" else driver
+            fresh = engine.fresh(state.u) if policy.memory == "reset" else driver
             return Move(dataclasses.replace(state, driver=fresh))
-        u, driver, here = _shortened(run, state, u, driver, weights)
+        u, driver, here = _shortened(engine, run, state, u, driver, weights)
     return Move(State(u, driver, state.objective_scale, duals, tally, here, state.best))
 
 
-def _shortened(run: Run, state: State, u: PyTree, driver: PyTree, weights: Weights) -> tuple[PyTree, PyTree, Sample]:
+def _shortened(
+    engine: OptaxEngine, run: Run, state: State, u: PyTree, driver: PyTree, weights: Weights
+) -> tuple[PyTree, PyTree, Sample]:
     """Where a step ends that could not be evaluated at its end `u`: back along it; if that fails, the same once more
     for a driver that remembers nothing of what led there."""
     policy = run.attempts.policy
     for is_restart in (False, True):
         if is_restart:
-            fresh = initial_state(run.driver, state.u)
-            u, driver = run.update(state.u, fresh, state.here.gradient, state.here.lagrangian, _no_trials)
+            fresh = engine.fresh(state.u)
+            u, driver = engine.update(state.u, fresh, state.here.gradient, state.here.lagrangian, _no_trials)
         for k in range(0 if is_restart else 1, policy.shrinks + 1):
             fraction = policy.factor**k
             point = run.box.project(
@@ -145,19 +133,19 @@ def _shortened(run: Run, state: State, u: PyTree, driver: PyTree, weights: Weigh
     raise run.attempts.given_up()
 
 
-def step_by_search(run: Run, state: State) -> Move:
+def _step_by_search(engine: OptaxEngine, run: Run, state: State) -> Move:
     """The driver searches; if it fails, once more with its memory cleared; then multipliers, if it is time.
 
     Raises:
         EvaluationFailed: too many trials in a row cannot be evaluated, or the policy is not to step back.
     """
-    searches = [_search(run, state, state.driver)]
+    searches = [_search(engine, run, state, state.driver)]
     if searches[-1].here is None:
-        searches.append(_search(run, state, initial_state(run.driver, state.u)))
+        searches.append(_search(engine, run, state, engine.fresh(state.u)))
     u, driver, here = searches[-1].u, searches[-1].driver, searches[-1].here
     failed = here is None
     if here is None:
-        u, driver, here = state.u, initial_state(run.driver, state.u), state.here
+        u, driver, here = state.u, engine.fresh(state.u), state.here
     duals, tally = state.duals, state.tally
     if run.has_constraints:
         residuals = run.constraints.residuals(_values(run, here), duals)
@@ -174,13 +162,13 @@ def step_by_search(run: Run, state: State) -> Move:
                 run.attempts.note("multipliers stay as they were")
             else:
                 # The driver's memory is about another Lagrangian now.
-                (duals, tally), here, driver, failed = changed, there, initial_state(run.driver, u), False
+                (duals, tally), here, driver, failed = changed, there, engine.fresh(u), False
     if any(trial.sample is None for search in searches for trial in search.trials):
         run.attempts.note("the line search stepped back")
     return Move(State(u, driver, state.objective_scale, duals, tally, here, state.best), failed, tuple(searches))
 
 
-def _search(run: Run, state: State, driver_state: PyTree) -> Search:
+def _search(engine: OptaxEngine, run: Run, state: State, driver_state: PyTree) -> Search:
     """One search from where the state is."""
     trials: list[Trial] = []
     # Worse than any value, and flat. NaN would do for Optax, but what is compared with it is neither worse nor better.
@@ -191,7 +179,7 @@ def _search(run: Run, state: State, driver_state: PyTree) -> Search:
         trials.append(_trial(state, u, None if isinstance(found, Failure) else found))
         return wall if isinstance(found, Failure) else (found.lagrangian, found.gradient)
 
-    u, driver = run.update(state.u, driver_state, state.here.gradient, state.here.lagrangian, sample)
+    u, driver = engine.update(state.u, driver_state, state.here.gradient, state.here.lagrangian, sample)
     if not moved(state.u, u) or not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(u)):
         return Search(tuple(trials), u, driver, None)
     twin = _accepted(state.u, u, trials)
@@ -241,10 +229,6 @@ def _accepted(before: PyTree, u: PyTree, trials: Sequence[Trial]) -> Trial | Non
 
 def _no_trials(u: PyTree) -> Any:
     raise AssertionError("a driver without trials asked for one")
-
-
-def moved(a: PyTree, b: PyTree) -> bool:
-    return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def _values(run: Run, sample: Sample) -> dict[str, jax.Array]:

@@ -23,8 +23,8 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Pr
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.optimize.bounds import Box
-from tesseract_flow.optimize.drivers import Driver, cannot_drive, lenient_promotion, strongly_typed
-from tesseract_flow.optimize.holding import has_memory, without_held
+from tesseract_flow.optimize.drivers.optax.holding import has_memory, without_held
+from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, cannot_drive, lenient_promotion, strongly_typed
 
 # Value and gradient of what is minimised, at a point inside the box.
 SampleFn = Callable[[PyTree], tuple[Float[Array, ""], PyTree]]
@@ -48,7 +48,7 @@ class Updater:
     moved by what it remembers, as in Optax, and projected.
     """
 
-    def __init__(self, driver: Driver, box: Box, value_dtype: np.dtype):
+    def __init__(self, driver: OptaxDriver, box: Box, value_dtype: np.dtype):
         self._driver, self._box, self._dtype = driver, box, np.dtype(value_dtype)
         self._is_bounded = box.is_bounded  # without bounds an update is Optax's, bit by bit
 

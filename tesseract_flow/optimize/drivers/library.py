@@ -1,0 +1,427 @@
+"""A library that owns its loop, at work: SciPy's and NLopt's methods, each a function that asks on a line.
+
+One step is one iteration of the library: it ends where the library goes on from a new point, whose derivatives are then
+known. Trial points before that are evaluations of the step. Objective and constraints come to the library scaled
+(`task`); multipliers are found here, by least squares, from the derivatives that are known anyway, so all that the loop
+judges by (`optimality`) is the same for each library.
+
+A library is run in *legs*. A leg begins at a point, with nothing learned. Where the library comes to an end of its own
+(its tolerances are as small as they go, as the loop's rules decide), or where an evaluation fails and it would not know
+what to do, another leg begins where the last one came to. A leg that leads nowhere is the end: the run has stalled.
+
+What a library has learned lies in its own frames. The journal has each answer that it was given, so it is taken up
+again by running it from the beginning of its leg against these answers, which costs nothing. It must ask the same
+questions then, bit by bit. If not (another version of it), or if an answer is damaged, a new leg begins, and the run
+says so.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from tesseract_flow.errors import DriverError
+from tesseract_flow.optimize.canonical import as_json
+from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.constraints import AugmentedLagrangian, Duals
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Answers, Manner, Setting
+from tesseract_flow.optimize.drivers.conversation import Accepted, Answer, Conversation, Ended, Line, Question
+from tesseract_flow.optimize.drivers.moves import Move, moved
+from tesseract_flow.optimize.drivers.task import Flat, Task
+from tesseract_flow.optimize.evaluator import Sample
+from tesseract_flow.optimize.failures import Failure
+from tesseract_flow.optimize.history import Damaged
+from tesseract_flow.optimize.multipliers import least_squares_multipliers
+from tesseract_flow.optimize.oracle import Derivatives, Oracle
+from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.run import Run
+from tesseract_flow.optimize.state import State
+
+_WALL = 1e6  # times the objective's size: what is told of a point that cannot be evaluated
+_NOWHERE = 1e-12  # of the design's size, and of the objective: a leg that changed less has led nowhere
+
+
+class AbstractLibrary(abc.ABC):
+    """A method of a library.
+
+    Attributes:
+        package: the distribution that it comes from.
+        takes_constraints, takes_equalities: what it has of its own.
+        withstands_walls: whether it steps back from a value that is far too large, and asks for no derivatives there.
+    """
+
+    package: str
+    takes_constraints: bool
+    takes_equalities: bool
+    withstands_walls: bool
+
+    @abc.abstractmethod
+    def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
+        """Run to the library's own end; its last point, and its words about why it ended."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LibraryDriver(AbstractDriver):
+    """A method of a library with its settings."""
+
+    about: Mapping[str, Any]
+    library: AbstractLibrary
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return self.about
+
+    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
+        return {"driver": as_json(self.about)}
+
+    def engine(self, setting: Setting) -> AbstractEngine:
+        return LibraryEngine(self, setting)
+
+
+class LibraryEngine(AbstractEngine):
+    """A library at work."""
+
+    manner: Manner = "library"
+    takes_constraints = True
+    is_scaled = True
+    # There is no penalty, and no schedule by which multipliers change.
+    method = dataclasses.replace(AugmentedLagrangian.for_searches(), penalty=0.0)
+
+    def __init__(self, driver: LibraryDriver, setting: Setting):
+        self._name, self._library = driver.name, driver.library
+        self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
+        _refuse(driver, setting, self._flat)
+        names = sorted(setting.problem.constraints or {})
+        self._oracle = Oracle(setting.problem, setting.evaluator, names, setting.transform)
+        self._talk: Conversation | None = None
+        self._position = -1, 0  # leg, and how much was heard in it
+        self._given: list[tuple[Question, Answer]] = []  # in this step
+        self._leg_of_given = 0
+        self._to_say = ""
+
+    # -- the verbs of an engine
+
+    def fresh(self, u: PyTree) -> PyTree:
+        n = self._flat.n
+        known = {"gradient": jnp.zeros(n), "jacobian": jnp.zeros((self._flat.n_constraints, n))}
+        return known | self._leg(u, 0, (0.0, 0.0))
+
+    def first_look(self, run: Run, u: PyTree) -> Sample:
+        varying = run.varying_at(u)
+        found = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+        assert isinstance(found, Derivatives), "a decisive evaluation that fails is raised"
+        leaves = self._oracle.values(varying)
+        objective = run.evaluator.evaluation(leaves).objective
+        return Sample(objective, run.problem.partition.scale_gradient(found.gradient), leaves)
+
+    def begin(self, run: Run, state: State, alone: Sample) -> State:
+        return self._begun(run, state, state.u, alone, 0)
+
+    def begin_again(self, run: Run, state: State, u: PyTree) -> State:
+        return self._begun(run, state, u, self.first_look(run, u), int(state.driver["leg"]) + 1)
+
+    def _begun(self, run: Run, state: State, u: PyTree, alone: Sample, leg: int) -> State:
+        varying = run.varying_at(u)
+        there = self._state_at(run, state, u, self._oracle.values(varying), self._oracle.derivatives(varying))
+        return self._on_a_new_leg(run, there, leg)
+
+    def step(self, run: Run, state: State) -> Move:
+        self._oracle.forget()
+        if self._to_say:
+            run.attempts.note(self._to_say)
+            self._to_say = ""
+        leg, heard = int(state.driver["leg"]), int(state.driver["heard"])
+        while True:
+            talk = self._talk_at(leg, heard, state)
+            said = self._hear(talk)
+            heard += 1
+            self._position = leg, heard
+            match said:
+                case Question():
+                    answer = self._found_out(run, state, said)
+                    if isinstance(answer, Failure):
+                        if said.kind != "values" or not self._library.withstands_walls:
+                            return self._retreat(run, state, said.x)
+                        run.attempts.note(f"{self._name} stepped back")
+                        answer = self._wall(run, state)
+                    self._given.append((said, answer))
+                    talk.answer(answer)
+                case Accepted():
+                    new = self._arrived(run, state, said.x)
+                    if isinstance(new, Failure):
+                        return self._retreat(run, state, said.x)
+                    if new is not state:
+                        return Move(_heard_so_far(new, leg, heard))
+                case Ended():
+                    new = self._arrived(run, state, said.x)
+                    if isinstance(new, State) and new is not state and self._is_progress(run, state, new):
+                        return Move(_heard_so_far(new, leg, heard))
+                    if not self._has_led_somewhere(run, state):
+                        return Move(_heard_so_far(state, leg, heard), stalled=True, ending=said.words)
+                    leg, heard = leg + 1, 0
+                    state = self._on_a_new_leg(run, state, leg)
+
+    def resume(self, state: State, answers: Answers) -> tuple[State, tuple[str, ...]]:
+        leg, heard = int(state.driver["leg"]), int(state.driver["heard"])
+        if not heard:
+            return state, ()
+        try:
+            self._replay(leg, heard, state, answers)
+        except (Damaged, OSError) as error:
+            if self._talk is not None:
+                self._talk.close()
+                self._talk = None
+            self._to_say = (
+                f"{self._name} could not be taken up where it was ({error}); it began anew from the last finished "
+                "step, without what it had learned"
+            )
+            worth = np.inf, np.inf  # whatever comes of it is better than to end here
+            return dataclasses.replace(state, driver=state.driver | self._leg(state.u, leg + 1, worth)), (self._to_say,)
+        return state, ()
+
+    def take_answers(self) -> bytes:
+        if not self._given:
+            return b""
+        arrays: dict[str, np.ndarray] = {}
+        for k, (question, answer) in enumerate(self._given):
+            arrays[f"{k}.{question.kind}.x"] = question.x
+            for field in dataclasses.fields(answer):
+                arrays[f"{k}.{question.kind}.{field.name}"] = np.asarray(getattr(answer, field.name))
+        self._given = []
+        return encode_checkpoint(Checkpoint(self._position[0], arrays))
+
+    def close(self) -> None:
+        if self._talk is not None:
+            self._talk.close()
+            self._talk = None
+
+    # -- talking
+
+    def _talk_at(self, leg: int, heard: int, state: State) -> Conversation:
+        if self._talk is None or self._position != (leg, heard):
+            assert heard == 0, f"a conversation that was at {self._position} cannot be at {(leg, heard)}"
+            self.close()
+            self._given = []
+            self._position = leg, 0
+            task = self._flat.task(np.asarray(state.driver["origin"], np.float64))
+            self._talk = Conversation(lambda line: self._library.run(line, task), f"tesseract-flow {self._name}")
+        return self._talk
+
+    def _hear(self, talk: Conversation) -> Question | Accepted | Ended:
+        try:
+            return talk.hear()
+        except Exception as error:
+            raise DriverError(
+                f"Driver {self._name!r} failed in its library ({self._library.package}): {type(error).__name__}: "
+                f"{error}\nSteps that are finished are safe. Another driver can go on from them: start_from=...."
+            ) from error
+
+    def _replay(self, leg: int, heard: int, state: State, answers: Answers) -> None:
+        """Give the library of this leg the answers that it was given.
+
+        Raises:
+            Damaged: they are not whole, or the library asks for something else.
+        """
+        given = _answers_of(leg, answers)
+        talk = self._talk_at(leg, 0, state)
+        for k in range(heard):
+            said = self._hear(talk)
+            self._position = leg, k + 1
+            if not isinstance(said, Question):
+                continue
+            known, answer = next(given, (None, None))
+            if known is None or answer is None:
+                raise Damaged("the journal has fewer answers than it asks questions now")
+            if known.kind != said.kind or known.x.tobytes() != said.x.tobytes():
+                version = importlib.metadata.version(self._library.package)
+                raise Damaged(
+                    "given the same answers, it asks for another point now than it did; this is "
+                    f"{self._library.package} {version}"
+                )
+            talk.answer(answer)
+
+    # -- finding out
+
+    def _found_out(self, run: Run, state: State, question: Question) -> Answer | Failure:
+        u = self._flat.design(question.x)
+        if not moved(state.u, u):
+            return self._known_here(run, state)
+        varying = run.varying_at(u)
+        derivatives = None
+        if question.kind != "values":
+            derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+            if isinstance(derivatives, Failure):
+                return derivatives
+        leaves = run.attempts.attempt(varying, (), lambda: self._oracle.values(varying))
+        if isinstance(leaves, Failure):
+            return leaves
+        found = run.evaluator.evaluation(leaves)
+        scale = float(state.objective_scale)
+        value, constraints = float(found.objective) / scale, self._flat.values(found.constraints, state.duals)
+        if derivatives is None:
+            return Answer(value, constraints)
+        gradient = self._flat.gradient(derivatives) / scale
+        jacobian = self._flat.jacobian(derivatives, state.duals)
+        return self._answer(value, constraints, gradient, jacobian)
+
+    def _known_here(self, run: Run, state: State) -> Answer:
+        found, scale = run.evaluator.evaluation(state.here.leaves), float(state.objective_scale)
+        return self._answer(
+            float(found.objective) / scale,
+            self._flat.values(found.constraints, state.duals),
+            np.asarray(state.driver["gradient"], np.float64) / scale,
+            np.asarray(state.driver["jacobian"], np.float64),
+        )
+
+    def _answer(self, value: float, constraints: np.ndarray, gradient: np.ndarray, jacobian: np.ndarray) -> Answer:
+        is_free = self._flat.is_free
+        return Answer(value, constraints, gradient[is_free], jacobian[:, is_free])
+
+    def _wall(self, run: Run, state: State) -> Answer:
+        here = self._known_here(run, state)
+        return Answer(here.value + _WALL * max(1.0, abs(here.value)), here.constraints)
+
+    # -- states
+
+    def _arrived(self, run: Run, state: State, x: np.ndarray) -> State | Failure:
+        """The state at a point that the library goes on from; the same one if that is where it is."""
+        u = self._flat.design(x)
+        if not moved(state.u, u):
+            return state
+        varying = run.varying_at(u)
+        derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+        if isinstance(derivatives, Failure):
+            return derivatives
+        return self._state_at(run, state, u, self._oracle.values(varying), derivatives)
+
+    def _state_at(self, run: Run, state: State, u: PyTree, leaves: list[Any], derivatives: Derivatives) -> State:
+        flat, found, scale = self._flat, run.evaluator.evaluation(leaves), float(state.objective_scale)
+        gradient, jacobian = flat.gradient(derivatives), flat.jacobian(derivatives, state.duals)
+        values = flat.values(found.constraints, state.duals)
+        multipliers = least_squares_multipliers(
+            gradient / scale, jacobian, values, flat.limits, flat.vector(u), (flat.lower, flat.upper)
+        )
+        silent = run.constraints.silent()
+        duals = Duals(flat.by_demand(multipliers), silent.penalty, state.duals.unit)
+        augmentation = run.constraints.augmentation(found.constraints, duals, run.evaluator.dtype)
+        here = Sample(
+            found.objective / state.objective_scale + augmentation,
+            flat.tree(gradient / scale + multipliers @ jacobian),
+            leaves,
+        )
+        driver = state.driver | {"gradient": jnp.asarray(gradient), "jacobian": jnp.asarray(jacobian)}
+        return dataclasses.replace(state, u=u, driver=driver, duals=duals, here=here)
+
+    def _on_a_new_leg(self, run: Run, state: State, leg: int) -> State:
+        return dataclasses.replace(state, driver=state.driver | self._leg(state.u, leg, self._worth(run, state)))
+
+    def _leg(self, u: PyTree, leg: int, worth: tuple[float, float]) -> dict[str, Any]:
+        """What the state has of a leg: its number, how much was heard in it, where it began and what that is worth."""
+        return {
+            "leg": jnp.asarray(leg, jnp.int32),
+            "heard": jnp.asarray(0, jnp.int32),
+            "origin": jnp.asarray(self._flat.unknowns(u)),
+            "worth": jnp.asarray(worth),
+        }
+
+    def _retreat(self, run: Run, state: State, x: np.ndarray) -> Move:
+        """Where a step ends that could not be evaluated at its end: back along it to where it is better than here, and
+        on a new leg.
+
+        Raises:
+            EvaluationFailed: there is no point on the way that can be evaluated.
+        """
+        policy, here, leg = run.attempts.policy, self._flat.unknowns(state.u), int(state.driver["leg"]) + 1
+        was_evaluated = False
+        for k in range(1, policy.shrinks + 1):
+            new = self._arrived(run, state, here + policy.factor**k * (x - here))
+            if new is state:
+                break
+            was_evaluated |= isinstance(new, State)
+            if isinstance(new, State) and self._is_progress(run, state, new):
+                run.attempts.note(
+                    f"the step was shortened to {policy.factor**k:.3g} of its length, and {self._name} began anew there"
+                )
+                return Move(self._on_a_new_leg(run, new, leg))
+        if not was_evaluated:
+            raise run.attempts.given_up()
+        if self._has_led_somewhere(run, state):
+            run.attempts.note(f"{self._name} began anew")
+            return Move(self._on_a_new_leg(run, state, leg))
+        return Move(state, stalled=True, ending="no design on the way to one that cannot be evaluated is better")
+
+    def _worth(self, run: Run, state: State) -> tuple[float, float]:
+        """The objective, over its size, and the violation."""
+        found = run.evaluator.evaluation(state.here.leaves)
+        violation = run.constraints.violation(found.constraints, state.duals)
+        return float(found.objective) / float(state.objective_scale), float(violation)
+
+    def _is_progress(self, run: Run, state: State, new: State) -> bool:
+        """Whether the last point of a library is worth going to."""
+        return _is_better(self._worth(run, new), self._worth(run, state), run.feasibility_tol)
+
+    def _has_led_somewhere(self, run: Run, state: State) -> bool:
+        """Whether this leg has found anything better than where it began."""
+        origin = np.asarray(state.driver["worth"], np.float64)
+        return _is_better(self._worth(run, state), (float(origin[0]), float(origin[1])), run.feasibility_tol)
+
+
+def _is_better(worth: tuple[float, float], before: tuple[float, float], tolerance: float) -> bool:
+    if worth[1] <= tolerance and before[1] <= tolerance:
+        return worth[0] < before[0] - _NOWHERE * max(1.0, abs(before[0]))
+    return worth[1] < before[1] * (1.0 - 1e-6)
+
+
+def _heard_so_far(state: State, leg: int, heard: int) -> State:
+    driver = {**state.driver, "leg": jnp.asarray(leg, jnp.int32), "heard": jnp.asarray(heard, jnp.int32)}
+    return dataclasses.replace(state, driver=driver)
+
+
+def _answers_of(leg: int, answers: Answers) -> Any:
+    """The answers of one leg, the first one first.
+
+    Raises:
+        Damaged: a part of the journal is not what was written.
+    """
+    parts = []
+    for data in answers():
+        kept = decode_checkpoint(data).checkpoint
+        if kept.step != leg:
+            break
+        parts.append(kept.arrays)
+    for arrays in reversed(parts):
+        heads = [name.removesuffix(".x") for name in arrays if name.endswith(".x")]
+        for head in heads:
+            value, *others = (arrays[f"{head}.{field.name}"] for field in dataclasses.fields(Answer))
+            answer = Answer(float(value), *others)
+            yield Question(head.partition(".")[2], arrays[f"{head}.x"]), answer  # type: ignore[arg-type]
+
+
+def _refuse(driver: LibraryDriver, setting: Setting, flat: Flat) -> None:
+    """Refuse what this library cannot do, before anything is evaluated."""
+    name, library, kind = driver.name, driver.library, setting.policy.action
+    if kind == "skip":
+        raise DriverError(
+            f"Driver {name!r} owns its loop, and would make the same update again that on_failure='skip' has dropped.\n"
+            "Use on_failure='shrink' (back along the step) or 'stop'; or a driver of Optax that steps, such as 'adam'."
+        )
+    if not flat.is_free.any():
+        raise DriverError(f"Driver {name!r}: nothing is left to vary, as all lower bounds equal the upper ones.")
+    if flat.n_constraints and not library.takes_constraints:
+        raise DriverError(
+            f"Driver {name!r} takes bounds, and no constraints; problem {setting.problem.name!r} has "
+            f"{', '.join(map(repr, setting.constraints.names))}.\n"
+            "Use 'slsqp', or an Optax driver such as 'lbfgs', which gets them by augmented Lagrangian."
+        )
+    if not library.takes_equalities and (flat.limits[0] == flat.limits[1]).any():
+        raise DriverError(
+            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} has equalities.\n"
+            "Demand the side that the optimum pushes against (upper=... or lower=...), or use 'slsqp'."
+        )

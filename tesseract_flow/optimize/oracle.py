@@ -1,0 +1,165 @@
+"""Values first, derivatives on demand: what a library that owns its loop asks for, and `Problem.function` gives.
+
+`jax.vjp` gives the values of a function together with its pullback, which is a tree of arrays like any other: it comes
+out of one transformed function and goes into another. So values cost the forward pass and no more, and derivatives of a
+point that was looked at cost pullbacks and no more, whatever runs the calls. Rows of the Jacobian are pulled back at
+once; along zeros nobody is asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from tesseract_flow.autodiff import compiled_apart
+from tesseract_flow.errors import NonFiniteError
+from tesseract_flow.optimize.evaluator import Evaluator, Transform, check_finite, check_valid
+from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.problem import Problem, as_evaluation
+
+_N_REMEMBERED = 3  # points; of each the pullback holds what is between its calls
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Derivatives:
+    """The objective's gradient, and per constraint its Jacobian, with the constraint's shape before that of a leaf."""
+
+    gradient: PyTree
+    jacobians: dict[str, PyTree]
+
+
+@dataclasses.dataclass(eq=False)
+class _Point:
+    leaves: list[Array]
+    pull: Any = None
+    derivatives: Derivatives | None = None
+
+
+class Oracle:
+    """Looks at points of a problem: the values of the objective and of constraints, and their derivatives.
+
+    Remembers the last few points, so that equal ones are evaluated once. Its evaluations count as the evaluator's.
+
+    Args:
+        names: of the constraints whose derivatives are wanted.
+    """
+
+    def __init__(self, problem: Problem, evaluator: Evaluator, names: Sequence[str], transform: Transform):
+        self._evaluator = evaluator
+        self._valid = problem.valid_names
+        self._points: dict[tuple[bytes, ...], _Point] = {}
+        template = evaluator.template
+        shapes = {name: template.constraints[name] for name in sorted(names)}
+        n_rows = 1 + sum(shape.size for shape in shapes.values())
+
+        def pulled(varying: PyTree) -> tuple[list[Any], Callable[[Any], Any]]:
+            def evaluate(varying: PyTree) -> tuple[Any, list[Any]]:
+                found = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+                wanted = found.objective, {name: jnp.asarray(found.constraints[name]) for name in shapes}
+                return wanted, evaluator.arrays_of(found)
+
+            _, pull, leaves = jax.vjp(evaluate, varying, has_aux=True)
+            return leaves, pull
+
+        def rows(pull: Callable[[Any], Any]) -> tuple[PyTree, dict[str, PyTree]]:
+            one = jnp.ones((), template.objective.dtype)
+            if n_rows == 1:
+                return pull((one, {}))[0], {}
+            basis, position = np.eye(n_rows), 1
+            cotangents: dict[str, Array] = {}
+            for name, shape in shapes.items():
+                columns = basis[:, position : position + shape.size]
+                cotangents[name] = jnp.asarray(columns.reshape(n_rows, *shape.shape), shape.dtype)
+                position += shape.size
+            stacked = jax.vmap(lambda *bar: pull(bar)[0])(jnp.asarray(basis[:, 0], one.dtype), cotangents)
+            gradient, jacobians, position = jax.tree.map(lambda leaf: leaf[0], stacked), {}, 1
+            for name, shape in shapes.items():
+                part = slice(position, position + shape.size)
+                jacobians[name] = jax.tree.map(
+                    lambda leaf, part=part, shape=shape: leaf[part].reshape(*shape.shape, *leaf.shape[1:]), stacked
+                )
+                position += shape.size
+            return gradient, jacobians
+
+        def both(varying: PyTree) -> tuple[list[Any], Any]:
+            leaves, pull = pulled(varying)
+            return leaves, rows(pull)
+
+        self._pulled, self._rows, self._both = transform(pulled), transform(rows), transform(both)
+
+    def values(self, varying: PyTree) -> list[Array]:
+        """The arrays of the `Evaluation` at a point.
+
+        Raises:
+            NonFiniteError: NaN or inf in it.
+            InvalidEvaluation: it says of itself that it is not valid.
+            Exception: whatever the transformed function raised.
+        """
+        key = _key(varying)
+        if key not in self._points:
+            self._evaluator.n_evaluations += 1
+            with compiled_apart():
+                leaves, pull = self._pulled(varying)
+            self._remember(key, _Point(self._checked(leaves), pull))
+        return self._points[key].leaves
+
+    def derivatives(self, varying: PyTree) -> Derivatives:
+        """The derivatives at a point. One whose values are not remembered is evaluated for both at once."""
+        key = _key(varying)
+        point = self._points.get(key)
+        if point is None:
+            self._evaluator.n_evaluations += 1
+            with compiled_apart():
+                leaves, found = self._both(varying)
+            point = _Point(self._checked(leaves), derivatives=_checked(found))
+            self._remember(key, point)
+        if point.derivatives is None:
+            with compiled_apart():
+                point.derivatives = _checked(self._rows(point.pull))
+            point.pull = None
+        return point.derivatives
+
+    def forget(self) -> None:
+        """Remember no point."""
+        self._points.clear()
+
+    def _checked(self, leaves: Any) -> list[Array]:
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        evaluation = self._evaluator.evaluation(leaves)
+        check_valid(evaluation, self._valid)
+        check_finite(evaluation)
+        return leaves
+
+    def _remember(self, key: tuple[bytes, ...], point: _Point) -> None:
+        while len(self._points) >= _N_REMEMBERED:
+            self._points.pop(next(iter(self._points)))
+        self._points[key] = point
+
+
+def _key(varying: PyTree) -> tuple[bytes, ...]:
+    return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(varying))
+
+
+def _checked(found: tuple[PyTree, dict[str, PyTree]]) -> Derivatives:
+    derivatives = Derivatives(*jax.tree.map(jnp.asarray, found))
+    bad = []
+    for whose, tree in [("the gradient", derivatives.gradient), *_named(derivatives.jacobians)]:
+        for path, leaf in jtu.tree_flatten_with_path(tree)[0]:
+            finite = np.isfinite(np.asarray(leaf, np.float64))
+            if not finite.all():
+                count = f"{int((~finite).sum())} of {finite.size} entries"
+                bad.append(f"{whose} with respect to '{path_name(path)}' is not finite ({count})")
+    if bad:
+        raise NonFiniteError(f"{'; '.join(bad)}.")
+    return derivatives
+
+
+def _named(jacobians: dict[str, PyTree]) -> list[tuple[str, PyTree]]:
+    return [(f"the derivative of constraint {name!r}", tree) for name, tree in jacobians.items()]
