@@ -92,9 +92,7 @@ def _jvp(operands: Sequence[Any], operands_dot: Sequence[Any], *, jaxpr: ClosedJ
 def _transpose(covectors: Sequence[Any], *operands: Any, jaxpr: ClosedJaxpr, ways: _Ways, n_at: int) -> list[Any]:
     at, vectors = list(operands[:n_at]), operands[n_at:]
     pulled = _bind(ways.turned, at, [ad.instantiate_zeros(c) for c in covectors])
-    return [None] * n_at + [
-        c if ad.is_undefined_primal(x) else None for c, x in zip(pulled, vectors, strict=True)
-    ]
+    return [None] * n_at + [c if ad.is_undefined_primal(x) else None for c, x in zip(pulled, vectors, strict=True)]
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[int | None], *, jaxpr: ClosedJaxpr, ways: _Ways, n_at: int):

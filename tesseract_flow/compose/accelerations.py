@@ -32,16 +32,20 @@ class AbstractAcceleration(abc.ABC):
 
     def solve(self, system: System, x: Any) -> Found:
         found, known = begin(system, x)
+        at_start = jnp.linalg.norm(known.weights * found.residual)
 
         def goes_on(state: Any) -> Any:
             return state[0].goes_on(system)
 
         def step(state: Any) -> Any:
             found, memory = state
-            scaled, memory = self.propose(memory, found.n_steps, known.weights * found.x, known.weights * found.residual)
+            scaled, memory = self.propose(
+                memory, found.n_steps, known.weights * found.x, known.weights * found.residual
+            )
             x = scaled / known.weights
             now = found.after(system, known, x, *system.residual(x), 1)
-            is_lost = now.history[now.n_steps] > _TOO_FAR * now.history[0]
+            # Not the relative residual, as the state grows with it.
+            is_lost = jnp.linalg.norm(known.weights * now.residual) > _TOO_FAR * at_start
             return now._replace(status=jnp.where(is_lost, GROWS, now.status)), memory
 
         return jax.lax.while_loop(goes_on, step, (found, self.start(x)))[0]
@@ -192,5 +196,3 @@ def _positive(settings: Any, *names: str) -> None:
         value = getattr(settings, name)
         if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
             raise OptionError(f"{type(settings).__name__}: {name}={value!r}; expected a positive number.")
-
-

@@ -20,7 +20,7 @@ from tesseract_flow.compose.krylov import Gmres
 from tesseract_flow.compose.layout import Layout
 from tesseract_flow.compose.newton import NewtonKrylov
 from tesseract_flow.compose.sweep import sweep_of, used_leaves
-from tesseract_flow.compose.system import Found, System
+from tesseract_flow.compose.system import System
 from tesseract_flow.compose.verdicts import Case, verdict
 from tesseract_flow.errors import OptionError, did_you_mean
 
@@ -106,8 +106,9 @@ def fixed_point(
     who = f"fixed_point {name!r}" if name else "fixed_point"
     chosen = _chosen(solver, who)
     _check_settings(who, form, rtol, max_steps, isinstance(phi, Mapping))
-    T0 = jax.tree_util.tree_map(jnp.asarray, T0) if not isinstance(T0, Mapping) else _as_arrays(dict(T0))
+    T0 = dict(T0) if isinstance(T0, Mapping) else T0
     layout = Layout.of(T0, who)
+    T0 = jax.tree_util.tree_map(jnp.asarray, T0)
     rtol = float(jnp.finfo(layout.dtype).eps) ** (2 / 3) if rtol is None else rtol
     arrays, static = eqx.partition(parameters, eqx.is_array)
     values, treedef = jax.tree_util.tree_flatten(arrays)
@@ -149,17 +150,22 @@ def fixed_point(
     everything = [*values, *closed.consts]
     x0 = layout.vector(jax.tree_util.tree_leaves(T0))
     title = name or _title(phi)
-    problem = _Problem(once, layout, np.array(used, bool), form == "map", rtol, _per_leaf(atol, T0, who), max_steps)
-    x, convergence = problem.solved(chosen, *jax.lax.stop_gradient((x0, everything)), title)
     root = Root(
-        problem.residual,
+        lambda x, arrays: once(x, arrays) - x if form == "map" else -once(x, arrays),
         layout,
         title,
         linear or Gmres(),
         chosen.directions if isinstance(chosen, NewtonKrylov) else "auto",
         chosen.noise if isinstance(chosen, NewtonKrylov) else None,
     )
-    T = layout.tree(root.differentiable(x, everything))
+    if form == "map" and not any(used):  # nothing is fed back
+        x, convergence = once(x0, everything), Convergence(jnp.zeros(max_steps + 1), jnp.asarray(0), jnp.asarray(1))
+    else:
+        problem = _Problem(once, layout, np.array(used, bool), form == "map", rtol, _per_leaf(atol, T0, who), max_steps)
+        # The way there has no derivative; where it ends has.
+        x, convergence = problem.solved(chosen, *jax.lax.stop_gradient((x0, everything)), title)
+        x = root.differentiable(x, everything)
+    T = layout.tree(x)
     if name is not None:
         convergence = sow(convergence, name)
     return (T, convergence) if with_convergence else T
@@ -174,21 +180,11 @@ class _Problem(NamedTuple):
     atol: tuple[float, ...]
     max_steps: int
 
-    def residual(self, x: Any, arrays: Sequence[Any]) -> Any:
-        answer = self.once(x, arrays)
-        return answer - x if self.is_map else -answer
-
     def solved(self, solver: Solver, x0: Any, arrays: Sequence[Any], title: str) -> tuple[Any, Convergence]:
         """The state, and how it was reached. Only what phi looks at is iterated; the rest follows from it."""
         used = self.used if self.is_map else np.ones_like(self.used)
         fed = self.layout.only(used)
-        part = Layout(
-            jax.tree_util.tree_structure([0] * int(used.sum())),
-            *(tuple(np.array(column, object)[used].tolist()) for column in (self.layout.names,)),
-            tuple(shape for shape, is_used in zip(self.layout.shapes, used, strict=True) if is_used),
-            tuple(dtype for dtype, is_used in zip(self.layout.dtypes, used, strict=True) if is_used),
-            self.layout.dtype,
-        )
+        part = self.layout.part(used)
 
         def residual(x: Any) -> tuple[Any, Any]:
             answer = self.once(x0.at[fed].set(x), arrays)
@@ -198,16 +194,9 @@ class _Problem(NamedTuple):
         system = System(residual, part, self.rtol, atol, self.is_map, self.max_steps)
         found = solver.solve(system, x0[fed])
         case = Case(title, "solution", str(solver), part.names, self.rtol)
-        is_good = self._judge(case, found)
+        is_good = verdict(case, found.is_there, found.status, found.history, found.n_rounds, found.errors)
         x = jnp.where(is_good, found.beside.at[fed].set(found.x), jnp.nan)
         return x, Convergence(found.history, found.n_steps, found.n_rounds)
-
-    def _judge(self, case: Case, found: Found) -> Any:
-        return verdict(case, found.is_there, found.status, found.history, found.n_rounds, found.errors)
-
-
-def _as_arrays(tree: Any) -> Any:
-    return jax.tree_util.tree_map(jnp.asarray, tree)
 
 
 def _chosen(solver: str | Solver, who: str) -> Solver:

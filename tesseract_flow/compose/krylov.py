@@ -106,9 +106,11 @@ def cycle(apply: Callable[[Any], Any], rhs: Any, tolerance: Any, size: int) -> t
         )
 
     basis = jax.lax.while_loop(goes_on, extend, first)
-    target = jnp.zeros(size + 1, dtype).at[0].set(beta)
-    # Directions that were not used have columns of zeros, and the solution of least norm does without them.
-    weights = jnp.linalg.lstsq(basis.hessenberg, target)[0]
+    triangle, target = (basis.rotations @ basis.hessenberg)[:size], beta * basis.rotations[:size, 0]
+    # Directions that were not used, or lead nowhere, are left out.
+    is_used = (jnp.arange(size) < basis.n) & (jnp.diagonal(triangle) != 0.0)
+    triangle = jnp.where(is_used[:, None], triangle, jnp.eye(size, dtype=dtype))
+    weights = jax.scipy.linalg.solve_triangular(triangle, jnp.where(is_used, target, 0.0))
     return weights @ basis.vectors[:size], basis.left, basis.n
 
 

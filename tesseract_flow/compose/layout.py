@@ -60,6 +60,12 @@ class Layout:
         """Per entry of the vector, the number of its leaf."""
         return np.repeat(np.arange(len(self.shapes)), self.sizes)
 
+    def part(self, leaves: np.ndarray) -> Layout:
+        """Of some leaves, given as a mask; without their tree."""
+        kept = np.flatnonzero(leaves)
+        names, shapes, dtypes = (tuple(column[k] for k in kept) for column in (self.names, self.shapes, self.dtypes))
+        return Layout(jax.tree_util.tree_structure([0] * len(kept)), names, shapes, dtypes, self.dtype)
+
     def only(self, leaves: np.ndarray) -> np.ndarray:
         """The entries of some leaves, given as a mask."""
         return np.flatnonzero(leaves[self.owner])
