@@ -19,6 +19,7 @@ PAGES = [
     "coming-from-tesseract-jax",
     "derivatives",
     "concurrent",
+    "coupling",
     "failures",
     "journals",
 ]

@@ -1,4 +1,4 @@
-"""How far to step along a direction for a difference, in traced code: what `derivatives.Differences` does on the host."""
+"""How far to step for a difference, in traced code; on the host `derivatives.Differences` does the same."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def fixed_point(
 
             - `"newton-krylov"` converges for any loop gain but 1.
             - `"picard"` (components all at once), `"gauss-seidel"` (one after the other): for gains well below 1.
-            - `"aitken"`, `"anderson"`, `"broyden"`: one round per step; the last two mostly converge beyond a gain of 1.
+            - `"aitken"`, `"anderson"`, `"broyden"`: one round per step; the last two mostly converge beyond 1.
 
             All but `"picard"` take components by name one after the other, and iterate only what is fed back.
         form: `"map"`; or `"residual"` for a phi that gives what is left, R(T, *parameters) = 0, in the form of T.
@@ -94,8 +94,8 @@ def fixed_point(
         with_convergence: return (T, `Convergence`).
 
     Raises:
-        NotConverged: in the solution, the adjoint or the tangent, with the residuals; never a value or a gradient in its
-            place. Under `jax.jit` it is behind JAX's own error: `tesseract_flow.errors.cause`.
+        NotConverged: in the solution, the adjoint or the tangent, with the residuals; never a value or a gradient in
+            its place. Under `jax.jit` it is behind JAX's own error: `tesseract_flow.errors.cause`.
         OptionError: settings or trees that do not fit.
 
     >>> import jax
@@ -109,7 +109,7 @@ def fixed_point(
     T0 = dict(T0) if isinstance(T0, Mapping) else T0
     layout = Layout.of(T0, who)
     T0 = jax.tree_util.tree_map(jnp.asarray, T0)
-    rtol = float(jnp.finfo(layout.dtype).eps) ** (2 / 3) if rtol is None else rtol
+    tolerance = float(jnp.finfo(layout.dtype).eps) ** (2 / 3) if rtol is None else rtol
     arrays, static = eqx.partition(parameters, eqx.is_array)
     values, treedef = jax.tree_util.tree_flatten(arrays)
     is_at_once = isinstance(chosen, Picard) and chosen.is_sweep_at_once
@@ -161,7 +161,9 @@ def fixed_point(
     if form == "map" and not any(used):  # nothing is fed back
         x, convergence = once(x0, everything), Convergence(jnp.zeros(max_steps + 1), jnp.asarray(0), jnp.asarray(1))
     else:
-        problem = _Problem(once, layout, np.array(used, bool), form == "map", rtol, _per_leaf(atol, T0, who), max_steps)
+        problem = _Problem(
+            once, layout, np.array(used, bool), form == "map", tolerance, _per_leaf(atol, T0, who), max_steps
+        )
         # The way there has no derivative; where it ends has.
         x, convergence = problem.solved(chosen, *jax.lax.stop_gradient((x0, everything)), title)
         x = root.differentiable(x, everything)

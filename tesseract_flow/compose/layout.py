@@ -63,7 +63,9 @@ class Layout:
     def part(self, leaves: np.ndarray) -> Layout:
         """Of some leaves, given as a mask; without their tree."""
         kept = np.flatnonzero(leaves)
-        names, shapes, dtypes = (tuple(column[k] for k in kept) for column in (self.names, self.shapes, self.dtypes))
+        names = tuple(self.names[k] for k in kept)
+        shapes = tuple(self.shapes[k] for k in kept)
+        dtypes = tuple(self.dtypes[k] for k in kept)
         return Layout(jax.tree_util.tree_structure([0] * len(kept)), names, shapes, dtypes, self.dtype)
 
     def only(self, leaves: np.ndarray) -> np.ndarray:

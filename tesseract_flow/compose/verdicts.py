@@ -7,7 +7,6 @@ result depends on, and which raises on the host.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import textwrap
 from typing import Any
 
@@ -94,16 +93,17 @@ class Case:
     def _advice(self, status: int, is_finite: bool) -> str:
         if self.part != "solution":
             return (
-                "The linear system of the coupling is nearly singular here (loop gain 1), its derivatives are not exact "
-                "enough for this tolerance, or it takes more directions: linear=Gmres(size=..., cycles=..., rtol=...)."
+                "The linear system of the coupling is nearly singular here (loop gain 1), its derivatives are not "
+                "exact enough for this tolerance, or it takes more directions: "
+                "linear=Gmres(size=..., cycles=..., rtol=...)."
             )
         if not is_finite:
             return "Start closer to the solution (T0), or keep the state where the components are defined."
         if status == NO_DESCENT:
             return (
-                "No step along Newton's direction makes the residual smaller: the start is too far away, the derivatives "
-                "are not those of the components, or the residual has reached their noise (rtol=..., atol=..., "
-                "NewtonKrylov(noise=...))."
+                "No step along Newton's direction makes the residual smaller: the start is too far away, the "
+                "derivatives are not those of the components, or the residual has reached their noise "
+                "(rtol=..., atol=..., NewtonKrylov(noise=...))."
             )
         if status == GROWS:
             return (
@@ -146,4 +146,4 @@ def _evaluate(*operands: Any, case: Case) -> Any:
 verdict_p.def_impl(_evaluate)
 verdict_p.def_abstract_eval(lambda converged, *_, case: ShapedArray(converged.shape, np.dtype(np.bool_)))
 batching.primitive_batchers[verdict_p] = _batch
-mlir.register_lowering(verdict_p, mlir.lower_fun(functools.partial(_as_callback), multiple_results=False))
+mlir.register_lowering(verdict_p, mlir.lower_fun(_as_callback, multiple_results=False))
