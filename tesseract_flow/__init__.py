@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tesseract_flow.client import MemoryCache as MemoryCache
     from tesseract_flow.client import count_requests as count_requests
     from tesseract_flow.client import open_tesseract as open_tesseract
+    from tesseract_flow.compose import fixed_point as fixed_point
     from tesseract_flow.derivatives import Differences as Differences
     from tesseract_flow.execute import concurrent as concurrent
     from tesseract_flow.optimize import Constraint as Constraint
@@ -56,6 +57,7 @@ _EXPORTS = {
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
     "errors": "tesseract_flow.errors",
+    "fixed_point": "tesseract_flow.compose",
     "hvp": "tesseract_flow.autodiff",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
@@ -82,6 +84,7 @@ __all__ = [
     "concurrent",
     "count_requests",
     "errors",
+    "fixed_point",
     "hvp",
     "open_tesseract",
     "optimize",

@@ -32,6 +32,7 @@ TesseractFlowError
 ├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
 ├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
 ├── InvalidEvaluation (ArithmeticError)   an answer says of itself that it is not valid
+│   └── NotConverged                      coupled components that were not brought to agree; has .residuals
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
@@ -222,6 +223,35 @@ class NonFiniteError(TesseractFlowError, ArithmeticError):
 
 class InvalidEvaluation(TesseractFlowError, ArithmeticError):
     """An evaluation said of itself that its answer is not valid, such as a solver that did not converge."""
+
+
+class NotConverged(InvalidEvaluation):
+    """Coupled components were not brought to agree, or the linear system behind their derivative was not solved.
+
+    Attributes:
+        name: which fixed point.
+        part: `"solution"`, `"adjoint"` (of a pullback) or `"tangent"` (of a pushforward).
+        residuals: what was left after each step, relative; the last one is where it ended.
+        n_rounds: how often all components were asked.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str = "?",
+        part: str = "solution",
+        residuals: Sequence[float] = (),
+        n_rounds: int = 0,
+    ):
+        super().__init__(message)
+        self.name = name
+        self.part = part
+        self.residuals = tuple(residuals)
+        self.n_rounds = n_rounds
+
+    def __reduce__(self):
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class StorageError(TesseractFlowError, OSError):

@@ -20,6 +20,7 @@ PAGES = [
     "derivatives",
     "concurrent",
     "drivers",
+    "coupling",
     "failures",
     "journals",
 ]

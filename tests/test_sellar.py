@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,31 @@ def test_another_end_than_the_optimum_is_refused(disciplines: Disciplines, monke
     monkeypatch.setattr(solver_runs, "slsqp", elsewhere)
     with pytest.raises(RuntimeError, match=r"SLSQP ended at .* expected .* with 3\.18339395"):
         runs_to_optimum(*disciplines)
+
+
+def by_fixed_point(first: AbstractTesseract, second: AbstractTesseract, solver: str) -> tf.Problem:
+    """The same problem, with the coupling described and not programmed."""
+    disciplines = {
+        "y1": lambda T, z, x: tf.apply_tesseract(first, {"z": z, "x": x, "y2": T["y2"]})["y1"],
+        "y2": lambda T, z, x: tf.apply_tesseract(second, {"z": z, "y1": T["y1"]})["y2"],
+    }
+
+    def evaluate(design: dict[str, Any]) -> tf.Evaluation:
+        z, x = design["z"], design["x"]
+        T = tf.fixed_point(disciplines, {"y1": 1.0, "y2": 0.0}, z, x, solver=solver)
+        return tf.Evaluation(x**2 + z[1] + T["y1"] + jnp.exp(-T["y2"]), constraints=T)
+
+    return dataclasses.replace(sellar(first, second), evaluate=evaluate)
+
+
+@pytest.mark.parametrize("solver", ["broyden", pytest.param("newton-krylov", marks=pytest.mark.slow)])
+def test_described_as_a_fixed_point_it_takes_no_more_runs(disciplines: Disciplines, solver: str):
+    cache = tf.MemoryCache()
+    kept = [tf.open_tesseract(discipline, cache=cache) for discipline in disciplines]
+    with tf.count_requests() as requests:
+        design, value = solver_runs.slsqp(by_fixed_point(kept[0], kept[1], solver))
+    assert abs(value - OPTIMUM) < 1e-7
+    assert_close(design["z"], jnp.array([1.977639, 0.0]), rtol=1e-6)
+    # By hand, with secant steps, it is 70 as well. Newton's need a direction with each.
+    assert requests.n_of("apply") <= {"broyden": 70, "newton-krylov": 98}[solver]
+    assert requests.n_of("jacobian_vector_product") == requests.n_of("jacobian") == 0

@@ -7,6 +7,7 @@ from tesseract_flow.autodiff.call import Call
 from tesseract_flow.autodiff.curvature import hvp
 from tesseract_flow.autodiff.handles import register_core_tesseracts, register_handles
 from tesseract_flow.autodiff.layout import InputLayout, OutputLayout, Slot
+from tesseract_flow.autodiff.linear import linear_map
 from tesseract_flow.autodiff.plain import PlainOutput, as_words, has_plain_outputs, revealed
 from tesseract_flow.autodiff.primitives import (
     AVALS,
@@ -46,6 +47,7 @@ __all__ = [
     "hvp",
     "informed",
     "jacobian_p",
+    "linear_map",
     "only",
     "pullback_p",
     "pushforward_p",

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from tesseract_flow.autodiff.stepping import moved, real, speed
 from tesseract_flow.errors import OptionError
 
 PyTree = Any
@@ -59,17 +60,16 @@ def hvp(
         return varying
     if noise is None:
         noise = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
-    h = noise ** (1 / 3 if method == "central" else 1 / 2) / _speed(varying, direction)
+    h = noise ** (1 / 3 if method == "central" else 1 / 2) / speed(varying, direction)
 
     def gradient(step: Any) -> PyTree:
-        there = jax.tree_util.tree_map(lambda a, t: a + (step * t).astype(a.dtype), varying, direction)
-        return jax.grad(lambda tree: fn(eqx.combine(tree, constant)))(there)
+        return jax.grad(lambda tree: fn(eqx.combine(tree, constant)))(moved(varying, step, direction))
 
     if method == "central":
         high, low, width = gradient(h), gradient(-h), 2.0 * h
     else:
         high, low, width = gradient(h), gradient(0.0 * h), h
-    return jax.tree_util.tree_map(lambda a, b: ((a - b) / width.astype(_real(a.dtype))).astype(a.dtype), high, low)
+    return jax.tree_util.tree_map(lambda a, b: ((a - b) / width.astype(real(a.dtype))).astype(a.dtype), high, low)
 
 
 def _direction(varying: PyTree, v: PyTree) -> PyTree:
@@ -92,22 +92,3 @@ def _fits(treedef: Any, v: PyTree) -> bool:
     except (ValueError, TypeError):
         return False
     return True
-
-
-def _speed(varying: PyTree, direction: PyTree) -> Any:
-    """The largest |v_i| / s_i, and 1 if there is none: how fast the fastest entry leaves its scale."""
-
-    def of(a: Any, t: Any) -> Any:
-        magnitude = jnp.abs(a)
-        largest = jnp.max(magnitude, initial=0.0)
-        typical = jnp.where(largest > 0.0, jnp.minimum(largest, 1.0), 1.0)
-        return jnp.max(jnp.abs(t) / jnp.maximum(magnitude, typical), initial=0.0)
-
-    speeds = jax.tree_util.tree_leaves(jax.tree_util.tree_map(of, varying, direction))
-    dtype = max((s.dtype for s in speeds), key=lambda d: jnp.finfo(d).bits)
-    fastest = jnp.max(jnp.stack([s.astype(dtype) for s in speeds]))
-    return jnp.where(fastest > 0.0, fastest, jnp.ones((), dtype))
-
-
-def _real(dtype: Any) -> Any:
-    return jnp.finfo(dtype).dtype

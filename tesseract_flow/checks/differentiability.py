@@ -23,7 +23,7 @@ from tesseract_flow.errors import NotDifferentiable, SecondDerivative
 from tesseract_flow.execute.steps import bodies_of, calls_of
 
 # Bodies that stand for themselves. Functions with a derivative of their own do not: their rule decides.
-_INLINED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat", "remat2"}
+_INLINED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat", "remat2", "linear_map"}
 _HERE = str(Path(__file__).resolve().parents[1])
 
 

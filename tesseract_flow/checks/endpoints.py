@@ -159,11 +159,8 @@ def _derived(handle: AbstractTesseract) -> tuple[str, ...]:
     """Endpoints that the component itself does not have, or is not believed in."""
     while isinstance(handle, AbstractWrapper):
         if isinstance(handle, DerivedTesseract):
-            return tuple(
-                sorted(
-                    handle.schema.endpoints - handle.settings.believed(handle.tesseract.schema.endpoints) - {"health"}
-                )
-            )
+            own = handle.settings.believed(handle.tesseract.schema.endpoints)
+            return tuple(sorted(handle.schema.endpoints - own - {"health"}))
         handle = handle.tesseract
     return ()
 

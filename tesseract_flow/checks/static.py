@@ -57,19 +57,20 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
             "Make one with tf.Problem(design, evaluate), or load one: tesseract-flow check folder/problem.py:factory."
         )
     components = ask_all(handles_in(problem.evaluate, problem.design), patience)
-    imprecise = list(_of_precision(components))
+    is_precise = is_x64_on()
     # Without 64 bits nothing of a component with such outputs can be traced, and one fault must not hide the next.
-    with jax.enable_x64(True) if imprecise else contextlib.nullcontext():
-        return _report(problem, components, patience, imprecise)
+    is_hidden = not is_precise and any(_of_precision(components))
+    with jax.enable_x64(True) if is_hidden else contextlib.nullcontext():
+        return _report(problem, components, patience, is_precise=is_precise)
 
 
-def _report(problem: Problem, components: Sequence[Component], patience: float, imprecise: Sequence[Finding]) -> Report:
+def _report(problem: Problem, components: Sequence[Component], patience: float, *, is_precise: bool) -> Report:
     found = survey(problem, components, patience)
     walk = Walk()
     flows = walk.run(found.closed)
     findings = [
         *(finding for component in found.components for finding in component.findings()),
-        *(imprecise or _of_precision(found.components)),
+        *(() if is_precise else _of_precision(found.components)),
         *found.findings,
         *_of_stand_ins(found, walk),
         *_of_constraint_names(problem, found),
@@ -97,8 +98,6 @@ def _report(problem: Problem, components: Sequence[Component], patience: float, 
 
 
 def _of_precision(components: Sequence[Component]) -> Iterator[Finding]:
-    if is_x64_on():
-        return
     for component in components:
         if not component.is_up:
             continue

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from tesseract_flow.client import current_account
-from tesseract_flow.errors import in_brief
+from tesseract_flow.errors import cause, in_brief
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, on_the_spot
@@ -154,6 +155,16 @@ class Frame:
 Deliver = Callable[[int, Any, tuple[AbstractFuture, ...]], None]
 
 
+def _computed(segment: Segment, operands: Sequence[Any]) -> list[Any]:
+    """What compiled code gives; what of ours is raised in it comes as itself, and not as JAX's error."""
+    try:
+        return segment.fn(*operands)
+    except jax.errors.JaxRuntimeError as error:
+        if (ours := cause(error)) is not None:
+            raise ours from error
+        raise
+
+
 class _Run:
     def __init__(self, submitter: AbstractSubmitter):
         self.submitter = submitter
@@ -197,7 +208,7 @@ class _Run:
     def _start(self, frame: Frame, unit: Node | Segment) -> None:
         operands = frame.take(unit)
         if isinstance(unit, Segment):
-            for slot, value in zip(unit.outputs, unit.fn(*operands), strict=True):
+            for slot, value in zip(unit.outputs, _computed(unit, operands), strict=True):
                 frame.fill(slot, value, ())
             return
         job = _Job(frame, unit.at_work(frame.where, self.account), [np.asarray(x) for x in operands])

@@ -112,12 +112,12 @@ def _refuse_empty(name: str, lower: np.ndarray, upper: np.ndarray) -> None:
     wrong = np.argwhere(~(lower <= upper))
     if not len(wrong):
         return
-    what = f"{len(wrong)} {'entry' if len(wrong) == 1 else 'entries'} with " if lower.ndim else ""
-    shown = "; ".join(
-        f"{[int(i) for i in index] if len(index) else ''}{': ' if len(index) else ''}"
-        f"lower {lower[tuple(index)]} > upper {upper[tuple(index)]}"
+    sides = [
+        f"{f'{index.tolist()}: ' if lower.ndim else ''}lower {lower[tuple(index)]} > upper {upper[tuple(index)]}"
         for index in wrong[:8]
-    )
+    ]
+    shown = "; ".join(sides)
+    what = f"{len(wrong)} {'entry' if len(wrong) == 1 else 'entries'} with " if lower.ndim else ""
     is_unknown = np.isnan(lower).any() or np.isnan(upper).any()
     raise BoundsError(
         f"No design satisfies the bounds of '{name}': expected lower <= upper, received {what}"

@@ -33,6 +33,7 @@ _WRAPPERS = {
     *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr"),
     *("checkpoint", "remat", "remat2"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+    "linear_map",
 }
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 # They tell somebody about values, and have none.

@@ -449,6 +449,7 @@ class TestDesign:
             report = check(tf.Problem({"x": jnp.arange(1.0, 4.0)}, evaluate, name="planted"))
         kinds = {finding.kind for finding in report.findings}
         assert kinds == {"x64", "misfit", "no-endpoint"} and not report.ok
+        assert {finding.where for finding in found(report, "x64")} == {"lacking", "misspelt"}
 
     @pytest.mark.parametrize(
         ("valid", "aux", "says"),

@@ -274,8 +274,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
                 raise error_of_status(question, response.status, said, b"(a compressed text)")
             raise question.error(
                 InvalidAnswer,
-                f"expected a plain answer, received one with Content-Encoding "
-                f"{packing[:50]!r}.\n"
+                f"expected a plain answer, received one with Content-Encoding {packing[:50]!r}.\n"
                 "Tell the proxy that compresses it to leave application/json alone; see compression= instead.",
             )
         declared = headers.get("content-length", "")

@@ -1,0 +1,137 @@
+"""What solvers solve: a residual of a vector, one round through the components, and when it is small enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from tesseract_flow.compose.layout import Layout
+
+# x -> what is left at x (phi(x) - x, or -R(x)), and what else the round has given
+Residual = Callable[[Any], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+    """Attributes:
+    residual: one round.
+    layout: of the vector.
+    rtol: of each leaf's residual, relative to the leaf; to what it was at the start where the residual is another
+        quantity than the state.
+    atol: the same in the leaf's own unit, per leaf.
+    is_map: whether the residual is the difference of two states.
+    max_steps: how many there may be.
+    """
+
+    residual: Residual
+    layout: Layout
+    rtol: float
+    atol: tuple[float, ...]
+    is_map: bool
+    max_steps: int
+
+
+class Measure(NamedTuple):
+    """What counts as large, found at the start.
+
+    Attributes:
+        start: magnitude per leaf of the residual's yardstick there.
+        weights: of the state's entries; a state times these has the norm 1 or so, each leaf with the same say.
+        residual_weights: the same for the residual.
+    """
+
+    start: Any
+    weights: Any
+    residual_weights: Any
+
+
+def measure(system: System, x: Any, residual: Any) -> Measure:
+    layout = system.layout
+    state = jnp.maximum(layout.rms(x), layout.rms(x + residual) if system.is_map else 0.0)
+    start = state if system.is_map else layout.rms(residual)
+    weights = _weights(layout, state)
+    return Measure(start, weights, weights if system.is_map else _weights(layout, start))
+
+
+def _weights(layout: Layout, magnitude: Any) -> Any:
+    """One over magnitude and root of the number of entries; a leaf of zeros counts like the largest one."""
+    largest = jnp.max(magnitude, initial=0.0)
+    usual = jnp.where(jnp.isfinite(largest) & (largest > 0.0), largest, 1.0)
+    magnitude = jnp.where(jnp.isfinite(magnitude) & (magnitude > 0.0), magnitude, usual)
+    sizes = jnp.asarray(layout.sizes, layout.dtype)
+    return layout.spread(1.0 / (magnitude * jnp.sqrt(jnp.maximum(sizes, 1.0))))
+
+
+def weights_at(layout: Layout, x: Any) -> Any:
+    return _weights(layout, layout.rms(x))
+
+
+def errors(system: System, known: Measure, x: Any, residual: Any) -> Any:
+    """Per leaf, the residual in units of what may be left: at most 1 where it is small enough."""
+    layout, rtol = system.layout, system.rtol
+    if system.is_map:
+        # Of where it is now, as a start from zero says nothing; and a leaf that becomes zero ends somewhere.
+        yardstick = jnp.maximum(jnp.maximum(layout.rms(x), layout.rms(x + residual)), rtol * known.start)
+    else:
+        yardstick = known.start
+    allowed = rtol * yardstick + jnp.asarray(system.atol, layout.dtype)
+    left = layout.rms(residual)
+    return jnp.where(left > 0.0, left / jnp.where(allowed > 0.0, allowed, jnp.finfo(layout.dtype).tiny), left)
+
+
+class Found(NamedTuple):
+    """How far a solver has come.
+
+    Attributes:
+        x: the state.
+        residual: what is left there.
+        beside: what else the last round has given.
+        errors: per leaf, in units of what may be left.
+        history: the largest of these at the start and after each step, times the tolerance: relative residuals.
+        n_steps, n_rounds: so far.
+        status: why it has ended, if not because it is there.
+    """
+
+    x: Any
+    residual: Any
+    beside: Any
+    errors: Any
+    history: Any
+    n_steps: Any
+    n_rounds: Any
+    status: Any
+
+    @property
+    def is_there(self) -> Any:
+        return jnp.max(self.errors, initial=0.0) <= 1.0
+
+    def goes_on(self, system: System) -> Any:
+        # A residual that is not finite is not above 1 either, and ends it.
+        is_above = jnp.max(self.errors, initial=0.0) > 1.0
+        return is_above & (self.n_steps < system.max_steps) & (self.status == 0)
+
+    def after(self, system: System, known: Measure, x: Any, residual: Any, beside: Any, rounds: Any) -> Found:
+        """A step further."""
+        now = errors(system, known, x, residual)
+        n = self.n_steps + 1
+        history = self.history.at[n].set(jnp.max(now, initial=0.0) * system.rtol)
+        return Found(x, residual, beside, now, history, n, self.n_rounds + rounds, self.status)
+
+
+def begin(system: System, x: Any) -> tuple[Found, Measure]:
+    """The start: one round."""
+    residual, beside = system.residual(x)
+    known = measure(system, x, residual)
+    now = errors(system, known, x, residual)
+    history = jnp.full(system.max_steps + 1, jnp.nan, system.layout.dtype)
+    history = history.at[0].set(jnp.max(now, initial=0.0) * system.rtol)
+    zero = jnp.asarray(0)
+    return Found(x, residual, beside, now, history, zero, zero + 1, zero), known
+
+
+def select(condition: Any, a: Any, b: Any) -> Any:
+    return jax.tree_util.tree_map(lambda x, y: jnp.where(condition, x, y), a, b)
