@@ -20,10 +20,12 @@ from tests.faults.server import FaultyServer, every
 ROOT = pathlib.Path(__file__).parents[2]
 KINDS = ("free", "bounded", "constrained", "walled")
 
-# Every driver by name, three deaths each, over the kinds of problems in turn.
-MANY = [(driver, KINDS[k % 4], k) for k, driver in enumerate(driver_names())]
-# Without constraints of its own, it is tried where there are none.
-MANY = [(driver, "bounded" if driver == "l-bfgs-b" else kind, k) for driver, kind, k in MANY]
+LIBRARIES = {"l-bfgs-b": "bounded", "slsqp": "constrained", "trust-constr": "walled"}
+
+# Every driver by name, three deaths each, over the kinds of problems in turn; libraries where they fit.
+OPTAX = [name for name in driver_names() if name not in LIBRARIES]
+MANY = [(driver, KINDS[k % 4], k) for k, driver in enumerate(OPTAX)]
+MANY += [(driver, kind, len(OPTAX) + k) for k, (driver, kind) in enumerate(LIBRARIES.items())]
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +52,8 @@ def killed(tmp_path, compiled) -> Callable[..., int]:
         undisturbed, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("undisturbed", "killed"))
         assert found == undisturbed
         last = undisturbed["history"][-1]
-        assert last["step"] >= 10 or last["failures"] > 0 or last["stalled"]
+        # A library may have come to its end before.
+        assert last["step"] >= 10 or last["failures"] > 0 or (driver in LIBRARIES and last["stalled"])
         return int(done.stdout)
 
     return run
