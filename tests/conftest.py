@@ -33,6 +33,9 @@ for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
 os.environ.update(
     PREFECT_HOME=_prefect_home.name,
     PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    # Two workers with a server each on two cores: who waits for SQLite is patient, and a 503 is asked again.
+    PREFECT_SERVER_DATABASE_TIMEOUT="60",
+    PREFECT_CLIENT_MAX_RETRIES="10",
     DO_NOT_TRACK="1",
     JAX_PLATFORMS="cpu",
     JAX_ENABLE_X64="1",

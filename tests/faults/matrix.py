@@ -298,8 +298,10 @@ def complaints(cell: Cell, error: Exception, server: FaultyServer, n_attempts: i
         yield "UNTRUE", f"does not say whom: {text[:300]!r}"
     if len(text.strip().splitlines()) < 2:
         yield "UNTRUE", f"does not say what to do: {text[:300]!r}"
+    # One of several calls that run at once may fail of the same cause, and then speaks for itself alone.
+    whose = re.search(r"'(\w+)' of Tesseract", text)
     asked = [asked for asked in server.asked if asked.is_faulty]
-    was_whole = any(one.is_whole for one in asked)
+    was_whole = any(one.is_whole for one in asked if whose is None or one.endpoint == whose[1])
     # In a flow each attempt has a state and a log of its own, and the last one speaks for itself.
     is_all = cell.way != "flow" and cell.endpoint not in QUESTIONS and "may still be running" not in text
     if re.search(r"Nothing was (started|sent)", text) and was_whole and is_all:

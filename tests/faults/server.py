@@ -9,6 +9,8 @@ likes, to the byte. The one idea: no HTTP library on this side, as none would se
 from __future__ import annotations
 
 import contextlib
+import errno
+import random
 import select
 import socket
 import struct
@@ -171,6 +173,22 @@ class Exchange:
 Act = Callable[[Exchange], object]
 
 
+# Below those that Linux gives to outgoing connections: the port of a server that is away for a while must be its own
+# when it comes back.
+_PORTS = range(10_000, 32_000)
+
+
+def _bind(listener: socket.socket, port: int) -> None:
+    """To this port, or to any free one where it is 0."""
+    for candidate in (port,) if port else random.sample(_PORTS, 100):
+        try:
+            return listener.bind(("127.0.0.1", candidate))
+        except OSError as error:
+            if port or error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(f"none of 100 ports from {_PORTS.start} to {_PORTS.stop} is free")
+
+
 class FaultyServer:
     """A server on a free port of this machine.
 
@@ -249,7 +267,7 @@ class FaultyServer:
             return
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
+        _bind(listener, self.port)
         listener.listen(128)
         self.port = listener.getsockname()[1]
         self._listener = listener
