@@ -28,6 +28,7 @@ from tesseract_flow.wire._common import (
     check_encoding,
     name_of,
 )
+from tesseract_flow.wire._keys import check_once
 from tesseract_flow.wire._splice import Message
 from tesseract_flow.wire.arrays import Source, Target, decode, encode, is_wire_form
 from tesseract_flow.wire.binref import BufferWriter
@@ -109,7 +110,7 @@ def loads(
     """The tree in a JSON text, its arrays decoded.
 
     Raises:
-        WireError: not JSON; else as `decode_tree`.
+        WireError: not JSON, a key that stands twice in one object; else as `decode_tree`.
     """
     data = bytes(data)  # no copy if it is bytes; bytearray and memoryview are welcome
     skeleton, texts = _splice.cut(data)
@@ -119,7 +120,10 @@ def loads(
         # Positions in the skeleton would mislead; what it starts with tells an HTML page from a cut-off answer.
         start = bytes(data[:60]).decode("utf-8", "replace")
         raise WireError(f"expected JSON, received {len(data)} bytes that start {start!r}: {error.msg}.") from error
-    return _Decoder(Source(binref_root, max_bytes, texts), max_bytes).tree(obj, None, MAX_DEPTH)
+    decoder = _Decoder(Source(binref_root, max_bytes, texts), max_bytes)
+    tree = decoder.tree(obj, None, MAX_DEPTH)
+    check_once(skeleton, decoder.n_keys)
+    return tree
 
 
 def accept_header(encoding: Encoding, compression: Compression | None = None) -> str:
@@ -195,13 +199,20 @@ def _text(text: str, path: Path) -> str:
 
 @dataclasses.dataclass
 class _Decoder:
-    """One walk over one answer; `n_left` is what remains of the bytes that its arrays may take together."""
+    """One walk over one answer.
+
+    Attributes:
+        n_left: what remains of the bytes that its arrays may take together.
+        n_keys: how many keys the dicts have that were met, those of wire forms included.
+    """
 
     source: Source
     n_left: int
+    n_keys: int = 0
 
     def tree(self, node: Any, path: Path, n_levels: int) -> Any:
         if isinstance(node, dict):
+            self.n_keys += len(node)
             if is_wire_form(node):
                 return self._array(node, path)
             _check_depth(path, n_levels)
@@ -218,6 +229,7 @@ class _Decoder:
     def _array(self, node: dict[str, Any], path: Path) -> np.ndarray:
         array = decode(node, dataclasses.replace(self.source, max_bytes=self.n_left), path)
         self.n_left -= array.nbytes
+        self.n_keys += len(node["data"])
         return array
 
     def _string(self, text: str, path: Path) -> str:

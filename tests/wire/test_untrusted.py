@@ -1,6 +1,7 @@
 """Answers from someone who means harm: refused with a WireError, before they cost memory."""
 
 import copy
+import json
 import tracemalloc
 
 import lz4.frame
@@ -259,3 +260,48 @@ def test_mutated_forms_give_an_array_as_declared_or_a_wire_error(tmp_path_factor
                 assert result.shape == tuple(obj["shape"])
                 assert result.dtype == obj["dtype"]
         assert repr(obj) == repr(before)
+
+
+# --- a key that stands twice ------------------------------------------------------------------------------------------
+
+ARRAY = b'{"object_type":"array","shape":[1],"dtype":"float64","data":{"buffer":[1.0],"encoding":"json"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"y":1,"y":2}',
+        b'{"y":1,"y":1}',
+        b'{"a:b":[{"y":1,"y":2}]}',
+        b'{"y":1,"\\u0079":2}',
+        b'{"y":' + ARRAY + b',"y":' + ARRAY.replace(b"1.0", b"2.0") + b"}",
+        ARRAY.replace(b'"buffer":[1.0]', b'"buffer":[2.0],"buffer":[1.0]'),
+        ARRAY.replace(b'"shape":[1]', b'"shape":[2],"shape":[1]'),
+        ARRAY.replace(b"[1.0]", b'"' + b"A" * 5000 + b'","buffer":[1.0]'),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(text):
+    with pytest.raises(WireError, match=r"stands twice in one object.*nothing tells which"):
+        loads(text)
+
+
+keys = st.sampled_from(["y", "buffer", "data", "a:b", ":", '"', "\\", "α", '":'])
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | keys,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(tree=plain)
+def test_no_healthy_text_is_refused_for_its_colons(tree):
+    assert loads(json.dumps(tree).encode()) == tree
+
+
+@given(tree=st.dictionaries(keys, plain, min_size=1, max_size=4), data=st.data())
+def test_wherever_it_stands_twice_it_is_seen(tree, data):
+    twice = data.draw(st.sampled_from(sorted(tree)))
+    inside = json.dumps(tree)[:-1] + f", {json.dumps(twice)}: null}}"
+    outside = data.draw(st.sampled_from(["{}", '{{"other": {}}}', "[1, {}]", '[":", {{"a:b": [{}]}}]']))
+    with pytest.raises(WireError, match="stands twice"):
+        loads(outside.format(inside).encode())

@@ -36,7 +36,7 @@ from tesseract_flow.client.meter import record_request
 from tesseract_flow.client.translate import Question, error_of_status
 from tesseract_flow.errors import CallError, InvalidAnswer, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
-from tesseract_flow.wire import Message
+from tesseract_flow.wire import Message, check_once
 
 DERIVATIVES = frozenset({"jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # What a server answers without a solve.
@@ -186,8 +186,7 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         question = self._question("openapi.json")
         content, _ = self._repeated("openapi.json", lambda: self._send("GET", question, Message(), {}))
         try:
-            # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
-            return self._read_cleanly(lambda content: TesseractSchema.from_openapi(orjson.loads(content)), content)
+            return self._read_cleanly(_schema, content)
         except (orjson.JSONDecodeError, SchemaError, WireError) as error:
             raise SchemaError(
                 f"The server at {self.url} does not describe itself as a Tesseract: {error}\n"
@@ -293,6 +292,13 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             f"the answer has {n_bytes} bytes or more; at most {self.max_bytes} are accepted.\n"
             "Allow more with open_tesseract(url, max_bytes=...).",
         )
+
+
+def _schema(content: bytes) -> TesseractSchema:
+    # Not `wire.loads`: an array in this document is somebody's default value, and part of the schema.
+    schema = TesseractSchema.from_openapi(orjson.loads(content))
+    check_once(content)
+    return schema
 
 
 def _say_waiting(question: Question, read_timeout: float | None, seconds: float) -> None:
