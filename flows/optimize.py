@@ -48,16 +48,16 @@ T = TypeVar("T")
 _OfOptax = Literal[
     "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
 ]
-OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr"]
+OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp"]
 
 
 class Optimizer(BaseModel):
-    """Which optimiser, of Optax or of SciPy, and its settings."""
+    """Which optimiser, of Optax, SciPy or NLopt, and its settings."""
 
     name: OptimizerName = Field(
         default="adam",
         description="An Optax optimiser (lbfgs searches along a line), or one of SciPy's: slsqp, l-bfgs-b (bounds "
-        "only), trust-constr",
+        "only), trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), ld_slsqp",
     )
     learning_rate: float | None = Field(
         default=None,

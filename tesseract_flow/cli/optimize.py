@@ -17,7 +17,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     parser.add_argument(
-        "--driver", default="adam", help="slsqp, l-bfgs-b, trust-constr, or an Optax optimiser by name (default adam)"
+        "--driver",
+        default="adam",
+        help="slsqp, l-bfgs-b, trust-constr, of NLopt mma, ccsaq, ld_slsqp, or an Optax optimiser by name (default "
+        "adam)",
     )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")

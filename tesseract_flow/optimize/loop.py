@@ -81,7 +81,7 @@ def optimize(
 
     Without constraints an Optax driver runs the plain Optax loop on `design / scale`, with projection onto the bounds.
     With constraints it minimises an augmented Lagrangian, whose objective is divided by its size at the start. SciPy's
-    drivers (`slsqp`, `trust-constr`) have constraints of their own.
+    and NLopt's drivers (`slsqp`, `trust-constr`, `mma`) have constraints of their own.
 
     Args:
         problem: what to optimise.
@@ -117,9 +117,9 @@ def optimize(
             it looks again.
         objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
-            against it, and for SciPy's drivers; 1 for Optax without constraints, whose own steps are kept to the bit.
-            Worth asking for where one of its drivers has absolute thresholds (the first step of L-BFGS, the epsilon of
-            Adam) and the objective is far from 1.
+            against it, and for the drivers of SciPy and NLopt; 1 for Optax without constraints, whose own steps are
+            kept to the bit. Worth asking for where one of its drivers has absolute thresholds (the first step of
+            L-BFGS, the epsilon of Adam) and the objective is far from 1.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere; the message says where.

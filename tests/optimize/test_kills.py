@@ -20,7 +20,14 @@ from tests.faults.server import FaultyServer, every
 ROOT = pathlib.Path(__file__).parents[2]
 KINDS = ("free", "bounded", "constrained", "walled")
 
-LIBRARIES = {"l-bfgs-b": "bounded", "slsqp": "constrained", "trust-constr": "walled"}
+LIBRARIES = {
+    "l-bfgs-b": "bounded",
+    "slsqp": "constrained",
+    "trust-constr": "walled",
+    "mma": "bounded",
+    "ccsaq": "walled",
+    "ld_slsqp": "constrained",
+}
 
 # Every driver by name, three deaths each, over the kinds of problems in turn; libraries where they fit.
 OPTAX = [name for name in driver_names() if name not in LIBRARIES]

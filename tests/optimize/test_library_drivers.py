@@ -41,6 +41,7 @@ from tests.optimize.standard import STANDARD
 
 NATIVE = ("slsqp", "trust-constr")
 ALL = ("l-bfgs-b", *NATIVE)
+NLOPT = ("mma", "ccsaq", "ld_slsqp")
 STOP = {"max_steps": 400, "gradient_tolerance": 1e-6}
 SMALL = [problem for problem in STANDARD if problem.name in ("hs1", "hs6", "hs35", "hs43", "hs71", "hs76", "hs100")]
 
@@ -224,9 +225,10 @@ SUM = {"sum": Constraint(lower=-10.0)}
 # --- going on
 
 
-@pytest.mark.parametrize("driver", ALL)
+@pytest.mark.parametrize("driver", [*ALL, *NLOPT])
 def test_going_on_gives_the_same_bits_and_asks_nothing_twice(tmp_path, driver):
-    problem = rosenbrock_problem(bounds=(-2.0, 2.0)) if driver == "l-bfgs-b" else hs71_problem()
+    takes_it = driver in (*NATIVE, "ld_slsqp")
+    problem = hs71_problem() if takes_it else rosenbrock_problem(bounds=(-2.0, 2.0))
     whole, parts = Counted(), Counted()
     undisturbed = optimize(problem, driver, stop=MaxSteps(7), transform=whole)
     for n in (0, 1, 2, 5, 7):
@@ -302,7 +304,7 @@ def test_changes_that_are_accepted_begin_a_leg_of_their_own(tmp_path):
 # --- failures
 
 
-@pytest.mark.parametrize("driver", ALL)
+@pytest.mark.parametrize("driver", [*ALL, *NLOPT])
 @pytest.mark.parametrize("how", ["error", "nan"])
 def test_beyond_a_wall_it_steps_back(driver, how):
     """-log(2 - x) - 5 x has its minimum at 1.8, and nothing can be evaluated from 2 on."""
@@ -323,7 +325,7 @@ def test_where_nothing_on_the_way_can_be_evaluated_the_run_ends_with_the_best_so
     def evaluate(x):
         return jnp.where(x == 0.0, 1.0 - x, jnp.nan)
 
-    for driver in ALL:
+    for driver in (*ALL, *NLOPT):
         result = optimize(Problem(jnp.asarray(0.0), evaluate), driver, stop=STOP, transform=jax.jit)
         assert not result.converged and float(result.design) == 0.0 and "failed" in result.reason
 

@@ -420,8 +420,12 @@ def _refuse(driver: LibraryDriver, setting: Setting, flat: Flat) -> None:
             f"{', '.join(map(repr, setting.constraints.names))}.\n"
             "Use 'slsqp', or an Optax driver such as 'lbfgs', which gets them by augmented Lagrangian."
         )
-    if not library.takes_equalities and (flat.limits[0] == flat.limits[1]).any():
+    demands = setting.problem.constraints or {}
+    equal = [demand for demand, constraint in sorted(demands.items()) if constraint.equals is not None]
+    if equal and not library.takes_equalities:
         raise DriverError(
-            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} has equalities.\n"
-            "Demand the side that the optimum pushes against (upper=... or lower=...), or use 'slsqp'."
+            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} demands equals=... of "
+            f"{', '.join(map(repr, equal))}.\n"
+            "Demand the side that the optimum pushes against (upper=... or lower=...), or use 'slsqp', 'ld_slsqp' or "
+            "'trust-constr'."
         )

@@ -8,14 +8,14 @@ from typing import Any
 import optax
 
 from tesseract_flow.errors import DriverError, did_you_mean
-from tesseract_flow.optimize.drivers import scipy
+from tesseract_flow.optimize.drivers import nlopt, scipy
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.drivers.library import LibraryDriver
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, driver_of, named_driver, settings_of
 from tesseract_flow.optimize.drivers.settings import check_settings, takes
 
-_LIBRARIES = scipy.LIBRARIES
-_SETTINGS = scipy.SETTINGS
+_LIBRARIES = scipy.LIBRARIES | nlopt.LIBRARIES
+_SETTINGS = scipy.SETTINGS | nlopt.SETTINGS
 
 
 def driver_names() -> tuple[str, ...]:

@@ -30,6 +30,8 @@ def check_settings(name: str, settings: Mapping[str, Any], known: Mapping[str, A
 
 def takes(name: str, known: Mapping[str, Any]) -> str:
     """What settings a driver takes, as a sentence."""
+    if not known:
+        return f"{name} takes no settings."
     return f"{name} takes: {', '.join(f'{key} (default {value!r})' for key, value in known.items())}."
 
 
