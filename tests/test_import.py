@@ -54,6 +54,7 @@ def test_apply_tesseract_brings_no_http_before_there_is_an_address() -> None:
     assert loaded_after("import tesseract_flow; tesseract_flow.open_tesseract('a:1').n_lanes") & {"httpx"} == set()
 
 
+@pytest.mark.slow
 def test_importing_leaves_the_garbage_collector_as_it_was() -> None:
     for before in ("enable", "disable"):
         uses = "tesseract_flow.apply_tesseract, tesseract_flow.open_tesseract"
@@ -91,6 +92,7 @@ def test_public_name_resolves(name: str) -> None:
 
 @pytest.mark.parametrize("first", ["", "import {}", "from {} import *"], ids=["name", "module", "star"])
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name in SHARED and name != "errors"])
+@pytest.mark.slow
 def test_function_that_shares_its_name_with_a_package_can_be_called(name: str, first: str) -> None:
     """Importing the package sets the attribute that the function would have, whoever does it first."""
     first = first.format(tesseract_flow._EXPORTS[name])

@@ -145,7 +145,8 @@ def by_fixed_point(first: AbstractTesseract, second: AbstractTesseract, solver: 
     return dataclasses.replace(sellar(first, second), evaluate=evaluate)
 
 
-@pytest.mark.parametrize("solver", ["broyden", pytest.param("newton-krylov", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["broyden", "newton-krylov"])
 def test_described_as_a_fixed_point_it_takes_no_more_runs(disciplines: Disciplines, solver: str):
     cache = tf.MemoryCache()
     kept = [tf.open_tesseract(discipline, cache=cache) for discipline in disciplines]

@@ -105,6 +105,7 @@ def combination(a: float, u: Any, b: float, v: Any) -> Any:
 
 @pytest.mark.server
 @eager_and_jit
+@pytest.mark.slow
 def test_values_and_both_derivatives_equal_plain_jax(case: Case, jit: bool):
     x_dot, y_bar = case.tangent(1), case.cotangent(2)
     y, y_dot = pushing(case, jit)(case.x, x_dot)

@@ -202,6 +202,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_a_program_without_x64():
     environment = {"PATH": "", "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "0"}
     done = subprocess.run(

@@ -441,6 +441,7 @@ class TestInterface:
         assert len(gradient_tables(report)) == 2
 
 
+@pytest.mark.slow
 def test_a_problem_that_looks_at_a_text_is_checked() -> None:
     speaker = FunctionTesseract(
         lambda i: {"said": "hi" if np.asarray(i["x"])[0] > 1.0 else "lo"},

@@ -56,7 +56,7 @@ def both_modes() -> Callable[..., Any]:
     return jax.jit(both)
 
 
-@pytest.mark.parametrize("gain", [0.3, 0.999, 3.0])
+@pytest.mark.parametrize("gain", [pytest.param(0.3, marks=pytest.mark.slow), 0.999, 3.0])
 def test_value_and_both_derivatives_of_a_linear_loop(key: jax.Array, gain: float):
     keys = jax.random.split(key, 4)
     matrix, rhs = random_loop(keys[0], gain)
@@ -73,6 +73,7 @@ def test_value_and_both_derivatives_of_a_linear_loop(key: jax.Array, gain: float
     assert abs(inner(dot, bar) - inner(dots, bars)) <= 1e-10 * max(magnitude(dot, bar), magnitude(dots, bars))
 
 
+@pytest.mark.slow
 def test_of_many_at_once_each_is_its_own(key: jax.Array):
     loops = [random_loop(k, gain) for k, gain in zip(jax.random.split(key, 3), (0.2, 0.9, 2.0), strict=True)]
     matrices, sides = (jnp.stack(parts) for parts in zip(*loops, strict=True))
@@ -157,6 +158,7 @@ def test_a_fixed_point_within_another_is_like_both_at_once():
     assert_close(jax.jit(jax.value_and_grad(nested))(K), jax.jit(jax.value_and_grad(flat))(K), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_what_phi_closes_over_is_a_parameter_too():
     def listed(k: Any) -> Any:
         return tf.fixed_point(lambda T, k: jnp.cos(k * T), 0.0, k)
@@ -168,6 +170,7 @@ def test_what_phi_closes_over_is_a_parameter_too():
     assert_close(jax.jit(jax.grad(closed_over))(k), jax.jit(jax.grad(listed))(k))
 
 
+@pytest.mark.slow
 def test_integers_and_texts_are_parameters_without_derivatives():
     def phi(T: Any, parameters: Any) -> Any:
         assert parameters["kind"] == "cosine"
@@ -181,6 +184,7 @@ def test_integers_and_texts_are_parameters_without_derivatives():
     assert_close(slope, -0.5 * T * jnp.sin(0.7 * T) / (1.0 + 0.35 * jnp.sin(0.7 * T)), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_second_derivative_is_refused():
     with pytest.raises(SecondDerivative, match="fixed point 'loop' was differentiated once more"):
         jax.hessian(lambda k: tf.fixed_point(lambda T, k: jnp.cos(k * T), 0.0, k, name="loop"))(0.7)
@@ -218,7 +222,14 @@ def lift_in_jax(speed: Any) -> Any:
     return jnp.sum(jnp.sin(shape) * speed)
 
 
-@pytest.mark.parametrize("run", [tf.concurrent, jax.jit, lambda fn: fn], ids=["concurrent", "jit", "eager"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(tf.concurrent, id="concurrent"),
+        pytest.param(jax.jit, id="jit", marks=pytest.mark.slow),
+        pytest.param(lambda fn: fn, id="eager", marks=pytest.mark.slow),
+    ],
+)
 def test_components_with_pullbacks_alone(run: Any):
     with tf.count_requests() as requests:
         got = run(jax.value_and_grad(functools.partial(lift, linear=TIGHT)))(jnp.asarray(1.3))
@@ -351,6 +362,7 @@ def test_what_is_too_little_is_named_with_the_remedy():
     assert len(raised.value.residuals) == 3
 
 
+@pytest.mark.slow
 def test_a_step_of_an_optimisation_goes_back_from_where_there_is_no_state():
     """T = x T² + 1 has a real solution up to x = 1/4."""
 

@@ -332,6 +332,7 @@ def test_a_loop_without_calls_is_a_pure_step():
     assert (plan.calls, len(plan.units)) == ([], 1)
 
 
+@pytest.mark.slow
 def test_results_of_iterations_are_let_go():
     """A long chain of large arrays needs room for the iterations under way."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -140,6 +140,7 @@ def test_runs_at_the_same_time_count_their_own_requests(prefect_harness, problem
         assert [future.result() for future in runs] == alone
 
 
+@pytest.mark.slow
 def test_steps_are_task_runs_when_asked_for(prefect_harness, problem, tmp_path):
     state = run(problem, tmp_path, observe="steps", stop=Stop(max_steps=2))
     state.result()

@@ -28,6 +28,7 @@ def test_the_beam_is_the_one_with_the_published_numbers():
     assert beam_thickness()[[0, 24, 47, 49]] == pytest.approx([0.1491575, 0.1070589, 0.0336316, 0.0161086], abs=1e-7)
 
 
+@pytest.mark.slow
 def test_adam_with_its_defaults_reaches_one_in_a_thousand():
     transform = Counted()
     result = optimize(beam_problem(), transform=transform)
@@ -74,11 +75,13 @@ def test_other_first_order_settings_reach_it_too(driver, rate, settings):
 
 
 @pytest.mark.parametrize("start", [0.05, 0.2], ids=["from half the volume", "from twice the volume"])
+@pytest.mark.slow
 def test_adam_finds_the_volume_from_an_infeasible_start(start):
     result = optimize(beam_problem(start=start), stop=MaxSteps(300), transform=compiled_once)
     assert error_of(result) < 1e-3 and volume_error_of(result) <= 1e-4
 
 
+@pytest.mark.slow
 def test_an_inequality_on_the_volume_is_active_and_gives_the_same_beam():
     result = optimize(beam_problem(Constraint(upper=0.01)), stop=MaxSteps(300), transform=jax.jit)
     assert error_of(result) < 1e-3 and float(result.constraints["volume"]) <= 0.01 * (1 + 1e-4)
@@ -104,6 +107,7 @@ def test_hock_schittkowski_71_with_a_search():
     assert float(result.design[0]) == 1.0
 
 
+@pytest.mark.slow
 def test_hock_schittkowski_71_with_steps():
     result = optimize(hs71_problem(), "adam", learning_rate=0.1, stop=MaxSteps(300), transform=jax.jit)
     assert result.value == pytest.approx(17.0140173, rel=1e-3) and result.feasible

@@ -61,6 +61,7 @@ def test_one_sided_term_is_that_of_nocedal_and_wright(value, limit, price):
 
 
 @given(numbers, numbers, st.floats(0, 4), numbers)
+@pytest.mark.slow
 def test_derivative_is_the_next_multiplier(value, lower, width, price):
     demands = one(Constraint(lower=lower, upper=lower + width, scale=1.0))
     values, current = {"c": jnp.asarray(value)}, duals(price)
@@ -117,6 +118,7 @@ def test_every_entry_of_an_array_has_its_own_limits():
 
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10), st.floats(-30, 30), st.floats(-3, 3), st.floats(-3, 3))
+@pytest.mark.slow
 def test_multipliers_of_two_sides_add_up_to_the_slope_of_the_augmentation(low, width, value, below, above):
     demands = one(Constraint(lower=low, upper=low + width))
     start, _ = demands.start(METHOD)

@@ -64,6 +64,7 @@ def test_a_sign_ends_a_line_search_without_being_asked_for() -> None:
     assert requests.n_total < 150
 
 
+@pytest.mark.slow
 def test_started_again_it_looks_again(tmp_path: Any) -> None:
     faults = [SIGN["sign"]]
     problem = planted(lambda y: faults[0](y))
@@ -153,6 +154,7 @@ def test_noise_is_not_taken_for_a_fault(noise: float, driver: str) -> None:
     assert "predicts" not in result.reason, result.reason
 
 
+@pytest.mark.slow
 def test_float32() -> None:
     start = {"x": jnp.asarray(-1.2, jnp.float32), "y": jnp.asarray(1.0, jnp.float32)}
     result = tf.optimize(tf.Problem(start, rosenbrock), "lbfgs", verify_gradients=1, stop={"max_steps": 30})

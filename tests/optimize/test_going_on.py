@@ -227,6 +227,7 @@ def constrained(sign: float = 1.0, more: float = 0.0):
     return Problem({"x": jnp.array([1.0, 2.0])}, evaluate, constraints={"sum": Constraint(lower=1.0)})
 
 
+@pytest.mark.slow
 def test_another_version_of_jax_does_not_strand_a_run(tmp_path):
     undisturbed = optimize(constrained(), stop=MaxSteps(30), transform=jax.jit)
     optimize(constrained(), stop=MaxSteps(12), journal=tmp_path, transform=jax.jit)

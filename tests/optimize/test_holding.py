@@ -139,6 +139,7 @@ def test_objects_and_chains_find_the_optimum_and_move_no_held_entry(name):
 # --- what does not change
 
 
+@pytest.mark.slow
 def test_without_bounds_an_update_is_that_of_optax_to_the_letter(monkeypatch):
     """What is about bounds is not even traced, so the program is the one of before, and so are the bits."""
 
@@ -269,6 +270,7 @@ def test_a_family_of_bounded_problems_costs_what_scipy_takes():
 # --- journals
 
 
+@pytest.mark.slow
 def test_a_run_with_active_bounds_goes_on_bit_by_bit(tmp_path):
     whole = optimize(chain_problem(), "lbfgs", stop=MaxSteps(11), transform=jax.jit)
     for n in (4, 7, 11):

@@ -43,7 +43,7 @@ NATIVE = ("slsqp", "trust-constr")
 ALL = ("l-bfgs-b", *NATIVE)
 NLOPT = ("mma", "ccsaq", "ld_slsqp")
 STOP = {"max_steps": 400, "gradient_tolerance": 1e-6}
-SMALL = [problem for problem in STANDARD if problem.name in ("hs1", "hs6", "hs35", "hs43", "hs71", "hs76", "hs100")]
+QUICK, SMALL = ("hs1", "hs71"), ("hs1", "hs6", "hs35", "hs43", "hs71", "hs76", "hs100")
 
 
 # --- right answers, and honest ones
@@ -62,7 +62,14 @@ def test_a_bound_that_is_active_at_the_optimum(driver):
     assert float(result.design["x"]) <= 0.5
 
 
-@pytest.mark.parametrize("standard", SMALL, ids=lambda standard: standard.name)
+@pytest.mark.parametrize(
+    "standard",
+    [
+        pytest.param(problem, id=problem.name, marks=() if problem.name in QUICK else pytest.mark.slow)
+        for problem in STANDARD
+        if problem.name in SMALL
+    ],
+)
 def test_slsqp_finds_published_optima(standard):
     result = optimize(standard.problem(), "slsqp", stop=STOP, transform=jax.jit)
     assert result.converged, result.reason
@@ -78,6 +85,7 @@ def test_the_multipliers_of_hs71_are_those_of_the_book():
 
 
 @pytest.mark.parametrize("constraint", [Constraint(equals=0.01), Constraint(upper=0.01)], ids=["equals", "upper"])
+@pytest.mark.slow
 def test_the_beam_by_slsqp(constraint):
     result = optimize(beam_problem(constraint), "slsqp", stop=STOP, transform=jax.jit)
     assert result.value == pytest.approx(BEAM_OPTIMUM, rel=1e-6) and result.feasible
@@ -122,6 +130,7 @@ def test_an_entry_whose_bounds_are_equal_stays():
     assert result.converged and np.allclose(result.design, [0.0, 1.0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_single_precision():
     with jax.enable_x64(False):
         problem = Problem(jnp.array([-1.2, 1.0]), lambda x: (1 - x[0]) ** 2 + 10 * (x[1] - x[0] ** 2) ** 2)
@@ -282,6 +291,7 @@ def test_another_setting_is_another_run(tmp_path):
             optimize(hs71_problem(), driver, driver_settings=settings, journal=tmp_path / "J", transform=jax.jit)
 
 
+@pytest.mark.slow
 def test_changes_that_are_accepted_begin_a_leg_of_their_own(tmp_path):
     known = hs71_problem()
     optimize(known, "slsqp", stop=MaxSteps(3), journal=tmp_path / "J", transform=jax.jit)

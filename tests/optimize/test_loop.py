@@ -86,6 +86,7 @@ def test_every_trial_is_one_evaluation_and_the_accepted_one_none_more(search):
     assert set(seen) <= set(points)
 
 
+@pytest.mark.slow
 def test_bounds_hold_at_every_evaluation_and_are_exact_where_active():
     points = []
 
@@ -155,6 +156,7 @@ def test_the_best_is_kept_when_the_last_is_worse():
     assert result.design["x"].tolist() == [0.0, 1.0] and float(result.evaluation.objective) == result.value
 
 
+@pytest.mark.slow
 def test_a_feasible_design_beats_a_better_infeasible_one():
     def evaluate(design):
         return Evaluation(design["x"].sum(), {"x": design["x"]})
@@ -238,6 +240,7 @@ def test_mistakes_are_reported_before_the_first_evaluation(call, error):
     assert transform.n_calls == 0
 
 
+@pytest.mark.slow
 def test_searches_step_back_from_nan_on_their_own():
     def evaluate(x):
         return jnp.where(x > 0.9, jnp.nan, (x - 0.8) ** 2) + jnp.where(x < 0.5, 3 * (0.5 - x), 0.0)
@@ -369,6 +372,7 @@ def test_a_scale_that_is_none_is_refused(scale):
 
 
 @pytest.mark.parametrize("size", [5000.0, 1e-3])
+@pytest.mark.slow
 def test_a_limit_of_zero_is_measured_by_the_start_also_after_going_on(tmp_path, size):
     def problem():
         return Problem(

@@ -61,6 +61,7 @@ def test_a_constant_in_the_objective_makes_nothing_optimal(offset):
 
 
 @pytest.mark.parametrize("driver", ["lbfgs", "adam"])
+@pytest.mark.slow
 def test_a_far_start_excuses_nothing(driver):
     """Relative to the gradient at the start, 4e12, everything below x = 46 would pass."""
     result = optimize(
@@ -69,6 +70,7 @@ def test_a_far_start_excuses_nothing(driver):
     assert not result.converged or float(jnp.abs(result.design["x"][0])) < 0.1
 
 
+@pytest.mark.slow
 def test_sums_of_squares_converge_though_they_fall_to_zero():
     start = {"x": jnp.asarray(-1.2), "y": jnp.asarray(1.0)}
     result = optimize(Problem(start, rosenbrock), "lbfgs", transform=jax.jit)
@@ -112,6 +114,7 @@ def test_the_unit_lies_between_what_was_seen_and_a_hundredth_of_it():
 # --- first-order points of constrained problems
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_conditions_written_out():
     """Gradients of objective and constraints by JAX, multipliers from the result: the sum has to vanish as reported."""
     problem = hs71_problem()
@@ -131,6 +134,7 @@ def test_the_figures_are_those_of_the_conditions_written_out():
 
 
 @pytest.mark.parametrize("factor", [1e-9, 1e9])
+@pytest.mark.slow
 def test_the_unit_does_not_matter_with_constraints(factor):
     standard = next(s for s in STANDARD if s.name == "hs43")
     result = optimize(standard.problem(factor), "lbfgs", stop=STOP, transform=jax.jit)
@@ -387,6 +391,7 @@ def test_other_reasons_claim_nothing_but_show_the_figures(tmp_path):
     assert result.optimality is not None and result.optimality.tolerance is None
 
 
+@pytest.mark.slow
 def test_figures_survive_a_journal_bit_for_bit(tmp_path):
     whole = optimize(hs71_problem(), "lbfgs", stop=[FirstOrder(1e-6), MaxSteps(100)], transform=jax.jit)
     for n in (5, 100):

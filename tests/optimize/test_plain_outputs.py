@@ -115,6 +115,7 @@ def spoken_problem(start: float) -> Problem:
     return Problem({"x": jnp.array([start, 3.0])}, evaluate, name="spoken")
 
 
+@pytest.mark.slow
 def test_a_text_decides_alone_and_is_guarded_on_the_way():
     result = optimize(spoken_problem(3.0), driver="sgd", learning_rate=0.1, stop={"max_steps": 2})
     assert np.isclose(result.value, 2 * 9.0 * 0.8**4)

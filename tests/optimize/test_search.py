@@ -97,6 +97,7 @@ def test_searching_is_recognised_without_running_anything(name):
     assert update.is_searching(START, initial_state(DRIVERS[name], START)) == (name in SEARCHES)
 
 
+@pytest.mark.slow
 def test_a_search_follows_the_projected_path():
     """The unconstrained step leaves the box; every trial stays inside, and so does the result."""
     box = box_from(({"x": -1.5, "y": None}, {"x": 0.5, "y": 0.8}), START)
@@ -140,6 +141,7 @@ def test_a_trial_where_it_cannot_be_walked_is_refused():
         Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
 
 
+@pytest.mark.slow
 def test_float32_designs_stay_float32():
     start = jax.tree.map(lambda x: x.astype(jnp.float32), START)
     driver = optax_driver("lbfgs")

@@ -78,6 +78,7 @@ def test_a_thousand_variables_with_active_bounds():
     assert float(result.design[-1]) == 0.01
 
 
+@pytest.mark.slow
 def test_a_search_tells_what_it_tried():
     """On a straight line values and slopes agree everywhere; a planted sign is seen in each trial."""
 

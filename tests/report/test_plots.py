@@ -145,6 +145,7 @@ def test_png_and_addresses():
         assert base64.b64decode(body, validate=True).startswith(start)
 
 
+@pytest.mark.slow
 def test_threads_draw_what_one_thread_draws():
     before = dict(mpl.rcParams)
     histories = [HISTORIES[name] for name in ("gaps", "violated", "long")]

@@ -120,6 +120,7 @@ def bowl() -> Problem:
     return Problem({"x": jnp.array([1.0, -2.0])}, lambda design: ((design["x"] - 0.3) ** 2).sum())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_wherever_its_journal_is(address):
     undisturbed = optimize(bowl(), stop=MaxSteps(9))
     for n in (3, 6, 9):

@@ -207,6 +207,7 @@ def _writer(path: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_one_that_is_killed_leaves_no_harm(tmp_path: Path) -> None:
     processes = [_writer(tmp_path, "hang"), _writer(tmp_path), _writer(tmp_path)]
     with contextlib.ExitStack() as stack:

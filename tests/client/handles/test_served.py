@@ -189,6 +189,7 @@ def test_a_process_that_dies_is_started_again(served, caplog):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_stop_and_start(served):
     before, url, logs = served.apply({"x": X})["pid"], served.url, served.logs()
     assert logs
@@ -231,6 +232,7 @@ def test_large_arrays_go_through_memory_and_leave_nothing_there(served, caplog):
 
 @pytest.mark.server
 @pytest.mark.parametrize("why", ["not wanted", "no room"])
+@pytest.mark.slow
 def test_without_memory_to_share(tmp_path, monkeypatch, why):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     if why == "no room":
@@ -244,6 +246,7 @@ def test_without_memory_to_share(tmp_path, monkeypatch, why):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_a_component_that_cannot_be_imported(tmp_path, monkeypatch):
     folders = [tmp_path / "disk", tmp_path / "memory"]
     for folder in folders:

@@ -78,6 +78,7 @@ def test_pullbacks_find_their_residuals(pair, tmp_path):
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_one_that_dies_is_started_again_alone(pair):
     with ThreadPoolExecutor(2) as pool:
         before = {answer["pid"] for answer in pool.map(lambda k: pair.apply({"x": np.array([k, 7.5])}), range(20))}
@@ -125,6 +126,7 @@ def test_what_was_edited_is_served_as_it_is_now(tmp_path):
 
 @pytest.mark.server
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY"])
+@pytest.mark.slow
 def test_no_proxy_is_asked_for_what_is_on_this_machine(tmp_path, monkeypatch, refused_url, variable):
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
