@@ -99,6 +99,25 @@ def test_function_that_shares_its_name_with_a_package_can_be_called(name: str, f
     loaded_after(f"{first}\nimport tesseract_flow\nassert callable(tesseract_flow.{name})")
 
 
+@pytest.mark.parametrize("name", ["optimize", "report"])
+def test_help_shows_the_function_that_a_package_stands_for(name: str) -> None:
+    loaded_after(
+        f"""
+import importlib, inspect, pydoc, types
+import tesseract_flow as tf
+package = tf.{name}
+home = importlib.import_module(package._home)
+function = home.{name}
+assert isinstance(package, types.ModuleType) and isinstance(function, types.FunctionType)
+assert inspect.signature(package) == inspect.signature(function)
+shown = pydoc.plain(pydoc.render_doc(package))
+assert shown.index(function.__doc__.splitlines()[0]) < shown.index("{name}(") < shown.index("PACKAGE CONTENTS")
+for parameter in inspect.signature(function).parameters:
+    assert parameter in shown
+"""
+    )
+
+
 def test_dir_lists_public_names_before_they_are_used() -> None:
     loaded_after(f"import tesseract_flow\nassert {set(tesseract_flow._EXPORTS)} <= set(dir(tesseract_flow))")
 

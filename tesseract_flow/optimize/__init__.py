@@ -4,10 +4,6 @@ Knows neither HTTP nor Tesseracts nor Prefect: the objective is any JAX function
 is handed in. `optimize` is the way in; `loop` is where its steps are.
 """
 
-import sys
-import types
-from typing import Any
-
 from tesseract_flow.optimize.afterwards import Account, read_account, read_journal
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
@@ -37,6 +33,7 @@ from tesseract_flow.optimize.stopping import (
     WallTime,
     stop_rules_from,
 )
+from tesseract_flow.packages import make_callable
 
 __all__ = [
     "DEFAULT_MAX_STEPS",
@@ -83,16 +80,4 @@ __all__ = [
     "stop_rules_from",
 ]
 
-
-class _CallablePackage(types.ModuleType):
-    """`tesseract_flow.optimize` is a package and, as `tf.optimize(problem)`, the function that it is named after.
-
-    Importing a package makes it an attribute of its parent, so a function of the same name there would depend on who
-    imports what first.
-    """
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Result:
-        return optimize(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+make_callable(__name__, f"{__name__}.loop")

@@ -11,9 +11,9 @@ Names are imported when first used, so that the terminal's progress line does no
 from __future__ import annotations
 
 import importlib
-import sys
-import types
 from typing import Any
+
+from tesseract_flow.packages import make_callable
 
 _HOME = {
     "Reporting": "account",
@@ -48,11 +48,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
 
 
-class _CallablePackage(types.ModuleType):
-    """As `tesseract_flow.optimize` is one: the package is an attribute of its parent, whoever imports it first."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module(f"{__name__}.account").report(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallablePackage
+make_callable(__name__, f"{__name__}.account")
