@@ -48,7 +48,7 @@ T = TypeVar("T")
 _OfOptax = Literal[
     "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
 ]
-OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp"]
+OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", "cma-es"]
 
 
 class Optimizer(BaseModel):
@@ -57,7 +57,8 @@ class Optimizer(BaseModel):
     name: OptimizerName = Field(
         default="adam",
         description="An Optax optimiser (lbfgs searches along a line), or one of SciPy's: slsqp, l-bfgs-b (bounds "
-        "only), trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), ld_slsqp",
+        "only), trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), "
+        "ld_slsqp; or cma-es, which asks for no gradients",
     )
     learning_rate: float | None = Field(
         default=None,

@@ -46,9 +46,20 @@ class Evaluator:
     """Evaluates a problem, and remembers the points of the current step, so that no point is evaluated twice in it.
 
     `n_evaluations` counts calls of the transformed function since construction.
+
+    Args:
+        with_gradients: false where nobody wants any; samples then have zeros in their place.
     """
 
-    def __init__(self, problem: Problem, template: Evaluation, constraints: ConstraintSet, transform: Transform):
+    def __init__(
+        self,
+        problem: Problem,
+        template: Evaluation,
+        constraints: ConstraintSet,
+        transform: Transform,
+        *,
+        with_gradients: bool = True,
+    ):
         self.template = template
         leaves, self._treedef = jax.tree.flatten(template)
         self._is_array = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
@@ -63,8 +74,11 @@ class Evaluator:
             augmentation = constraints.augmentation(evaluation.constraints, weights.duals, self.dtype)
             return evaluation.objective / weights.objective_scale + augmentation, self.arrays_of(evaluation)
 
+        def alone(varying: PyTree, weights: Weights):
+            return lagrangian(varying, weights), jax.tree.map(jnp.zeros_like, varying)
+
         self._valid = problem.valid_names
-        self._call = transform(jax.value_and_grad(lagrangian, has_aux=True))
+        self._call = transform(jax.value_and_grad(lagrangian, has_aux=True) if with_gradients else alone)
 
     def __call__(self, varying: PyTree, weights: Weights) -> Sample:
         """The sample at a point; from memory if the same bits were evaluated in this step.

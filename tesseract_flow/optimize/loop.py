@@ -114,7 +114,7 @@ def optimize(
             gradients fit together (up to three if they do not). A number: again after so many steps each, as a
             derivative may be right at the start and wrong where a limit is active. None: only when a line search that
             has trouble makes it suspect. Where they contradict each other the run stops and says so; started again,
-            it looks again.
+            it looks again. With a driver that asks for no gradients there is nothing to look at.
         objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
             against it, and for the drivers of SciPy and NLopt; 1 for Optax without constraints, whose own steps are
@@ -151,6 +151,7 @@ def optimize(
         tolerance,
         as_objective_scale(objective_scale),
     )
+    verify = verify if run.driver.asks_for_gradients else None
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
     with (

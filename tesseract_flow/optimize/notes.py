@@ -99,7 +99,9 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     notes += _about_units(run, state)
     n_since = last.step - last.best_step
     manner = run.engine.manner
-    if last.best_step == 0 and last.step > 0:
+    if not run.driver.asks_for_gradients:
+        notes.append("no gradient is known of any design, so that none is claimed to be optimal")
+    elif last.best_step == 0 and last.step > 0:
         notes.append(
             f"the best design is the start: none of {last.step} steps found a better one. Unless the start is known to "
             f"be optimal, {CHECK_GRADIENTS}"
@@ -130,7 +132,7 @@ def _fell_undiminished(history: Sequence[StepRecord]) -> bool:
     values = [record.value for record in history]
     return (
         all(after < before for before, after in itertools.pairwise(values))
-        and min(record.gradient_norm for record in history[1:]) >= 0.9 * history[0].gradient_norm > 0.0
+        and min(record.gradient_norm or 0.0 for record in history[1:]) >= 0.9 * (history[0].gradient_norm or 0.0) > 0.0
     )
 
 

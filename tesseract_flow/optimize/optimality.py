@@ -136,7 +136,7 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
     seen = m["raw_gradient"] * m["size"]
     for record in reversed(history):
         if path >= LOOK_BACK * m["size"] or record is beginning:
-            seen = max(seen, record.gradient_norm * m["size"] ** 2 / max(path, LOOK_BACK * m["size"]))
+            seen = max(seen, (record.gradient_norm or 0.0) * m["size"] ** 2 / max(path, LOOK_BACK * m["size"]))
             break
         path += record.move
     # Near the start what was seen there still counts: a start at the optimum has no other slope to show.

@@ -23,7 +23,7 @@ class StepRecord:
     Attributes:
         value: objective at this step's design.
         gradient_norm: max norm of the projected gradient of the Lagrangian (without constraints: of the objective), in
-            units of objective per scaled design unit.
+            units of objective per scaled design unit; `None` with a driver that asks for no gradients.
         violation: largest violation of a constraint, in units of the limit that is violated; 0 without constraints.
         residual: like `violation`, and also counts constraints whose price is not settled yet; 0 only at a solution.
         feasible: `violation` is within the tolerance of the run.
@@ -37,7 +37,7 @@ class StepRecord:
         failed_in_a_row: how many of these since the last good one.
         stalled: the driver could not improve on this design, even after a restart.
         stationarity, complementarity: how far this design is from a first-order point, see `optimality`; `None` in
-            journals that were written before there were figures.
+            journals that were written before there were figures, and without gradients.
         slope: the slope of the objective that the run had seen by then, which they are relative to, in units of
             objective per scaled design unit.
         price: the largest multiplier of a constraint, in the same units as the objective.
@@ -53,7 +53,7 @@ class StepRecord:
 
     step: int
     value: float
-    gradient_norm: float
+    gradient_norm: float | None
     violation: float
     residual: float
     feasible: bool

@@ -160,7 +160,7 @@ def changes_at_last_point(run: Run, resumed: Resumption, state: State) -> list[s
             for name in sorted(run.problem.constraints or {})
         ),
     ]
-    steepest = _largest([record.gradient_norm for record in history]) / scale
+    steepest = _largest([record.gradient_norm or 0.0 for record in history]) / scale
     names = leaf_names(state.here.gradient)
     for name, a, b in zip(names, jax.tree.leaves(state.here.gradient), jax.tree.leaves(again.gradient), strict=True):
         pairs.append((f"gradient with respect to {name!r}", a, b, steepest))

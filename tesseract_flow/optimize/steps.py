@@ -34,7 +34,7 @@ from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weig
 from tesseract_flow.optimize.failures import Attempts, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record
-from tesseract_flow.optimize.probe import look_around
+from tesseract_flow.optimize.probe import View, look_around
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
@@ -59,7 +59,7 @@ def prepare(
     partition, dtype = problem.partition, template.objective.dtype
     box = problem.box.scaled(partition.scale)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
-    evaluator = Evaluator(problem, template, constraints, transform)
+    evaluator = Evaluator(problem, template, constraints, transform, with_gradients=driver.asks_for_gradients)
     start = partition.to_scaled(problem.start)
     engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
     return Run(
@@ -106,7 +106,9 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
     state = dataclasses.replace(state, best=Best(best.varying, state.here.leaves, best.step))
     measures, events = run.assess(state), run.attempts.events()
     run.attempts.begin(0)  # a point next to the start may fail
-    view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
+    view = View(0.0)
+    if run.driver.asks_for_gradients:
+        view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
     record = _record(run, state, (), 0.0, False, totals, measures, view.slope)
     record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
     found = verify_gradient(run, state) if is_due(verify, 0) else None
@@ -272,11 +274,12 @@ def _record(
     m = {key: float(value) for key, value in measures.items()}
     if slope is None:
         slope = optimality.slope_seen(m, history, move, run.has_constraints)
+    has_gradients = run.driver.asks_for_gradients
     worst = max(run.constraints.names, key=lambda key: m[f"violation of {key}"], default=None)
     return StepRecord(
         step=history[-1].step + 1 if history else 0,
         value=m["value"],
-        gradient_norm=m["gradient_norm"],
+        gradient_norm=m["gradient_norm"] if has_gradients else None,
         violation=m["violation"],
         residual=m["residual"],
         feasible=m["violation"] <= run.feasibility_tol,
@@ -288,9 +291,9 @@ def _record(
         stalled=stalled,
         failed_in_a_row=run.attempts.n_in_a_row,
         events=run.attempts.events(),
-        stationarity=optimality.stationarity(m, m["value"], slope),
-        complementarity=optimality.complementarity(m, m["value"], slope),
-        slope=slope,
+        stationarity=optimality.stationarity(m, m["value"], slope) if has_gradients else None,
+        complementarity=optimality.complementarity(m, m["value"], slope) if has_gradients else None,
+        slope=slope if has_gradients else None,
         price=m["largest_price"],
         since=history[-1].since if history else 0,
         worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,

@@ -115,7 +115,7 @@ class GradientBelow(AbstractStoppingRule):
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         norm = history[-1].gradient_norm
-        return f"gradient below {self.tol:g} ({norm:.3g})" if norm <= self.tol else None
+        return f"gradient below {self.tol:g} ({norm:.3g})" if norm is not None and norm <= self.tol else None
 
 
 class Stagnation(AbstractStoppingRule):
@@ -214,7 +214,8 @@ class Stalled(AbstractStoppingRule):
         if not last.ending:
             return "the line search finds no better design, even after a restart"
         where = "" if last.feasible else f", where constraint {last.worst!r} is violated by {last.violation:.3g}"
-        return f"the driver came to rest, and again after a restart{where}; in its own words: {last.ending}"
+        again = ", and again after a restart" if last.gradient_norm is not None else ""
+        return f"the driver came to rest{again}{where}; in its own words: {last.ending}"
 
 
 class Unresponsive(AbstractStoppingRule):
@@ -260,6 +261,7 @@ class Infeasible(AbstractStoppingRule):
         if (
             not has_stopped_falling
             or last.price < LARGE_PRICE * scale
+            or last.gradient_norm is None
             or last.gradient_norm > 0.01 * last.violation * last.price
         ):
             return None
@@ -284,7 +286,7 @@ class Unbounded(AbstractStoppingRule):
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         last = history[-1]
-        if last.endless < self.patience or not last.feasible:
+        if last.endless < self.patience or not last.feasible or last.gradient_norm is None:
             return None
         return (
             f"the objective looks unbounded below: {last.endless} searches in a row went down without an end, to "

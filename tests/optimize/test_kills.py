@@ -27,6 +27,7 @@ LIBRARIES = {
     "mma": "bounded",
     "ccsaq": "walled",
     "ld_slsqp": "constrained",
+    "cma-es": "bounded",
 }
 
 # Every driver by name, three deaths each, over the kinds of problems in turn; libraries where they fit.

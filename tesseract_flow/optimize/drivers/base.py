@@ -51,7 +51,13 @@ class Setting:
 
 
 class AbstractDriver(abc.ABC):
-    """What a name and settings, or an object, stand for. It holds nothing of a run, so many may share it."""
+    """What a name and settings, or an object, stand for. It holds nothing of a run, so many may share it.
+
+    Attributes:
+        asks_for_gradients: false where it asks for values alone; then nothing in the run asks for gradients.
+    """
+
+    asks_for_gradients: bool = True
 
     @property
     @abc.abstractmethod

@@ -8,19 +8,19 @@ from typing import Any
 import optax
 
 from tesseract_flow.errors import DriverError, did_you_mean
-from tesseract_flow.optimize.drivers import nlopt, scipy
+from tesseract_flow.optimize.drivers import evolution, nlopt, scipy
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.drivers.library import LibraryDriver
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, driver_of, named_driver, settings_of
 from tesseract_flow.optimize.drivers.settings import check_settings, takes
 
 _LIBRARIES = scipy.LIBRARIES | nlopt.LIBRARIES
-_SETTINGS = scipy.SETTINGS | nlopt.SETTINGS
+_SETTINGS = scipy.SETTINGS | nlopt.SETTINGS | evolution.SETTINGS
 
 
 def driver_names() -> tuple[str, ...]:
     """The names that `optimize(driver=...)` knows."""
-    return tuple(sorted([*LEARNING_RATES, *_LIBRARIES]))
+    return tuple(sorted([*LEARNING_RATES, *_SETTINGS]))
 
 
 def driver_settings(name: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def driver_settings(name: str) -> dict[str, Any]:
     """
     if name in LEARNING_RATES:
         return settings_of(name)
-    if name in _LIBRARIES:
+    if name in _SETTINGS:
         return dict(_SETTINGS[name])
     raise DriverError(
         f"Unknown driver {name!r}.{did_you_mean(name, driver_names())}\n"
@@ -60,5 +60,7 @@ def build_driver(
     check_settings(driver, given, known)
     if learning_rate is not None:
         raise DriverError(f"Driver {driver!r} does not take a learning_rate.\n{takes(driver, known)}")
+    if driver in evolution.SETTINGS:
+        return evolution.EvolutionDriver.from_settings(given)
     about = {"name": driver, **{key: given[key] for key in sorted(given)}}
     return LibraryDriver(about, _LIBRARIES[driver](known | given))
