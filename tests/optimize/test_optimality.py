@@ -255,7 +255,8 @@ def test_a_wrong_sign_never_converges(driver, bounds):
 def test_a_pullback_of_zero_is_found_out_at_the_start(driver):
     problem = bowl_problem(evaluate=with_pullback(lambda x, g: 0.0 * g))
     result = optimize(problem, driver, stop=STOP, transform=jax.jit)
-    assert not result.converged and result.steps == 0 and result.evaluations == 2
+    # The start, next to it, and a millionth of that way, to tell a cut path from what is flat at two places.
+    assert not result.converged and result.steps == 0 and result.evaluations == 3
     assert (
         "gradient with respect to 'x' is exactly zero" in result.reason
         and "check the gradients" in result.reason.lower()
