@@ -44,9 +44,17 @@ class Blame:
 
     def __init__(self, probe: Probe, endpoint: str, looks: Sequence[Look], *, is_brief: bool):
         self.probe, self.endpoint, self.looks, self.is_brief = probe, endpoint, looks, is_brief
+        self._share = ""
 
-    def verdicts(self, wrong: Sequence[tuple[Look, Comparison]]) -> list[Verdict]:
-        """One verdict per pair of paths that is wrong, the worst first; as much as the budget allows."""
+    def verdicts(self, wrong: Sequence[tuple[Look, Comparison]], share: float = 1.0) -> list[Verdict]:
+        """One verdict per pair of paths that is wrong, the worst first; as much as the budget allows.
+
+        Args:
+            wrong: where, and by how much. Looks at some entries alone say nothing about answers that were kept.
+            share: of the derivative along all entries, where only some are looked at.
+        """
+        if share != 1.0:
+            self._share = f"which adds {share:.0e} to the derivative along all entries; " if share else ""
         look, comparison = max(wrong, key=lambda item: item[1].error / (item[1].size or 1.0))
         verdict = Verdict(
             "wrong",
@@ -62,7 +70,7 @@ class Blame:
             verdict = dataclasses.replace(verdict, input=next(iter(self.probe.x)))
         if len(self.probe.site.y_paths) == 1:
             verdict = dataclasses.replace(verdict, output=self.probe.site.y_paths[0])
-        if (stale := self._stale(wrong, verdict)) is not None:
+        if share == 1.0 and (stale := self._stale(wrong, verdict)) is not None:
             return [stale]
         if self.is_brief:
             return [self._told(verdict, comparison)]
@@ -78,7 +86,7 @@ class Blame:
         times = comparison.confidence
         by = f"{times:.0f} times" if times < 1000 else "more than 1000 times"
         message = (
-            f"{how}along one direction it says {verdict.said:.6g}, and the values say {verdict.found:.6g} "
+            f"{how}{self._share}along one direction it says {verdict.said:.6g}, and the values say {verdict.found:.6g} "
             f"(± {comparison.bound:.1g}: the error is {by} what they leave open)."
         )
         return dataclasses.replace(verdict, message=message)
@@ -118,19 +126,20 @@ class Blame:
 
     def _pairs(self, look: Look, comparison: Comparison) -> list[_Pair]:
         """The pairs of paths between which it is wrong, the worst first."""
-        probe, y_paths = self.probe, self.probe.site.y_paths
-        found = {path: self._column(look, {path: look.t[path]}, comparison.step) for path in probe.x}
+        probe, y_paths = self.probe, [path for path in self.probe.site.y_paths if look.c[path].any()]
+        paths = [path for path in probe.x if look.t[path].any()]
+        found = {path: self._column(look, {path: look.t[path]}, comparison.step) for path in paths}
         said: dict[tuple[str, str], tuple[float, float]] = {}
         if self.endpoint == PULLBACK:
             alone = [{y: look.c[y]} for y in y_paths]
             answers = [look.pulled] if len(y_paths) == 1 else probe.pullbacks(look.x, alone)
             for y, pulled in zip(y_paths, answers, strict=True):
                 assert pulled is not None
-                for path in probe.x:
+                for path in paths:
                     one = {path: pulled[path]}
                     said[y, path] = inner(one, look.t), size_of(one, look.t)
         else:
-            for path, pushed in zip(probe.x, self._ahead(look, [{p: look.t[p]} for p in probe.x]), strict=True):
+            for path, pushed in zip(paths, self._ahead(look, [{p: look.t[p]} for p in paths]), strict=True):
                 for y in y_paths:
                     said[y, path] = inner({y: look.c[y]}, pushed), size_of({y: look.c[y]}, pushed)
         pairs = []
@@ -262,8 +271,8 @@ class Blame:
         """By halves, the entry of the input at which it is worst."""
         shape = look.t[pair.input].shape
         t = look.t[pair.input].ravel()
-        entries = np.arange(t.size)
-        if t.size < 2:
+        entries = np.flatnonzero(t)
+        if t.size < 2 or not entries.size:
             return None, ""
         pulled = self._pulled(look, pair).ravel() if self.endpoint == PULLBACK else None
         n_both = n_levels = 0
@@ -308,7 +317,7 @@ class Blame:
             (pushed,) = self._ahead(look, [{pair.input: unit}])
             error = np.abs(np.real(pushed[pair.output].ravel()) - column)
             return tuple(int(i) for i in np.unravel_index(int(np.argmax(error)), y.shape))
-        c, entries = look.c[pair.output].ravel(), np.arange(y.size)
+        c, entries = look.c[pair.output].ravel(), np.flatnonzero(look.c[pair.output])
         while entries.size > 1:
             halves = np.array_split(entries, 2)
             cotangents = []

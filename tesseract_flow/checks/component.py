@@ -16,7 +16,7 @@ from tesseract_flow.checks.blame import Blame
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.lines import (
     Comparison,
-    beside,
+    Line,
     direction,
     inner,
     product,
@@ -25,6 +25,7 @@ from tesseract_flow.checks.lines import (
     stacked_weights,
 )
 from tesseract_flow.checks.probe import Look, Probe, Site
+from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.verdicts import Verdict, replacement
 from tesseract_flow.client.deriving.memory import described_inputs
 from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, PUSHFORWARD
@@ -217,11 +218,14 @@ def _of_endpoints(
             sure = all(comparison.is_sure for _, comparison in compared)
             worst = max((one for _, one in compared), key=lambda one: (not one.is_sure, one.bound))
             message = worst.agreement if sure else worst.doubt
-            pulled = [(look, one) for look, one in compared if look.pulled is not None]
-            hidden = [set(beside(look.pulled or {}, look.t, one)) for look, one in pulled]
-            if sure and hidden and (unseen := sorted(hidden[0].intersection(*hidden[1:]))):
+            closer = _closer(probe, looks[-1], endpoint) if sure and not is_brief else None
+            if closer is not None and closer.wrong:
+                parts = [(_part_of(looks[-1], part, endpoint), part.comparison) for part in closer.wrong]
+                verdicts += blame.verdicts(parts, share=max(part.share for part in closer.wrong))
+                continue
+            if closer is not None and closer.unseen:
                 sure = False
-                message += f" What it says by {', '.join(unseen[:6])} is too small beside the rest to show."
+                message += f" What it says by {', '.join(closer.unseen[:6])} is too small beside the rest to show."
             verdicts.append(
                 Verdict(
                     "right" if sure else "unsure",
@@ -235,6 +239,58 @@ def _of_endpoints(
             )
     verdicts += _of_adjoints(name, looks, [*known, *verdicts])
     return verdicts
+
+
+def _closer(probe: Probe, look: Look, endpoint: str) -> Closer | None:
+    """What one comparison does not show; None where no gradient tells how large each term is."""
+    of = {PULLBACK: look.pulled, JACOBIAN: look.blocks}.get(endpoint)
+    if endpoint not in look.compared or of is None or any(map(np.iscomplexobj, look.y.values())):
+        return None
+    w, paths = stacked_weights(look.c, look.y), probe.site.y_paths
+
+    def line_of(t: Mapping[str, np.ndarray]) -> Line:
+        return probe.line(look.x, t, look.y)
+
+    def pull(weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        c = _unstacked(weights, look, paths)
+        if look.blocks is not None and endpoint == JACOBIAN:
+            return _pulled_through(look.blocks, c, probe.x)
+        (pulled,) = probe.pullbacks(look.x, [{path: value for path, value in c.items() if value.any()}])
+        return pulled
+
+    gradient = look.pulled if endpoint == PULLBACK else _pulled_through(look.blocks or {}, look.c, probe.x)
+    assert gradient is not None
+    closer = Closer(line_of, pull, [path for path in paths for _ in range(look.y[path].size)])
+    try:
+        closer.look(Part(look.t, w, gradient, look.line, look.compared[endpoint]))
+    except Spent as spent:
+        closer.unseen.append(f"what is small ({str(spent).rstrip('.')})")
+    return closer
+
+
+def _part_of(look: Look, part: Part, endpoint: str) -> Look:
+    """A look at these entries and results alone, as far as `Blame` is concerned."""
+    t = {path: part.t.get(path, np.zeros_like(step)) for path, step in look.t.items()}
+    c = _unstacked(part.weights, look, list(look.y))
+    pulled = dict(part.gradient) if endpoint == PULLBACK else None
+    return Look(look.x, look.y, t, c, part.line, pulled, None, look.blocks, {endpoint: part.comparison})
+
+
+def _unstacked(weights: np.ndarray, look: Look, paths: Sequence[str]) -> dict[str, np.ndarray]:
+    """Cotangents of what weighs something; zero for the rest."""
+    c, start = {}, 0
+    for path in paths:
+        size = look.y[path].size
+        c[path] = np.asarray(weights[start : start + size].reshape(look.y[path].shape), look.y[path].dtype)
+        start += size
+    return c
+
+
+def _pulled_through(
+    blocks: Mapping[str, Mapping[str, np.ndarray]], c: Mapping[str, np.ndarray], x: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """J^T c, from the blocks of J."""
+    return {path: np.asarray(sum(np.tensordot(c[y], blocks[y][path], axes=c[y].ndim) for y in blocks)) for path in x}
 
 
 def _judged(look: Look, endpoint: str) -> Comparison:

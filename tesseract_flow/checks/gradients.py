@@ -24,11 +24,13 @@ from jaxtyping import PyTree
 from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.component import check_component
-from tesseract_flow.checks.lines import LONGEST, Comparison, Line, beside, direction, inner, size_of
+from tesseract_flow.checks.lines import LONGEST, Line, direction, inner, size_of
 from tesseract_flow.checks.probe import Site
 from tesseract_flow.checks.recording import Seen, Traced
+from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
-from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.client import AbstractTesseract, DerivedTesseract
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError, ProblemError
 from tesseract_flow.exact import InputKey
 from tesseract_flow.optimize import FileJournal, Problem, Result, StartFrom
@@ -55,7 +57,8 @@ def check_gradients(
     """Whether derivatives agree with the values; if not, whose are wrong, where, and how sure that is.
 
     The gradient of objective and constraints together is compared with differences along a random direction: one
-    gradient and two values per point, told in the log before they are asked. If it fails, each component is looked at,
+    gradient and two values per point, told in the log before they are asked. What adds too little to show beside the
+    rest is then moved, or weighed, by itself, which costs more values. If it fails, each component is looked at,
     at the inputs that it really gets: each of its derivative endpoints against differences of its own `apply`, at three
     points close together; pushforward against pullback; `abstract_eval` against what comes.
 
@@ -87,7 +90,8 @@ def check_gradients(
             f"{max_requests}.\nAllow more, or take fewer points (n_points=1)."
         )
     _log.info(
-        "Checking the gradient of %r takes %d requests, and at most %d if something is wrong.",
+        "Checking the gradient of %r takes %d requests, and at most %d if something is wrong or too small beside the "
+        "rest to show.",
         total.name,
         planned,
         max_requests,
@@ -134,7 +138,7 @@ class _Total:
         aval = self.values.closed.out_avals[0]
         weights = jnp.ones(aval.shape, aval.dtype)  # type: ignore[attr-defined]
         self.gradient = Traced(jax.value_and_grad(weighted, has_aux=True), point, weights)
-        self._looks: list[tuple[dict[str, np.ndarray], Line, Any, Comparison]] = []
+        self._looks: list[tuple[dict[str, np.ndarray], Part]] = []
 
     @classmethod
     def of(cls, target: Any, at: Any, seed: int) -> _Total:
@@ -165,29 +169,56 @@ class _Total:
                 away = self._direction(point)
                 x = point if k == 0 else self._inside({p: point[p] + _AWAY * k * away[p] for p in point})
                 seen += self._look(x, budget, is_watched=k == 0)
-                if self._looks[-1][-1].is_wrong:
+                if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is
         except Spent as spent:
             return [Verdict("unsure", "total", "", message=str(spent))], seen, False
-        comparisons = [comparison for *_, comparison in self._looks]
-        worst = max(comparisons, key=lambda one: (one.is_wrong, not one.is_sure, one.error / (one.size or 1.0)))
-        facts: dict[str, Any] = {"said": worst.said, "found": worst.found, "bound": worst.bound}
-        if worst.is_wrong:
-            message = (
-                f"along one direction the gradient says {worst.said:.6g}, and the values say {worst.found:.6g} "
-                f"(± {worst.bound:.1g})."
-            )
+        parts = [part for _, part in self._looks]
+        worst = max(parts, key=_badness)
+        closer: Closer | None = None
+        message = f"{worst.comparison.agreement}"
+        if all(part.comparison.is_sure and not part.comparison.is_wrong for part in parts):
+            closer = self._closer(budget, seen)
+            try:
+                closer.look(parts[-1])
+            except Spent as spent:
+                closer.unseen.append(f"what is small beside the rest ({str(spent).rstrip('.')})")
+            if closer.wrong:
+                worst = max(closer.wrong, key=_badness)
+                self._looks += [(self._looks[-1][0], part) for part in closer.wrong]
+        found = worst.comparison
+        facts: dict[str, Any] = {"said": found.said, "found": found.found, "bound": found.bound}
+        if found.is_wrong:
+            along = "along one direction" if worst.share == 1.0 else f"by {worst.names} alone, {_share(worst)},"
+            message = f"{along} the gradient says {found.said:.6g}, and the values say {found.found:.6g} "
+            message += f"(± {found.bound:.1g})."
             return [Verdict("wrong", "total", "gradient", "differs", message=message, **facts)], seen, False
-        if all(one.is_sure for one in comparisons):
-            hidden = [set(beside(gradient, t, one)) for _, _, (t, _, gradient), one in self._looks]
-            unseen = sorted(set.intersection(*hidden))
-            if unseen:
-                message = (
-                    f"{worst.agreement} What it says by {', '.join(unseen[:6])} is too small beside the rest to show."
-                )
-                return [Verdict("unsure", "total", "gradient", message=message, **facts)], seen, False
-            return [Verdict("right", "total", "gradient", message=worst.agreement, **facts)], seen, True
-        return [Verdict("unsure", "total", "gradient", message=worst.doubt, **facts)], seen, False
+        if closer is None:
+            return [Verdict("unsure", "total", "gradient", message=found.doubt, **facts)], seen, False
+        if closer.unseen:
+            message += f" What it says by {', '.join(closer.unseen[:6])} is too small beside the rest to show."
+            return [Verdict("unsure", "total", "gradient", message=message, **facts)], seen, False
+        return [Verdict("right", "total", "gradient", message=message, **facts)], seen, True
+
+    def _closer(self, budget: Budget, seen: Sequence[Seen]) -> Closer:
+        """At the last point: at a start, more terms than elsewhere are zero by chance."""
+        x, whole = self._looks[-1]
+
+        def line_of(t: Mapping[str, np.ndarray]) -> Line:
+            line, _ = self._line(x, t, budget)
+            line.at_zero = whole.line.at_zero
+            return line
+
+        def pull(weights: np.ndarray) -> dict[str, np.ndarray]:
+            return self._pulled(x, weights, budget)
+
+        return Closer(line_of, pull, self.results, is_rough=any(_is_by_differences(one.handle) for one in seen))
+
+    def _pulled(self, x: Mapping[str, np.ndarray], weights: np.ndarray, budget: Budget) -> dict[str, np.ndarray]:
+        budget.spend(self.gradient.n_calls)
+        aval: Any = self.values.closed.out_avals[0]
+        _, gradient = self.gradient(self._tree(x), jnp.asarray(weights, aval.dtype))
+        return dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
 
     def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:
         t = self._direction(x)
@@ -208,7 +239,7 @@ class _Total:
         line.at_zero = np.asarray(vector, np.float64)
         by_path = dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
         comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)
-        self._looks.append((x, line, (t, weights, by_path), comparison))
+        self._looks.append((x, Part(t, weights, by_path, line, comparison)))
         return seen
 
     def _line(self, x: Mapping[str, np.ndarray], t: Mapping[str, np.ndarray], budget: Budget) -> tuple[Line, Any]:
@@ -228,15 +259,15 @@ class _Total:
         """With the leaf at which the total is worst, where every component is right by itself."""
         if verdict.component != "total" or verdict.status != "wrong":
             return verdict
-        x, _, (t, weights, gradient), comparison = max(self._looks, key=lambda look: look[3].error)
+        x, part = max(self._looks, key=lambda look: _badness(look[1]))
         worst, error = None, 0.0
         try:
-            for path in self.paths:
-                one, _ = self._line(x, {path: t[path]}, budget)
-                one.ask([comparison.step])
-                slopes = one.difference(comparison.step)
-                said = inner({path: gradient[path]}, t)
-                found = float("nan") if slopes is None else float((weights * slopes).sum())
+            for path, step in part.t.items():
+                one, _ = self._line(x, {path: step}, budget)
+                one.ask([part.comparison.step])
+                slopes = one.difference(part.comparison.step)
+                said = inner({path: part.gradient[path]}, part.t)
+                found = float("nan") if slopes is None else float((part.weights * slopes).sum())
                 if abs(said - found) > error:
                     worst, error = path, abs(said - found)
         except Spent:
@@ -280,6 +311,25 @@ class _Total:
 
     def _tree(self, x: Mapping[str, np.ndarray]) -> PyTree:
         return self.treedef.unflatten([jnp.asarray(x[path]) for path in self.paths])
+
+
+def _badness(part: Part) -> tuple[bool, bool, float]:
+    one = part.comparison
+    return one.is_wrong, not one.is_sure, one.error / (one.size or 1.0)
+
+
+def _share(part: Part) -> str:
+    return f"{part.share:.0e} of the whole" if part.share else "which is said to add nothing"
+
+
+def _is_by_differences(handle: AbstractTesseract) -> bool:
+    """Whether a pullback of it is made of values, and so known to some digits only."""
+    while isinstance(handle, AbstractWrapper):
+        if isinstance(handle, DerivedTesseract) and handle.settings.differences is not None:
+            own = handle.settings.believed(handle.tesseract.schema.endpoints)
+            return not own & {"vector_jacobian_product", "jacobian_vector_product", "jacobian"}
+        handle = handle.tesseract
+    return False
 
 
 def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:

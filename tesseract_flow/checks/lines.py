@@ -164,14 +164,21 @@ class Line:
             size: of the terms of `said`, added up without regard to signs.
         """
         w = np.ones_like(self.at_zero) if weights is None else np.asarray(weights, np.float64)
-        self.ask([self.first_step])
-        first = self.difference(self.first_step)
+        enough, step = 0.1 * self.tolerance * size, self._step_for(size, w)
+        self.ask([step])
+        first = self.difference(step)
         if first is not None:
-            found, enough = float((w * first).sum()), 0.1 * self.tolerance * size
+            found = float((w * first).sum())
             if abs(said - found) <= enough:
-                return Comparison(said, found, enough, self.first_step, size, tolerance=self.tolerance)
+                return Comparison(said, found, enough, step, size, tolerance=self.tolerance)
         self.ask(self.steps)
         return self._by_sweep(said, size, w)
+
+    def _step_for(self, size: float, w: np.ndarray) -> float:
+        """The one to begin with: a longer one where rounding would hide what the first one shows."""
+        longer = [h for h in reversed(self.steps[1:]) if h >= self.first_step]
+        enough = 0.1 * self.tolerance * size
+        return next((h for h in longer if self._rounding(w) <= 0.3 * enough * h), longer[-1])
 
     def _by_sweep(self, said: float, size: float, w: np.ndarray) -> Comparison:
         rounding = self._rounding(w)
@@ -266,12 +273,6 @@ def inner(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
 def size_of(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     """The same sum without regard to signs."""
     return float(sum(np.sum(np.abs(a[path]) * np.abs(b[path])) for path in a))
-
-
-def beside(a: Arrays, t: Arrays, comparison: Comparison) -> list[str]:
-    """The paths that add so little to the sum of products that even a wrong sign of theirs is within the tolerance."""
-    share = {path: size_of({path: a[path]}, t) for path in a}
-    return [path for path, size in share.items() if 0.0 < size < 2.0 * comparison.tolerance * comparison.size]
 
 
 def stacked(values: Mapping[str, Any], paths: Sequence[str]) -> np.ndarray:

@@ -1,0 +1,222 @@
+"""A small path beside a large one: wrong ones are named, right ones are left in peace, what cannot show is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tesseract_flow as tf
+from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.testing import FunctionTesseract
+from tests.helpers import Watched
+
+PULLBACK, JACOBIAN, PUSHFORWARD = "vector_jacobian_product", "jacobian", "jacobian_vector_product"
+REVERSE = ("apply", "abstract_eval", PULLBACK)
+N = 8
+
+
+def weighted(scale: np.ndarray, gains: np.ndarray, endpoints: Any = REVERSE) -> FunctionTesseract:
+    """y_j = gain_j (Σ scale_i sin(x_i) + b), z = Σ scale_i x_i²."""
+    return FunctionTesseract(
+        lambda i: {"y": gains * (jnp.sum(scale * jnp.sin(i["x"])) + i["b"]), "z": jnp.sum(scale * i["x"] ** 2)},
+        {"x": np.ones(scale.size), "b": np.array(1.0)},
+        name="part",
+        endpoints=endpoints,
+    )
+
+
+def scales(n: int, decades: float) -> np.ndarray:
+    return np.logspace(0.0, -decades, n)
+
+
+def problem_of(part: AbstractTesseract, n: int = N) -> tf.Problem:
+    def evaluate(design: Any) -> Any:
+        out = tf.apply_tesseract(part, design)
+        return jnp.sum(out["y"]) + out["z"]
+
+    x = np.random.default_rng(2).uniform(0.5, 1.2, n)
+    return tf.Problem({"x": jnp.asarray(x), "b": jnp.asarray(0.7)}, evaluate, name="small")
+
+
+def changed(part: AbstractTesseract, index: int, factor: float) -> Watched:
+    def change(endpoint: str, y: Any) -> Any:
+        if endpoint != PULLBACK:
+            return y
+        x = np.array(y["x"])
+        x[index] *= factor
+        return {**y, "x": x}
+
+    return Watched(part, change)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 2.0])
+@pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])
+def test_one_wrong_entry_that_adds_little(share: float, factor: float) -> None:
+    scale = np.ones(N)
+    scale[3] = share
+    report = tf.check_gradients(problem_of(changed(weighted(scale, np.ones(2)), 3, factor)))
+    assert report.verdicts[0].status == "wrong", str(report)
+    (fault, *_) = [v for v in report.faults if v.component == "part"]
+    assert (fault.endpoint, fault.input) == (PULLBACK, "x"), str(report)
+    assert {"total", "part"} == {v.component for v in report.faults}, str(report)
+    if factor != 0.0:
+        assert fault.input_index in (None, (3,))
+
+
+@pytest.mark.parametrize("ratio", [1e6, 1e8])
+def test_one_wrong_path_that_adds_little(ratio: float) -> None:
+    part = FunctionTesseract(
+        lambda i: {"y": ratio * jnp.sum(i["a"] ** 2) + jnp.sum(i["b"] ** 2)},
+        {"a": np.ones(3), "b": np.ones(3)},
+        name="part",
+        endpoints=REVERSE,
+    )
+    wrong = Watched(part, lambda asked, y: {**y, "b": -y["b"]} if asked == PULLBACK else y)
+    start = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    report = tf.check_gradients((lambda d: tf.apply_tesseract(wrong, d)["y"], start))
+    assert [(v.component, v.input, v.kind) for v in report.faults] == [
+        ("total", None, "differs"),
+        ("part", "b", "sign"),
+    ]
+
+
+@pytest.mark.parametrize("index", [20, 50, 80, 99])
+def test_one_wrong_entry_among_twelve_decades(index: int) -> None:
+    scale = scales(100, 10.0)
+    problem = problem_of(changed(weighted(scale, np.ones(2)), index, 3.0), 100)
+    report = tf.check_gradients(problem)
+    assert ("part", "x") in {(v.component, v.input) for v in report.faults}, str(report)
+    assert report.sent <= report.most
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])
+def test_a_leaf_of_the_design_in_a_rule_of_its_own(share: float) -> None:
+    """No component: the fault is in the evaluation."""
+
+    @jax.custom_vjp
+    def half(x: Any) -> Any:
+        return x / 2
+
+    half.defvjp(lambda x: (x / 2, None), lambda _, c: (2 * c,))
+    loss = lambda d: jnp.sum(d["a"] ** 2) + share * half(d["b"])  # noqa: E731
+    report = tf.check_gradients((loss, {"a": jnp.ones(3), "b": jnp.asarray(1.0)}))
+    (fault,) = report.faults
+    assert fault.component == "total"
+    assert fault.input in (None, "b")
+    assert "b" in fault.message
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])
+def test_a_dependence_that_the_gradient_says_is_not_there(share: float) -> None:
+    part = FunctionTesseract(
+        lambda i: {"y": jnp.sum(i["a"] ** 2) + share * jnp.sum(i["b"] ** 2)},
+        {"a": np.ones(3), "b": np.ones(2)},
+        name="part",
+        endpoints=REVERSE,
+    )
+    silent = Watched(part, lambda asked, y: {**y, "b": 0.0 * y["b"]} if asked == PULLBACK else y)
+    start = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    report = tf.check_gradients((lambda d: tf.apply_tesseract(silent, d)["y"], start))
+    assert ("part", "b", "missing") in {(v.component, v.input, v.kind) for v in report.faults}, str(report)
+    report = tf.check_gradients((lambda d: jnp.sum(d["a"] ** 2) + share * jax.lax.stop_gradient(d["b"]).sum(), start))
+    assert [v.component for v in report.faults] == ["total"]
+
+
+@pytest.mark.parametrize("endpoint", [PULLBACK, JACOBIAN])
+@pytest.mark.parametrize("gain", [1e-3, 1e-6, 1e-9])
+def test_an_output_that_adds_little(gain: float, endpoint: str) -> None:
+    """Beside others of the same array, with a sign of its own that is wrong."""
+    gains = np.array([1.0, 1.0, gain, 1.0])
+    plain = weighted(np.ones(N), gains, ("apply", "abstract_eval", PULLBACK, JACOBIAN))
+
+    class Wrong(Watched):
+        def request(self, asked: Any, payload: Any, *, run_id: str | None = None) -> Any:
+            payload = dict(payload)
+            if asked == PULLBACK == endpoint and "y" in payload["cotangent_vector"]:
+                c = np.array(payload["cotangent_vector"]["y"])
+                c[2] *= -1.0
+                payload["cotangent_vector"] = {**payload["cotangent_vector"], "y": c}
+            answer = super().request(asked, payload, run_id=run_id)
+            if asked == JACOBIAN == endpoint:
+                signs = np.array([1.0, 1.0, -1.0, 1.0])
+                of_y = {k: np.asarray(b) * signs.reshape(4, *[1] * (np.ndim(b) - 1)) for k, b in answer["y"].items()}
+                answer = {**answer, "y": of_y}
+            return answer
+
+    report = tf.check_gradients(problem_of(Wrong(plain)), components=True)
+    assert (endpoint, "y") in {(v.endpoint, v.output) for v in report.faults if v.component == "part"}, str(report)
+    assert {v.endpoint for v in report.faults if v.component == "part"} == {endpoint}
+
+
+@pytest.mark.parametrize("gain", [1e-3, 1e-6, 1e-9])
+def test_a_constraint_that_adds_little(gain: float) -> None:
+    @jax.custom_vjp
+    def half(x: Any) -> Any:
+        return x / 2
+
+    half.defvjp(lambda x: (x / 2, None), lambda _, c: (-c / 2,))
+    problem = tf.Problem(
+        {"x": jnp.ones(3)},
+        lambda d: tf.Evaluation(jnp.sum(d["x"] ** 2), {"c": gain * jnp.sum(half(d["x"]))}),
+        constraints={"c": tf.Constraint(upper=1.0)},
+    )
+    assert not tf.check_gradients(problem).ok
+
+
+class TestSilence:
+    @pytest.mark.parametrize(("decades", "status"), [(10.0, "right"), (12.0, "unsure")])
+    def test_contributions_over_many_decades(self, decades: float, status: str) -> None:
+        """Of twelve, the last one is at the end of what 64 bits can show."""
+        endpoints = ("apply", "abstract_eval", PULLBACK, PUSHFORWARD, JACOBIAN)
+        problem = problem_of(weighted(scales(N, decades), scales(3, decades), endpoints))
+        for seed in range(3):
+            report = tf.check_gradients(problem, seed=seed, components=True)
+            assert report.ok, str(report)
+            assert report.verdicts[0].status in (status, "right"), str(report)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_noise_hides_what_is_small_and_is_said_to(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+
+        def distort(endpoint: str, y: Any) -> Any:
+            if endpoint != "apply":
+                return y
+            return {key: v * (1 + 1e-6 * rng.standard_normal(np.shape(v))) for key, v in y.items()}
+
+        part = Watched(weighted(scales(N, 12.0), scales(3, 12.0)), distort)
+        report = tf.check_gradients(problem_of(part), seed=seed, components=True)
+        assert report.ok, str(report)
+        assert report.verdicts[0].status == "unsure"
+        assert "too small beside the rest to show" in report.verdicts[0].message
+        assert "x (" in report.verdicts[0].message
+
+    def test_zeros_of_symmetry_and_leaves_that_nobody_uses(self) -> None:
+        start = {"x": jnp.asarray([1.0, 0.0, -1.0]), "unused": jnp.ones(4)}
+        report = tf.check_gradients((lambda d: jnp.sum(d["x"] ** 2) + d["x"][0] * 1e-20, start))
+        assert [v.status for v in report.verdicts] == ["right"], str(report)
+
+    def test_a_gradient_by_differences_is_not_blamed_for_its_digits(self) -> None:
+        part = tf.open_tesseract(weighted(scales(N, 9.0), np.ones(2), ("apply", "abstract_eval")), derive="forward")
+        report = tf.check_gradients(problem_of(part))
+        assert report.ok, str(report)
+
+
+def test_the_price_is_kept() -> None:
+    part = weighted(scales(N, 12.0), scales(3, 6.0))
+    for most in (8, 9, 11, 14, 20):
+        with tf.count_requests() as requests:
+            report = tf.check_gradients(problem_of(part), max_requests=most)
+        assert report.sent <= most
+        assert requests.n_total - requests.n_of("abstract_eval") <= most
+        assert report.ok
+    assert report.verdicts[0].status == "unsure"
+
+
+def test_uniform_fields_cost_nothing_more() -> None:
+    report = tf.check_gradients(problem_of(weighted(np.ones(2000), np.ones(2)), 2000))
+    assert report.verdicts[0].status == "right"
+    assert report.sent == report.planned
