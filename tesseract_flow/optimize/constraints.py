@@ -67,8 +67,10 @@ class Constraint:
                 raise ProblemError(f"A constraint's {name} must be a number, received {value!r}.")
         if self.scale is not None:
             size = _real(self.scale, "scale")
-            if not (np.isfinite(size) & (size > 0)).all():
-                raise ProblemError(f"A constraint's scale must be positive and finite, received {self.scale!r}.")
+            if not ((size > 0) & (size < NO_LIMIT)).all():
+                raise ProblemError(
+                    f"A constraint's scale must be positive and below {NO_LIMIT:.0e}, received {self.scale!r}."
+                )
         lower, upper = self.interval
         if (lower > upper).any() or (lower >= NO_LIMIT).any() or (upper <= -NO_LIMIT).any():
             raise ProblemError(f"No value satisfies a constraint with lower={self.lower!r} and upper={self.upper!r}.")

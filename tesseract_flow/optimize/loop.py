@@ -39,7 +39,13 @@ from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steps import advance, prepare, start, template_state
-from tesseract_flow.optimize.stopping import AbstractStoppingRule, FirstOrder, as_rules, first_reason, reachable
+from tesseract_flow.optimize.stopping import (
+    AbstractStoppingRule,
+    FirstOrder,
+    as_feasibility_tol,
+    as_rules,
+    first_reason,
+)
 
 
 def default_transform() -> Transform:
@@ -145,7 +151,7 @@ def optimize(
         build_driver(driver, learning_rate, driver_settings),
         transform or default_transform(),
         constraint_method,
-        reachable(1e-6, problem.partition.dtype) if feasibility_tol is None else feasibility_tol,
+        as_feasibility_tol(feasibility_tol, problem.partition.dtype),
         policy,
         sleep,
         tolerance,

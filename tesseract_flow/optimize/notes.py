@@ -97,6 +97,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     first, last = history[0], history[-1]
     notes = list(dict.fromkeys(event for event in first.events))
     notes += _about_units(run, state)
+    notes += _about_large_scales(run)
     n_since = last.step - last.best_step
     manner = run.engine.manner
     if not run.driver.asks_for_gradients:
@@ -157,6 +158,23 @@ def _about_units(run: Run, state: State) -> list[str]:
         f"{f'its value at the start, {unit:.3g}' if unit != 1.0 else '1'}; Constraint(scale=...) sets another"
         for name, unit in found.items()
     ]
+
+
+def _about_large_scales(run: Run) -> list[str]:
+    """Which constraints count as held where their value is not even of the size of the limit."""
+    notes = []
+    for name, constraint in (run.problem.constraints or {}).items():
+        if constraint.scale is None:
+            continue
+        sides = [np.ravel(side) for side in constraint.interval]
+        limits = np.abs(np.concatenate([side[np.isfinite(side) & (side != 0)] for side in sides]))
+        allowed = run.feasibility_tol * float(np.max(constraint.scale))
+        if limits.size and allowed >= limits.min():
+            notes.append(
+                f"constraint {name!r} counts as held up to a violation of {allowed:.3g} (feasibility_tol times its "
+                f"scale), as much as its limit of {limits.min():.3g} itself; a smaller scale asks for more"
+            )
+    return notes
 
 
 def _about_bounds(problem: Problem, varying: PyTree) -> list[str]:

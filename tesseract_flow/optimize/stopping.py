@@ -383,6 +383,20 @@ def first_reason(
     return None
 
 
+def as_feasibility_tol(given: float | None, dtype: np.dtype) -> float:
+    """Up to which violation, relative to its measure, a constraint counts as held; by default what fits `dtype`.
+
+    Raises:
+        ProblemError: not a number from 0 to below 1. One that is not a number would hold nowhere, and a large one
+            everywhere.
+    """
+    if given is None:
+        return reachable(1e-6, dtype)
+    is_number = isinstance(given, int | float | np.number) and not isinstance(given, bool)
+    _require(is_number and 0 <= given < 1, "optimize", "feasibility_tol", "a number from 0 to below 1", given)
+    return float(given)
+
+
 def _require(condition: bool, where: str, what: str, expected: str, received: Any) -> None:
     if not condition:
         raise ProblemError(f"{where}: {what} must be {expected}, received {received!r}.")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize import Evaluation, Problem, optimize
 from tesseract_flow.optimize.constraints import (
     AugmentedLagrangian,
     Constraint,
@@ -193,3 +194,31 @@ def test_float32_stays_float32():
 def test_demands_that_make_no_sense_are_refused(kwargs, message):
     with pytest.raises(ProblemError, match=message):
         Constraint(**kwargs)
+
+
+# --- what would hold everywhere, or nowhere
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan, np.inf, 1e20, 1e30, [1.0, 1e30]])
+def test_a_scale_that_excuses_everything_is_refused(scale):
+    with pytest.raises(ProblemError, match=r"scale must be positive and below 1e\+20"):
+        Constraint(upper=1.0, scale=scale)
+
+
+def circle(scale: float) -> Problem:
+    def evaluate(x):
+        return Evaluation(x.sum(), {"c": (x**2).sum()})
+
+    return Problem(jnp.ones(2), evaluate, constraints={"c": Constraint(upper=2.0, scale=scale)})
+
+
+@pytest.mark.parametrize("tol", [np.nan, np.inf, -1e-6, 1.0, 1e30, True, "1e-6"])
+def test_a_tolerance_that_nothing_or_everything_meets_is_refused(tol):
+    with pytest.raises(ProblemError, match="feasibility_tol must be a number from 0 to below 1"):
+        optimize(circle(1.0), "slsqp", feasibility_tol=tol)
+
+
+@pytest.mark.parametrize(("scale", "is_told"), [(2.0, False), (1e5, False), (1e7, True)])
+def test_a_violation_as_large_as_the_limit_is_told(scale, is_told):
+    result = optimize(circle(scale), "slsqp", stop={"max_steps": 2})
+    assert any("counts as held up to a violation of" in note for note in result.notes) == is_told
