@@ -175,11 +175,13 @@ def _solve(standard, driver, must_converge):
 
 def test_the_other_optimum_of_problem_97_is_one():
     """By the conditions themselves: the gradient is a sum of active ones, each with the right sign."""
+    inequalities = HS97.inequalities
+    assert inequalities is not None
     x = np.zeros(6)
     x[5] = 0.0134  # at its upper bound, as the others are at their lower ones
     x[2] = (32.97 - 1495.5 * x[5]) / 204.2  # the first constraint is active
-    values = jax.jacfwd(lambda x: jnp.stack([HS97.objective(x), *HS97.inequalities(x)]))(jnp.asarray(x))
-    constraints = np.array([float(c) for c in HS97.inequalities(x)])
+    values = jax.jacfwd(lambda x: jnp.stack([HS97.objective(x), *inequalities(x)]))(jnp.asarray(x))
+    constraints = np.array([float(c) for c in inequalities(x)])
     assert abs(constraints[0]) < 1e-12 and (constraints[1:] > 0).all()
     multiplier = float(values[0, 2] / values[1, 2])
     rest = np.asarray(values[0] - multiplier * values[1])
@@ -255,7 +257,8 @@ def test_a_wrong_sign_never_converges(driver, bounds):
 def test_a_pullback_of_zero_is_found_out_at_the_start(driver):
     problem = bowl_problem(evaluate=with_pullback(lambda x, g: 0.0 * g))
     result = optimize(problem, driver, stop=STOP, transform=jax.jit)
-    assert not result.converged and result.steps == 0 and result.evaluations == 2
+    # The start, next to it, and a millionth of that way, to tell a cut path from what is flat at two places.
+    assert not result.converged and result.steps == 0 and result.evaluations == 3
     assert (
         "gradient with respect to 'x' is exactly zero" in result.reason
         and "check the gradients" in result.reason.lower()
@@ -362,7 +365,7 @@ def test_a_constant_objective_with_constraints_is_a_question_of_feasibility():
 def test_the_claim_is_about_the_design_that_is_returned():
     result = optimize(hs71_problem(), "lbfgs", transform=jax.jit)
     best = result.history[result.history[-1].best_step]
-    assert best.value == result.value
+    assert best.value == result.value and best.stationarity is not None and best.complementarity is not None
     assert result.optimality == Optimality(
         stationarity=best.stationarity,
         feasibility=best.violation,
