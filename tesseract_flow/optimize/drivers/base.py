@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxtyping import PyTree
 
 from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.canonical import as_json
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform
@@ -79,6 +80,20 @@ class AbstractDriver(abc.ABC):
         Raises:
             DriverError: it cannot work on this one; the message says why, and what can.
         """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedDriver(AbstractDriver):
+    """A driver of which its name and settings say all."""
+
+    about: Mapping[str, Any]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        return self.about
+
+    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
+        return {"driver": as_json(self.about)}
 
 
 class AbstractEngine(abc.ABC):

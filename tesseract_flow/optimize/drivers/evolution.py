@@ -22,16 +22,15 @@ from jaxtyping import Array, PyTree
 
 from tesseract_flow.autodiff import compiled_apart
 from tesseract_flow.errors import DriverError, TransientError
-from tesseract_flow.optimize.canonical import as_json
 from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
-from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Answers, Manner, Setting
+from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner, NamedDriver, Setting
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.drivers.task import Flat
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, check_finite, check_valid
 from tesseract_flow.optimize.failures import Failure, is_of_the_design
 from tesseract_flow.optimize.history import Damaged
-from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.problem import Problem, as_evaluation
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
@@ -40,10 +39,9 @@ _ROOM = 0.25  # of the way between its bounds: the widest spread of an entry at 
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EvolutionDriver(AbstractDriver):
+class EvolutionDriver(NamedDriver):
     """CMA-ES with its settings."""
 
-    about: Mapping[str, Any]
     options: Mapping[str, Any]
     asks_for_gradients = False
 
@@ -69,13 +67,6 @@ class EvolutionDriver(AbstractDriver):
             )
         about = {"name": "cma-es", **{key: given[key] for key in sorted(given)}}
         return cls({**about, "seed": int(options["seed"])}, options)
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        return self.about
-
-    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
-        return {"driver": as_json(self.about)}
 
     def engine(self, setting: Setting) -> AbstractEngine:
         return EvolutionEngine(self, setting)

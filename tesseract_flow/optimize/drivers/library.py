@@ -20,7 +20,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import importlib.metadata
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,10 +27,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import DriverError
-from tesseract_flow.optimize.canonical import as_json
 from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Duals
-from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Answers, Manner, Setting
+from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner, NamedDriver, Setting
 from tesseract_flow.optimize.drivers.conversation import Accepted, Answer, Conversation, Ended, Line, Question
 from tesseract_flow.optimize.drivers.moves import Move, moved
 from tesseract_flow.optimize.drivers.task import Flat, Task
@@ -40,7 +38,6 @@ from tesseract_flow.optimize.failures import Failure
 from tesseract_flow.optimize.history import Damaged
 from tesseract_flow.optimize.multipliers import least_squares_multipliers
 from tesseract_flow.optimize.oracle import Derivatives, Oracle
-from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
@@ -68,18 +65,10 @@ class AbstractLibrary(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LibraryDriver(AbstractDriver):
+class LibraryDriver(NamedDriver):
     """A method of a library with its settings."""
 
-    about: Mapping[str, Any]
     library: AbstractLibrary
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        return self.about
-
-    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
-        return {"driver": as_json(self.about)}
 
     def engine(self, setting: Setting) -> AbstractEngine:
         return LibraryEngine(self, setting)
