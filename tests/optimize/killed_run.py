@@ -3,9 +3,9 @@
     python -m tests.optimize.killed_run FOLDER DRIVER KIND SEED N_KILLS
 
 Each life is a fork of this process, made before JAX starts anything, so that lives cost little. A life ends at once, at
-a random moment: inside an evaluation, inside a write of the journal, at any instant of the clock; or by finishing.
+a random moment: inside an evaluation, inside a write of the journal, at any instant of the clock.
 FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a run found that nobody killed. A life that
-begins with fewer steps than the ones before had announced ends with an error. Printed: how often it was killed.
+begins with fewer steps than the ones before had announced ends with an error.
 
 KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), or the URL of the
 component of `tests.faults`.
@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -126,26 +127,68 @@ def last_signal(*life) -> int:
     return 0
 
 
+class Before:
+    """What a run had on disk before a life, to live that life again."""
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        self.paths = [folder / name, folder / f"{name}.steps"]
+        self.kept = folder / "before"
+
+    def keep(self) -> None:
+        _remove(self.kept)
+        self.kept.mkdir()
+        for path in self.paths:
+            _copy(path, self.kept / path.name)
+
+    def bring_back(self) -> None:
+        self.forget()
+        for path in self.paths:
+            _copy(self.kept / path.name, path)
+
+    def forget(self) -> None:
+        for path in self.paths:
+            _remove(path)
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copy2(source, target)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def main(folder: pathlib.Path, driver: str, kind: str, seed: int, n_kills: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     assert last_signal(folder, "undisturbed", driver, kind, None) == 0
     seconds = float((folder / "undisturbed.seconds").read_text())
-    n_killed = 0
+    before, n_killed = Before(folder, "killed"), 0
     while n_killed < n_kills:
-        # Early enough that there is always something left to do.
         kill = [
             ("evaluate", rng.randint(1, 4)),
             (rng.choice(MOMENTS), rng.randint(1, 3)),
             ("instant", rng.uniform(0.0, seconds / (2 * n_kills))),
         ][(seed + n_killed) % 3]
-        how = last_signal(folder, "killed", driver, kind, kill)
-        if how == 0:
-            break
+        before.keep()
+        # A life that was over before its moment came is lived again, with a moment that is sure to come: at once, if
+        # need be from the beginning.
+        for moment, anew in ((kill, False), (("evaluate", 1), False), (("evaluate", 1), True)):
+            if anew:
+                before.forget()
+            how = last_signal(folder, "killed", driver, kind, moment)
+            if how != 0:
+                break
+            before.bring_back()
         assert how in ABRUPT
         n_killed += 1
     assert last_signal(folder, "killed", driver, kind, None) == 0
-    print(n_killed)
 
 
 if __name__ == "__main__":
