@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
@@ -44,6 +45,33 @@ from tesseract_flow.optimize.partition import named_leaves
 T = TypeVar("T")
 
 _log = logging.getLogger("tesseract_flow")
+
+
+class _ToldByUs(logging.Filter):
+    """While evaluations are under way, JAX does not log what their callbacks raise.
+
+    It raises that as well, and the event says it in the author's words; a search that steps back from a wall would
+    print a traceback at each trial. Callbacks run in threads of XLA's, so that the evaluations are counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock, self._n_under_way = threading.Lock(), 0
+        logging.getLogger("jax._src.callback").addFilter(self)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._n_under_way += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_under_way -= 1
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self._n_under_way == 0
+
+
+_told_by_us = _ToldByUs()
 
 FailureAction = Literal["shrink", "skip", "stop", "raise"]
 _LONGEST_PAUSE = 60.0  # seconds between two questions to a component that is away
@@ -229,7 +257,7 @@ class Attempts:
         waited, pause = 0.0, 1.0
         while True:
             try:
-                with on_probation() as answers:
+                with on_probation() as answers, _told_by_us:
                     try:
                         return evaluate()
                     except Exception as error:

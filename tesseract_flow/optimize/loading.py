@@ -12,14 +12,17 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from tesseract_flow.errors import ProblemError, TesseractFlowError, did_you_mean
 from tesseract_flow.optimize.folders import load_file
 from tesseract_flow.optimize.problem import Origin, Problem
+
+T = TypeVar("T")
 
 _log = logging.getLogger("tesseract_flow")
 
@@ -44,7 +47,7 @@ def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Proble
     module = _module_from_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
     factory = _factory(module, name, where)
     _check_settings(factory, settings, path)
-    problem = factory(**settings)
+    problem = _executed(lambda: factory(**settings), _called(path, settings))
     if not isinstance(problem, Problem):
         raise ProblemError(f"{path} returned {type(problem).__name__}, not a tesseract_flow.Problem.")
     # Not the whole path: a folder that was moved has the same problem in it.
@@ -72,7 +75,7 @@ def _module_from_file(file: Path) -> ModuleType:
         near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
         there = f" In {folder} there is: {', '.join(near)}.{did_you_mean(file.name, near)}" if near else ""
         raise ProblemError(f"There is no file {file} (working directory: {Path.cwd()}).{there}\n{_FORM}")
-    return _executed(lambda: load_file(file.resolve()), str(file))
+    return _executed(lambda: load_file(file.resolve()), f"Importing {file}")
 
 
 def _module_by_name(name: str) -> ModuleType:
@@ -82,7 +85,7 @@ def _module_by_name(name: str) -> ModuleType:
         found = None
     if found is None:
         raise ProblemError(f"There is no module {name!r} on the Python path. {_FORM}")
-    module = _executed(lambda: importlib.import_module(name), name)
+    module = _executed(lambda: importlib.import_module(name), f"Importing {name}")
     _say_if_stale(module)
     return module
 
@@ -105,13 +108,32 @@ def _say_if_stale(module: ModuleType) -> None:
         )
 
 
-def _executed(run: Callable[[], ModuleType], what: str) -> ModuleType:
+def _executed(run: Callable[[], T], what: str) -> T:
+    """Run code of the problem's author; what it raises comes back as an error of ours that says where it was raised."""
     try:
         return run()
     except TesseractFlowError:
         raise
     except Exception as error:
-        raise ProblemError(f"{what} raised while it was imported: {type(error).__name__}: {error}") from error
+        raise ProblemError(f"{what} raised {type(error).__name__}{_where(error)}: {error}") from error
+
+
+def _where(error: Exception) -> str:
+    """The innermost line that is not a library's; a mistake of syntax says its line itself."""
+    if isinstance(error, SyntaxError):
+        return ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if "site-packages" not in frame.filename and not frame.filename.startswith("<") and frame.filename != __file__:
+            return f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return ""
+
+
+def _called(path: str, settings: Mapping[str, Any]) -> str:
+    # A setting can be a secret: numbers are shown.
+    shown = [
+        f"{key}={value!r}" if isinstance(value, bool | int | float) else f"{key}=..." for key, value in settings.items()
+    ]
+    return f"{path}({', '.join(shown)})"
 
 
 def _factory(module: ModuleType, name: str, where: str) -> Callable[..., Any]:

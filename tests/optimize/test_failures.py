@@ -364,6 +364,7 @@ def test_the_authors_sentence_comes_first(transform, caplog):
     found = optimize(Problem(jnp.asarray(0.0), evaluate), "lbfgs", transform=transform)
     assert float(found.design) == pytest.approx(1.8, abs=1e-6) and found.evaluations == 17
     assert found.history[2].events[0] == "4 evaluations failed, the first at design = 9: mesh has negative volumes"
+    assert {record.name for record in caplog.records} == {"tesseract_flow"}  # and no traceback of JAX's
     with pytest.raises(EvaluationFailed, match=r"^mesh has negative volumes\nThis was the evaluation of the start"):
         optimize(Problem(jnp.asarray(3.0), evaluate), "lbfgs", transform=transform)
 

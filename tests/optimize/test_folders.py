@@ -112,6 +112,18 @@ def test_what_raises_while_it_is_imported_is_said_and_can_be_mended(tmp_path):
     assert value_at_zero(file) == 4.0
 
 
+def test_what_a_factory_raises_is_said_with_its_line(tmp_path):
+    file = tmp_path / "problem.py"
+    file.write_text("import jax.numpy as jnp\n\ndef problem(n, key):\n    return jnp.zeros(n, 'float7')\n")
+    with pytest.raises(
+        ProblemError, match=r"problem.py:problem\(n=-1, key=\.\.\.\) raised TypeError \(problem.py, line 4\)"
+    ):
+        load_problem(f"{file}:problem", {"n": -1, "key": "a secret"})
+    file.write_text("def problem(:\n")
+    with pytest.raises(ProblemError, match=r"problem.py raised SyntaxError: "):
+        load_problem(f"{file}:problem")
+
+
 def test_a_module_by_name_is_imported_once_and_that_is_said_when_it_matters(tmp_path, monkeypatch, caplog):
     (tmp_path / "module_by_name.py").write_text(PROBLEM.format(imports="", target="1.0"))
     monkeypatch.syspath_prepend(str(tmp_path))
