@@ -257,16 +257,7 @@ class Attempts:
         waited, pause = 0.0, 1.0
         while True:
             try:
-                with on_probation() as answers, _told_by_us:
-                    try:
-                        return evaluate()
-                    except Exception as error:
-                        # A result cache would give the same again: to whoever evaluates this point once more, and to
-                        # other runs, for which an answer that is not valid is no answer either.
-                        answers.forget()
-                        if (ours := _inside_of(error)) is not None:
-                            raise ours from error
-                        raise
+                return evaluated(evaluate)
             except TransientError as error:
                 if self._step == 0 or waited >= self.policy.patience:
                     if waited:
@@ -319,6 +310,20 @@ class Attempts:
             for text, found in by_text.items()
         ]
         return (*sentences, *dict.fromkeys(self._notes))
+
+
+def evaluated(evaluate: Callable[[], T]) -> T:
+    """What an evaluation finds. Where it fails, the error is ours, told by us alone, and its answers are nobody's."""
+    with on_probation() as answers, _told_by_us:
+        try:
+            return evaluate()
+        except Exception as error:
+            # A result cache would give the same again: to whoever evaluates this point once more, and to other runs,
+            # for which an answer that is not valid is no answer either.
+            answers.forget()
+            if (ours := _inside_of(error)) is not None:
+                raise ours from error
+            raise
 
 
 def _inside_of(error: Exception) -> TesseractFlowError | None:

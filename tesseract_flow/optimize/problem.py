@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -23,6 +23,9 @@ from tesseract_flow.errors import ProblemError, closest, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.partition import Partition, named_leaves, names_twice, partition_design
+
+if TYPE_CHECKING:
+    from tesseract_flow.optimize.function import FlatFunction
 
 
 class Evaluation(eqx.Module):
@@ -125,6 +128,21 @@ class Problem:
     def start(self) -> PyTree:
         """The varying part to start from, moved into the bounds if it lies outside."""
         return self.box.project(self.partition.varying)
+
+    def function(self, *, transform: Callable[..., Any] | None = None, scaled: bool = False) -> FlatFunction:
+        """Value, gradient, constraints and their Jacobian as plain functions of one flat NumPy vector, for any
+        optimiser that somebody else wrote. Traces `evaluate`, and runs nothing.
+
+        Args:
+            transform: as in `optimize`; default: calls of Tesseracts run as soon as their operands exist.
+            scaled: vectors are in units of `scale`, bounds and derivatives too; else everything is in its own units.
+
+        Raises:
+            ProblemError: `evaluate` does not return what `constraints` and `valid` name; see `check_evaluation`.
+        """
+        from tesseract_flow.optimize.function import FlatFunction  # which needs problems, and what runs them
+
+        return FlatFunction(self, transform=transform, scaled=scaled)
 
 
 def as_evaluation(answer: Any) -> Evaluation:
