@@ -48,7 +48,7 @@ def minimised(function, method="SLSQP", **options):
             lambda x, rows=rows: function.constraints(x)[rows],
             lower[rows],
             upper[rows],
-            jac=lambda x, rows=rows: function.jacobian(x)[rows],
+            jac=lambda x, rows=rows: function.jacobian(x)[rows],  # type: ignore[arg-type]
         )
         for rows in (np.flatnonzero(lower == upper), np.flatnonzero(lower != upper))  # SciPy wants them apart
         if len(rows)
