@@ -45,10 +45,10 @@ demo: install ## optimise the cantilever beam: three served Tesseracts, Prefect'
 	$(PY) -m examples.beam.demo $(ARGS)
 
 test: install ## run the tests, but for the long ones and those of the user interface
-	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadgroup -m "not slow" $(ARGS)
 
 test-slow: install ## run the long tests: whole matrices, many kills, many random cases
-	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadfile -m slow $(ARGS)
+	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadgroup -m slow $(ARGS)
 
 test-ui: install ## drive the forms and pages of the Prefect UI in a browser
 	bash tests/ui/run.sh $(ARGS)

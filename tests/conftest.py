@@ -54,13 +54,42 @@ hypothesis.settings.load_profile("tesseract-flow")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="seed of the `key` fixture, instead of one per test")
+    parser.addoption("--cases", type=int, default=5, help="so many of a test's cases are quick, the others slow")
     parser.addoption("--graphs", type=int, default=200, help="random programs for the dataflow executor")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    files_with_prefect = set()
     for item in items:
         if "prefect_harness" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.prefect)
+            files_with_prefect.add(item.path)
+    for item in items:
+        # A file stays with one worker, for its fixtures, and all that need Prefect's server share one.
+        group = "prefect" if item.path in files_with_prefect else str(item.path.relative_to(config.rootpath))
+        item.add_marker(pytest.mark.xdist_group(group))
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for of_one_test in cases.values():
+        in_sample = sample(len(of_one_test), config.getoption("--cases"))
+        for k, item in enumerate(of_one_test):
+            if k not in in_sample:
+                item.add_marker(pytest.mark.slow)
+
+
+def sample(n: int, size: int) -> set[int]:
+    """So many of n cases, the same ones each time; by the golden ratio, so that each factor of a product varies."""
+    if n <= size:
+        return set(range(n))
+    chosen: dict[int, None] = {}
+    k = 0
+    while len(chosen) < size:
+        chosen[int(n * ((k * 0.6180339887498949) % 1))] = None
+        k += 1
+    return set(chosen)
 
 
 def pytest_unconfigure() -> None:

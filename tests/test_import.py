@@ -42,6 +42,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert loaded_after("import tesseract_flow; tesseract_flow.__version__; dir(tesseract_flow)") & heavy == set()
 
 
+@pytest.mark.slow
 def test_public_names_work_without_prefect_and_torch() -> None:
     uses = "\n".join(f"tesseract_flow.{name}" for name in PUBLIC)
     assert loaded_after(f"import tesseract_flow\n{uses}") & {"prefect", "torch"} == set()

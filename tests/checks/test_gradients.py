@@ -80,6 +80,7 @@ class TestFaults:
         assert all('replace="vector_jacobian_product"' in v.remedy for v in report.faults if v.component == "bad")
 
     @pytest.mark.parametrize("endpoint", [PUSHFORWARD, JACOBIAN])
+    @pytest.mark.slow
     def test_other_endpoints_are_looked_at_as_well(self, endpoint: str) -> None:
         def change(y: Any) -> Any:
             return jax.tree.map(lambda leaf: leaf * 1.5, y)
@@ -247,6 +248,7 @@ class TestSilence:
         )
         assert report.ok, str(report)
 
+    @pytest.mark.slow
     def test_calls_in_a_loop_are_looked_at_where_they_are(self) -> None:
         part = distorted(lambda y: {**y, "w": 2 * y["w"]})
 
@@ -367,6 +369,7 @@ class TestPrice:
         assert report.planned == report.sent == requests.n_total - requests.n_of("abstract_eval") == 2 * (4 + 2 * 2)
         assert "takes 16 requests, and at most 2000 if something is wrong" in caplog.text
 
+    @pytest.mark.slow
     def test_a_budget_that_ends_leaves_what_was_seen(self) -> None:
         bad = distorted(lambda y: {**y, "w": 2 * y["w"]})
         problem = problem_of(smooth("a"), bad, smooth("c"))

@@ -240,11 +240,13 @@ def test_components_with_pullbacks_alone(run: Any):
     assert requests["aero.vector_jacobian_product"] == requests["struct.vector_jacobian_product"] <= 5
 
 
+@pytest.mark.slow
 def test_forward_mode_without_pushforwards_is_by_differences():
     slope = tf.concurrent(lambda speed: jax.jvp(lift, (speed,), (jnp.ones(()),)))(jnp.asarray(1.3))
     assert_close(slope[1], jax.jit(jax.grad(lift_in_jax))(jnp.asarray(1.3)), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_directions_are_pushforwards_where_all_have_them():
     able = FunctionTesseract(lambda i: {"y": jnp.cos(i["x"])}, {"x": X}, name="able")
     solve = tf.concurrent(lambda T0: tf.fixed_point(lambda T: tf.apply_tesseract(able, {"x": T})["y"], T0))
@@ -343,6 +345,7 @@ def test_no_derivative_at_a_gain_of_one(way: str):
     assert raised.value.part == ("tangent" if "jvp" in way else "adjoint")
 
 
+@pytest.mark.slow
 def test_the_leaf_that_is_not_finite_is_named():
     def phi(T: Any) -> Any:
         return {"a": 0.5 * T["b"], "b": jnp.log(T["a"])}

@@ -61,6 +61,7 @@ dtypes = st.sampled_from([np.float64, np.float32, np.int32, np.bool_, np.uint8, 
 @given(
     st.dictionaries(st.text(max_size=8), dtypes.flatmap(lambda d: st.tuples(st.just(d), hnp.array_shapes(min_dims=0))))
 )
+@pytest.mark.slow
 def test_checkpoints_come_back_bit_for_bit(spec):
     rng = np.random.default_rng(0)
     arrays = {name: rng.normal(size=shape).astype(dtype) for name, (dtype, shape) in spec.items()}

@@ -161,6 +161,7 @@ def two_components():
     return Problem(jnp.array([-1.0, 0.5, 0.5]), evaluate, bounds=(-2.0, 2.0), constraints=demands)
 
 
+@pytest.mark.slow
 def test_derivatives_are_asked_for_where_the_library_goes_on_and_each_constraints_row_of_its_component_alone():
     asked: Counter[str] = Counter()
     from tesseract_flow.client import own_requests

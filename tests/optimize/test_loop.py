@@ -51,6 +51,7 @@ def test_without_constraints_it_is_the_plain_optax_loop():
         u = optax.apply_updates(u, updates)
 
 
+@pytest.mark.slow
 def test_rosenbrock_by_lbfgs():
     transform = Counted()
     result = optimize(rosenbrock_problem(), "lbfgs", transform=transform)
@@ -60,6 +61,7 @@ def test_rosenbrock_by_lbfgs():
 
 
 @pytest.mark.parametrize("search", ["zoom", "backtracking"])
+@pytest.mark.slow
 def test_every_trial_is_one_evaluation_and_the_accepted_one_none_more(search):
     points = []
 

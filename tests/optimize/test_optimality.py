@@ -297,6 +297,7 @@ def test_an_objective_that_does_not_depend_on_the_design_is_not_converged():
     assert not flat.converged and "nothing depends on 'x'" in flat.reason
 
 
+@pytest.mark.slow
 def test_a_leaf_without_effect_is_noted_and_does_not_keep_others_from_converging():
     problem = Problem({"x": jnp.zeros(2), "idle": jnp.ones(3)}, lambda d: bowl(d) + 1.0)
     result = optimize(problem, "lbfgs", stop=STOP, transform=jax.jit)

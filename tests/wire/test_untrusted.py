@@ -229,6 +229,7 @@ def places(obj):
 
 @settings(deadline=None, max_examples=400)
 @given(data=st.data())
+@pytest.mark.slow
 def test_mutated_forms_give_an_array_as_declared_or_a_wire_error(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
     dtype = data.draw(st.sampled_from(["bool", "int16", "float32", "complex128"]))

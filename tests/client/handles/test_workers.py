@@ -104,6 +104,7 @@ def test_a_solver_that_holds_the_lock_is_not_killed():
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_what_was_edited_is_served_as_it_is_now(tmp_path):
     path = component(tmp_path, 2.0)
     old, same = open_tesseract(path), open_tesseract(tmp_path)
@@ -137,6 +138,7 @@ def test_no_proxy_is_asked_for_what_is_on_this_machine(tmp_path, monkeypatch, re
     handle.stop()
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_handle(tmp_path):
     handle = ServedTesseract(component(tmp_path, 2.0))
     assert dataclasses.replace(handle, n_workers=2) != handle
