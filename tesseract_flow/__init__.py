@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
     from tesseract_flow.report import report as report
+    from tesseract_flow.study import multi_start as multi_start
+    from tesseract_flow.study import sweep as sweep
 
     __version__: str
 
@@ -59,12 +61,14 @@ _EXPORTS = {
     "errors": "tesseract_flow.errors",
     "fixed_point": "tesseract_flow.compose",
     "hvp": "tesseract_flow.autodiff",
+    "multi_start": "tesseract_flow.study",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
     "read_journal": "tesseract_flow.optimize",
     "report": "tesseract_flow.report",
     "save_intermediates": "tesseract_flow.autodiff",
     "sow": "tesseract_flow.autodiff",
+    "sweep": "tesseract_flow.study",
 }
 
 __all__ = [
@@ -86,12 +90,14 @@ __all__ = [
     "errors",
     "fixed_point",
     "hvp",
+    "multi_start",
     "open_tesseract",
     "optimize",
     "read_journal",
     "report",
     "save_intermediates",
     "sow",
+    "sweep",
 ]
 
 

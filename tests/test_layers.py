@@ -32,7 +32,7 @@ ORDER = [
     {"autodiff", "torch", "recipes"},
     {"execute"},
     {"compose", "optimize", "report", "testing"},
-    {"checks"},
+    {"checks", "study"},
     {"tesseract_flow"},
     {"blocks"},
     {"tasks"},

@@ -425,6 +425,16 @@ def _setting(name: str, value: Any) -> Any:
     return Plain().text(value, name)
 
 
+def setting_text(value: Any, name: str) -> str:
+    """A setting as text that every process writes alike, without secrets, but with a tag for each."""
+    return Plain().text(value, name)
+
+
+def is_about_where(name: str, value: Any) -> bool:
+    """Whether a setting of a factory says where or how something runs, and not what."""
+    return name.lower() in _NO_MATTER or _is_address(value) or isinstance(value, AbstractTesseract)
+
+
 def _is_address(value: Any) -> bool:
     """The URL of a server or the path of a component, or several of them."""
     if isinstance(value, list | tuple):

@@ -30,13 +30,14 @@ def with_remedies(fn: Callable[_Arguments, _Answer]) -> Callable[_Arguments, _An
         for name, value in kwargs.items():
             if name not in known:
                 driver = kwargs.get("driver", args[1] if len(args) > 1 else known["driver"].default)
-                raise UnknownArgument(f"{fn.__name__} does not take {name!r}.{_remedy(name, value, driver, known)}")
+                raise UnknownArgument(f"{fn.__name__} does not take {name!r}.{remedy_of(name, value, driver, known)}")
         return fn(*args, **kwargs)
 
     return checked
 
 
-def _remedy(name: str, value: Any, driver: Any, known: Collection[str]) -> str:
+def remedy_of(name: str, value: Any, driver: Any, known: Collection[str]) -> str:
+    """Where a keyword belongs that is none of `known`, as the rest of a sentence."""
     if name in STOP_SETTINGS:
         return f"\nIt says when to stop: stop={{{name!r}: {value!r}}}."
     if name in {field.name for field in dataclasses.fields(Problem)} - set(known):

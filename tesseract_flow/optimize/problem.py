@@ -144,6 +144,16 @@ class Problem:
 
         return FlatFunction(self, transform=transform, scaled=scaled)
 
+    def starting_at(self, varying: PyTree) -> Problem:
+        """The same problem with another start.
+
+        Args:
+            varying: in place of the varying part, with its structure.
+        """
+        # What varies is decided as before: a filter may look at values.
+        selected = jax.tree.map(lambda leaf: leaf is not None, self.partition.varying, is_leaf=lambda x: x is None)
+        return dataclasses.replace(self, design=self.partition.combine(varying), vary=selected)
+
 
 def as_evaluation(answer: Any) -> Evaluation:
     """What `evaluate` returned, as an `Evaluation`."""

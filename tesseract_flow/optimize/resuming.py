@@ -72,11 +72,8 @@ def started_from(problem: Problem, start_from: StartFrom) -> tuple[Problem, str]
             )
         start.append(jnp.asarray(found[name].astype(leaf.dtype)))
     step = int(contents.checkpoint.arrays.get("best.step", contents.step)) if which == "best" else contents.step
-    design = problem.partition.combine(treedef.unflatten(start))
-    # What varies is decided as before: a filter may look at values.
-    selected = jax.tree.map(lambda leaf: leaf is not None, problem.partition.varying, is_leaf=lambda x: x is None)
     return (
-        dataclasses.replace(problem, design=design, vary=selected),
+        problem.starting_at(treedef.unflatten(start)),
         f"started from the {which} design (step {step}) of journal {contents.address}",
     )
 

@@ -1,0 +1,266 @@
+"""One run of a study, and all of them at once: `optimize` as it is, told where its journal is and when to stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tesseract_flow.client import own_requests
+from tesseract_flow.errors import (
+    BoundsError,
+    DriverError,
+    OptimizationError,
+    OtherRun,
+    ProblemError,
+    UnknownArgument,
+)
+from tesseract_flow.execute import concurrent, default_submitter
+from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Resumption, StepRecord
+from tesseract_flow.optimize.checkpoint import Checkpoint
+from tesseract_flow.optimize.evaluator import Transform
+from tesseract_flow.optimize.failures import as_policy
+from tesseract_flow.optimize.keywords import remedy_of
+from tesseract_flow.optimize.loop import optimize
+from tesseract_flow.optimize.stopping import as_rules, first_reason
+from tesseract_flow.storage import without_secrets
+from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
+from tesseract_flow.study.outcome import StudyRun
+from tesseract_flow.study.place import Place
+from tesseract_flow.study.watching import AbstractStudyObserver
+
+DEFAULT_WORKERS = 8
+# What `optimize` takes and a study decides itself, with what to say instead.
+_OWN = {
+    "problem": "",
+    "count": "Each run counts its own requests.",
+    "run_step": "A study has no steps of its own.",
+    "start_from": "Where runs begin is starts=..., a list of designs.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A run to be done.
+
+    Attributes:
+        make: the problem; a factory may take its time, and may fail.
+    """
+
+    key: str
+    make: Callable[[], Problem]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Terms:
+    """How the runs of a study go.
+
+    Attributes:
+        options: for `optimize`, the same for all of them.
+        place: of their journals.
+        recheck: compare finished runs as well.
+        fatal: errors that are those of the question, and not of one run.
+        raises: whether the first failure ends the study.
+    """
+
+    options: Mapping[str, Any]
+    place: Place | None
+    max_workers: int
+    recheck: bool
+    fatal: tuple[type[Exception], ...]
+    observers: Sequence[AbstractStudyObserver]
+
+    @property
+    def raises(self) -> bool:
+        return as_policy(self.options.get("on_failure", "shrink")).action == "raise"
+
+
+def checked_options(name: str, driver: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is handed on to `optimize`.
+
+    Raises:
+        UnknownArgument: it does not take that, or a study decides it; the message says where it belongs.
+    """
+    known = inspect.signature(optimize).parameters
+    for option, value in options.items():
+        if option in _OWN:
+            raise UnknownArgument(f"{name} does not take {option!r}. {_OWN[option]}")
+        if option not in known:
+            shown = known["driver"].default if driver is None else driver
+            raise UnknownArgument(
+                f"{name} does not take {option!r}.{remedy_of(option, value, shown, [*known, *_MORE])}"
+            )
+    return {**({} if driver is None else {"driver": driver}), **options}
+
+
+_MORE = ("starts", "seed", "spread", "include_start", "max_workers")
+
+
+def checked_workers(max_workers: int | None, n: int) -> int:
+    """
+    Raises:
+        ProblemError: not a number of threads.
+    """
+    if max_workers is None:
+        return min(n, DEFAULT_WORKERS)
+    if isinstance(max_workers, bool) or not isinstance(max_workers, int) or max_workers < 1:
+        raise ProblemError(f"max_workers must be a whole number of runs at once, at least 1, received {max_workers!r}.")
+    return max_workers
+
+
+# Of many runs of one problem, all would fail alike.
+OF_THE_PROBLEM = (ProblemError, BoundsError, DriverError, UnknownArgument, OtherRun)
+# What one of many problems may do without the others.
+OF_THE_STUDY = (UnknownArgument, OtherRun)
+
+
+def run_all(tasks: Sequence[Task], terms: Terms) -> tuple[list[StudyRun], list[str]]:
+    """Every task's run, in their order, with notes.
+
+    Raises:
+        BaseException: an error that is not one run's, or an interrupt; the other runs have stopped, and what they have
+            finished is in their journals.
+    """
+    stop = Stop()
+    events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    runs: dict[int, StudyRun] = {}
+    taken: list[str] = []
+
+    def done(k: int, outcome: tuple[StudyRun, tuple[str, ...]]) -> None:
+        runs[k], doubts = outcome
+        taken.extend(doubts[:1])
+        for observer in terms.observers:
+            observer.on_run(runs[k])
+
+    def step(k: int, record: StepRecord) -> None:
+        for observer in terms.observers:
+            observer.on_step(k, record)
+
+    jobs = [
+        functools.partial(
+            _run, k, task, terms, stop, lambda record, k=k: events.put(functools.partial(step, k, record))
+        )
+        for k, task in enumerate(tasks)
+    ]
+    try:
+        at_once(jobs, terms.max_workers, stop, events, done)
+    except KeyboardInterrupt as interrupt:
+        kept = "" if terms.place is None else f", all finished steps are in {terms.place.address}: run again to go on"
+        interrupt.add_note(f"{len(runs)} of {len(tasks)} runs were over{kept}.")
+        raise
+    notes = []
+    if taken:
+        notes.append(
+            f"{len(taken)} finished runs were taken from the journal as they are, though it cannot be told from its "
+            f"text that nothing changed ({taken[0]}); recheck=True evaluates the last point of each again"
+        )
+    return [runs[k] for k in range(len(tasks))], notes
+
+
+def _run(
+    k: int, task: Task, terms: Terms, stop: Stop, on_step: Callable[[StepRecord], None]
+) -> tuple[StudyRun, tuple[str, ...]]:
+    began, problem, start, result, error = time.monotonic(), None, None, None, None
+    journal = None
+    address = None if terms.place is None else terms.place.journal_of(task.key)
+    with own_requests() as requests:
+        try:
+            problem = task.make()
+            start = problem.partition.combine(problem.start)
+            journal = None if terms.place is None else _Journal(str(address), problem, terms)
+            result = optimize(problem, **_options(terms.options, stop, journal, on_step))
+        except Exception as failure:
+            if terms.raises or isinstance(failure, terms.fatal):
+                failure.add_note(f"This was run {k} of the study ({task.key}).")
+                raise
+            error = _text_of(failure)
+    run = StudyRun(
+        index=k,
+        key=task.key,
+        settings=task.settings,
+        start=start,
+        result=result,
+        error=error,
+        requests=requests.n_solves if result is None else result.requests,
+        seconds=time.monotonic() - began if result is None else result.seconds,
+        journal=address,
+        problem=problem,
+    )
+    return run, () if journal is None else journal.unsettled
+
+
+def _text_of(failure: Exception) -> str:
+    text = str(failure) if isinstance(failure, OptimizationError) else f"{type(failure).__name__}: {failure}"
+    return str(without_secrets(text.strip() or type(failure).__name__))
+
+
+def _options(
+    given: Mapping[str, Any], stop: Stop, journal: AbstractJournal | None, on_step: Callable[[StepRecord], None]
+) -> dict[str, Any]:
+    inner: Transform = given.get("transform") or functools.partial(
+        concurrent, submitter=StoppableSubmitter(default_submitter(), stop)
+    )
+
+    def transform(fn: Callable[..., Any]) -> Callable[..., Any]:
+        call = inner(fn)
+
+        def checked(*args: Any) -> Any:
+            stop.check()
+            return call(*args)
+
+        return checked
+
+    return {
+        "sleep": stop.sleep,
+        **given,
+        "transform": transform,
+        "journal": journal,
+        "observers": [Observer(on_step=lambda record, design, evaluation: on_step(record))],
+    }
+
+
+class _Journal(AbstractJournal):
+    """The journal of a run in a study: admitted by it first, and a finished run is not evaluated again.
+
+    What a text cannot tell is compared at the last point before a run goes on. One that is over does not go on, so
+    nothing is asked for, and the study says so.
+    """
+
+    def __init__(self, address: str, problem: Problem, terms: Terms):
+        self._inner = FileJournal(address)
+        self._problem, self._terms = problem, terms
+        self.unsettled: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        return self._inner.address
+
+    def open(self, identity: Mapping[str, Any], *, accept_changes: bool = False) -> Resumption | None:
+        assert self._terms.place is not None
+        self._terms.place.admit(identity)
+        resumed = self._inner.open(identity, accept_changes=accept_changes)
+        if resumed is None or resumed.changes or self._terms.recheck or not resumed.doubts:
+            return resumed
+        rules = as_rules(self._terms.options.get("stop"), self._problem.partition.dtype)
+        if first_reason(rules, [StepRecord.from_json(fields) for fields in resumed.history]) is None:
+            return resumed
+        self.unsettled = resumed.doubts
+        return dataclasses.replace(resumed, doubts=())
+
+    def confirm(self, changes: Sequence[str] = ()) -> None:
+        if not self.unsettled:  # or it would be written down that something was compared
+            self._inner.confirm(changes)
+
+    def save(self, checkpoint: Checkpoint, record: Mapping[str, Any]) -> None:
+        self._inner.save(checkpoint, record)
+
+    def attach(self, name: str, data: bytes) -> None:
+        self._inner.attach(name, data)
+
+    def close(self) -> None:
+        self._inner.close()
