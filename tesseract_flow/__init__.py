@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tesseract_flow import errors as errors
     from tesseract_flow.autodiff import apply_tesseract as apply_tesseract
+    from tesseract_flow.autodiff import differences as differences
     from tesseract_flow.autodiff import hvp as hvp
     from tesseract_flow.autodiff import save_intermediates as save_intermediates
     from tesseract_flow.autodiff import sow as sow
@@ -58,6 +59,7 @@ _EXPORTS = {
     "check_gradients": "tesseract_flow.checks",
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
+    "differences": "tesseract_flow.autodiff",
     "errors": "tesseract_flow.errors",
     "fixed_point": "tesseract_flow.compose",
     "hvp": "tesseract_flow.autodiff",
@@ -87,6 +89,7 @@ __all__ = [
     "check_gradients",
     "concurrent",
     "count_requests",
+    "differences",
     "errors",
     "fixed_point",
     "hvp",

@@ -32,7 +32,8 @@ TesseractFlowError
 ├── PrecisionError (ValueError)           64-bit arrays while JAX's x64 mode is off
 ├── NonFiniteError (ArithmeticError)      NaN or inf appeared; names where
 ├── InvalidEvaluation (ArithmeticError)   an answer says of itself that it is not valid
-│   └── NotConverged                      coupled components that were not brought to agree; has .residuals
+│   ├── NotConverged                      coupled components that were not brought to agree; has .residuals
+│   └── ProbeFailed (NonFiniteError)      a finite difference through a point where there is no number; has .inputs
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
@@ -249,6 +250,25 @@ class NotConverged(InvalidEvaluation):
         self.part = part
         self.residuals = tuple(residuals)
         self.n_rounds = n_rounds
+
+    def __reduce__(self):
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class ProbeFailed(InvalidEvaluation, NonFiniteError):
+    """A probe of a finite difference gave NaN or inf, so there is no derivative.
+
+    Attributes:
+        name: the function that was probed.
+        probe: which probe it was, such as `"load[2], a step up"`.
+        inputs: the arrays that were moved, by name, as they were in it.
+    """
+
+    def __init__(self, message: str, *, name: str = "?", probe: str = "?", inputs: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.name = name
+        self.probe = probe
+        self.inputs = dict(inputs or {})
 
     def __reduce__(self):
         return _rebuild, (type(self), str(self), dict(self.__dict__))

@@ -4,8 +4,10 @@ from tesseract_flow.autodiff import batching as _batching  # registers its rules
 from tesseract_flow.autodiff.accounts import compiled_apart, compiled_for_all
 from tesseract_flow.autodiff.apply import apply_tesseract
 from tesseract_flow.autodiff.call import Call
+from tesseract_flow.autodiff.calls import bodies_of, calls_of, has_calls
 from tesseract_flow.autodiff.curvature import hvp
 from tesseract_flow.autodiff.handles import register_core_tesseracts, register_handles
+from tesseract_flow.autodiff.judging import AbstractCase, judged
 from tesseract_flow.autodiff.layout import InputLayout, OutputLayout, Slot
 from tesseract_flow.autodiff.linear import linear_map
 from tesseract_flow.autodiff.plain import PlainOutput, as_words, has_plain_outputs, revealed
@@ -22,6 +24,7 @@ from tesseract_flow.autodiff.primitives import (
 )
 from tesseract_flow.autodiff.rehearsal import current_rehearsal, informed, rehearsal
 from tesseract_flow.autodiff.sow import save_intermediates, sow
+from tesseract_flow.autodiff.whole import Differenced, differences
 
 register_handles()
 register_core_tesseracts()
@@ -31,7 +34,9 @@ __all__ = [
     "AVALS",
     "ENDPOINTS",
     "HOST",
+    "AbstractCase",
     "Call",
+    "Differenced",
     "InputLayout",
     "OutputLayout",
     "PlainOutput",
@@ -39,14 +44,19 @@ __all__ = [
     "apply_p",
     "apply_tesseract",
     "as_words",
+    "bodies_of",
+    "calls_of",
     "compiled_apart",
     "compiled_for_all",
     "current_rehearsal",
+    "differences",
     "guards",
+    "has_calls",
     "has_plain_outputs",
     "hvp",
     "informed",
     "jacobian_p",
+    "judged",
     "linear_map",
     "only",
     "pullback_p",

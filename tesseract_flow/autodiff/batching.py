@@ -7,10 +7,12 @@ mapped calls need nothing of their own.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -32,6 +34,19 @@ Results: TypeAlias = tuple[Sequence[Any], Sequence[int | None]]  # arrays, and t
 _PROMISED = ("expand_dims", "broadcast_all")
 
 
+_names: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("names", default=())
+
+
+@contextlib.contextmanager
+def named_elements(names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, `vmap` over so many elements calls them this in messages."""
+    token = _names.set(names)
+    try:
+        yield
+    finally:
+        _names.reset(token)
+
+
 def _map(primitive: Primitive, operands: Sequence[Any], axes: Sequence[int | None], *, call: Call) -> Results:
     """The batching rule of all four."""
     mapped = tuple(axis is not None for axis in axes)
@@ -46,7 +61,9 @@ def _map(primitive: Primitive, operands: Sequence[Any], axes: Sequence[int | Non
         if results is not None:
             return results, _axes(primitive, call, len(results))
         is_concurrent = call.options.vmap_method not in ("sequential", "auto_experimental")
-        batched = dataclasses.replace(call, batch=Batch(size, mapped, is_concurrent))
+        names = _names.get()
+        batch = Batch(size, mapped, is_concurrent, names if len(names) == size else ())
+        batched = dataclasses.replace(call, batch=batch)
         results = primitive.bind(*operands, call=batched)
     return results, [0] * len(results)
 
@@ -82,6 +99,7 @@ def _nested(primitive: Primitive, operands: Sequence[Any], mapped: Sequence[bool
         size * inner.size,
         tuple(outer or inner for outer, inner in zip(mapped, inner.mapped, strict=True)),
         inner.is_concurrent,
+        inner.names,
     )
     results = primitive.bind(*map(flat, operands, mapped, inner.mapped), call=dataclasses.replace(call, batch=whole))
     return [y.reshape(size, inner.size, *y.shape[1:]) for y in results]

@@ -42,11 +42,17 @@ class Batch:
         size: the number of elements.
         mapped: per operand (primals, then tangents or cotangents), whether its first axis is the batch.
         is_concurrent: whether several elements may be in flight at once.
+        names: of elements, for messages; of batches within batches those of the innermost. Numbers, if there are none.
     """
 
     size: int
     mapped: tuple[bool, ...]
     is_concurrent: bool
+    names: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def name_of(self, k: int) -> str:
+        """Which one it is, in words."""
+        return self.names[k % len(self.names)] if self.names else f"element {k} of a batch of {self.size}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +191,7 @@ class Call:
             with rehearsal(known):
                 return ask(self.one, self.element(operands, k), requests.run_id)
 
-        with AtOnce(n_in_flight, run_id, lambda _, n, k: f"element {k} of a batch of {batch.size}") as requests:
+        with AtOnce(n_in_flight, run_id, lambda _, n, k: batch.name_of(k)) as requests:
             for k, answer in zip(asked, requests.map(one, asked), strict=True):
                 for whole, part in zip(results, answer, strict=True):
                     whole[k] = part

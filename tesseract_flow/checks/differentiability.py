@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Literal, jaxpr_as_fun
 
-from tesseract_flow.autodiff import Call, apply_p
+from tesseract_flow.autodiff import Call, apply_p, bodies_of, calls_of
 from tesseract_flow.checks.stand_ins import stand_in_p
 from tesseract_flow.errors import NotDifferentiable, SecondDerivative
-from tesseract_flow.execute.steps import bodies_of, calls_of
 
 # Bodies that stand for themselves. Functions with a derivative of their own do not: their rule decides.
 _INLINED = {"jit", "pjit", "closed_call", "core_call", "eval_jaxpr", "checkpoint", "remat", "remat2", "linear_map"}

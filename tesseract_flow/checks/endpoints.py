@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr
 
-from tesseract_flow.autodiff import ENDPOINTS, Call
+from tesseract_flow.autodiff import ENDPOINTS, Call, calls_of
 from tesseract_flow.checks.asking import Component
 from tesseract_flow.checks.differentiability import Flow, input_avals, uses_of
 from tesseract_flow.checks.findings import ComponentSummary, Finding
@@ -19,7 +19,7 @@ from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.execute import make_plan
 from tesseract_flow.execute.durations import durations
-from tesseract_flow.execute.steps import Flattener, calls_of, without_unused
+from tesseract_flow.execute.steps import Flattener, without_unused
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from tesseract_flow.autodiff import Call, informed
+from tesseract_flow.autodiff import Call, calls_of, informed
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.execute import Plan, default_submitter, make_plan, run_plan
-from tesseract_flow.execute.steps import calls_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,13 +17,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from tesseract_flow.autodiff import pushforward_p
+from tesseract_flow.autodiff import calls_of, pushforward_p
 from tesseract_flow.autodiff.stepping import speed
 from tesseract_flow.compose import krylov
 from tesseract_flow.compose.system import Found, Measure, Residual, System, begin, select
 from tesseract_flow.compose.verdicts import NO_DESCENT
 from tesseract_flow.errors import OptionError
-from tesseract_flow.execute.steps import calls_of
 
 Directions = Literal["auto", "pushforwards", "differences"]
 

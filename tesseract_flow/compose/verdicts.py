@@ -1,7 +1,6 @@
 """What did not converge is an error with a name, from wherever it is found out: also in code that is compiled.
 
-A `verdict` stands between a solver and whoever uses its result. It is an equation in what JAX traces, whose answer the
-result depends on, and which raises on the host.
+A `verdict` stands between a solver and whoever uses its result (`autodiff.judging`).
 """
 
 from __future__ import annotations
@@ -10,21 +9,17 @@ import dataclasses
 import textwrap
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
 
-from tesseract_flow.errors import NotConverged, remember
+from tesseract_flow.autodiff import AbstractCase, judged
+from tesseract_flow.errors import NotConverged
 
 # How a solver ended.
 RUNNING, NO_DESCENT, GROWS, STUCK = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class Case(AbstractCase):
     """What is judged.
 
     Attributes:
@@ -41,26 +36,21 @@ class Case:
     leaves: tuple[str, ...]
     tolerance: float
 
-    def raise_unless_all(self, converged: Any, status: Any, history: Any, n_rounds: Any, errors: Any) -> np.ndarray:
-        converged, status, history, n_rounds, errors = map(np.asarray, (converged, status, history, n_rounds, errors))
-        if converged.all():
-            return converged
+    def fault(self, where: tuple[int, ...], converged: np.ndarray, *facts: np.ndarray) -> NotConverged:
+        status, history, n_rounds, errors = facts
         batch = converged.shape
-        where = tuple(int(k) for k in np.argwhere(~converged)[0])
         residuals = history[where]
         known = residuals[: int(np.max(np.flatnonzero(~np.isnan(residuals)), initial=-1)) + 1]
         if not np.isfinite(errors[where]).all():
             known = np.append(known, np.nan)
         element = f", in element {list(where)} of {list(batch)}" if batch else ""
-        error = NotConverged(
+        return NotConverged(
             self._sentence(element, int(status[where]), known, int(n_rounds[where]), errors[where]),
             name=self.name,
             part=self.part,
             residuals=[float(r) for r in known],
             n_rounds=int(n_rounds[where]),
         )
-        remember(error)
-        raise error
 
     def _sentence(self, element: str, status: int, residuals: np.ndarray, n_rounds: int, errors: np.ndarray) -> str:
         last = residuals[-1] if len(residuals) else np.nan
@@ -113,37 +103,10 @@ class Case:
         return "Allow more steps (max_steps=...), start closer (T0), or choose another solver= (newton-krylov)."
 
 
-verdict_p = Primitive("verdict")
-
-
 def verdict(case: Case, converged: Any, status: Any, history: Any, n_rounds: Any, errors: Any) -> Any:
     """`converged`, which is true where this has returned.
 
     Raises:
         NotConverged: at run time.
     """
-    return verdict_p.bind(converged, status, history, n_rounds, errors, case=case)
-
-
-def _batch(operands: Any, axes: Any, *, case: Case) -> tuple[Any, int]:
-    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
-    moved = [
-        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
-        for x, axis in zip(operands, axes, strict=True)
-    ]
-    return verdict_p.bind(*moved, case=case), 0
-
-
-def _as_callback(converged: Any, *rest: Any, case: Case) -> Any:
-    aval = jax.ShapeDtypeStruct(converged.shape, np.bool_)
-    return jax.pure_callback(case.raise_unless_all, aval, converged, *rest)
-
-
-def _evaluate(*operands: Any, case: Case) -> Any:
-    return jnp.asarray(case.raise_unless_all(*operands))
-
-
-verdict_p.def_impl(_evaluate)
-verdict_p.def_abstract_eval(lambda converged, *_, case: ShapedArray(converged.shape, np.dtype(np.bool_)))
-batching.primitive_batchers[verdict_p] = _batch
-mlir.register_lowering(verdict_p, mlir.lower_fun(_as_callback, multiple_results=False))
+    return judged(case, converged, status, history, n_rounds, errors)

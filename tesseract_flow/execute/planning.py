@@ -15,9 +15,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
-from tesseract_flow.autodiff import ENDPOINTS, Call
+from tesseract_flow.autodiff import ENDPOINTS, Call, bodies_of, calls_of
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Ref, Scan, Segment, Switch, While
-from tesseract_flow.execute.steps import Flattener, Step, bodies_of, calls_of, signature, without_unused
+from tesseract_flow.execute.steps import Flattener, Step, signature, without_unused
 
 _VERBS = {
     "apply": "apply",

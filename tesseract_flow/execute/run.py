@@ -235,7 +235,8 @@ class _Run:
         try:
             outputs = future.result()
         except Exception as error:
-            element = "" if job.node.n_elements is None else f"element {k} of "
+            batch = job.node.call.batch
+            element = "" if batch is None else f"{batch.name_of(k) if batch.names else f'element {k}'} of "
             which = f", call {job.node.index + 1} of {len(job.frame.plan.calls)}" if not job.frame.where else ""
             error.add_note(f"This was {element}{job.node.label}{which} in the plan.")
             operands = job.operands if job.node.n_elements is None else job.node.call.element(job.operands, k)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
-from tesseract_flow.autodiff import HOST, Call, guards, only, pullback_p, pushforward_p
+from tesseract_flow.autodiff import HOST, Call, calls_of, guards, has_calls, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.exact import InputKey, is_array
 from tesseract_flow.execute.plan import Constant, Ref
@@ -171,28 +171,6 @@ def _body(eqn: Any) -> ClosedJaxpr | None:
         return None
     body = next(eqn.params[name] for name in _BODIES if name in eqn.params)
     return body if isinstance(body, ClosedJaxpr) else ClosedJaxpr(body, ())
-
-
-def bodies_of(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, Jaxpr):
-                yield item
-
-
-def calls_of(eqns: Iterable[Any]) -> Iterator[Any]:
-    """The Tesseract equations among these and in their bodies."""
-    for eqn in eqns:
-        if eqn.primitive in HOST:
-            yield eqn
-        for body in bodies_of(eqn.params):
-            yield from calls_of(body.eqns)
-
-
-def has_calls(eqn: Any) -> bool:
-    return any(True for _ in calls_of([eqn]))
 
 
 def without_invariant_calls(eqn: Any) -> tuple[Jaxpr, Any] | None:

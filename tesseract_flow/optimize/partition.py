@@ -1,8 +1,8 @@
-"""Which leaves of a design vary, what they are called, and how user-given prefixes spread over them.
+"""Which leaves of a design vary, and what it is scaled by.
 
 A design is any pytree. `equinox.partition` splits it by a filter into the part that varies (floating-point arrays) and
 the part that never changes (integers, strings, callables, arrays that were left out); `Partition` is that split. Bounds
-and scales may be given for a whole subtree at once: `spread` turns such a prefix into one value per varying leaf.
+and scales may be given for a whole subtree at once (`autodiff.prefixes`).
 
 Box arithmetic is in `bounds`; nothing here evaluates anything.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -21,26 +21,8 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from tesseract_flow.errors import OptimizationError, ProblemError, did_you_mean
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """A readable name for a pytree path: `mesh.knots.[0]`, or `(root)` for a design that is a single leaf."""
-    return ".".join(_step_name(key) for key in path) or "(root)"
-
-
-def _step_name(key: Any) -> str:
-    match key:
-        case jtu.DictKey():
-            return str(key.key)
-        case jtu.GetAttrKey():
-            return key.name
-        case jtu.SequenceKey():
-            return f"[{key.idx}]"
-        case jtu.FlattenedIndexKey():
-            return f"[{key.key}]"
-        case _:
-            return str(key)
+from tesseract_flow.autodiff.prefixes import as_leaf_array, listing, path_name, spread
+from tesseract_flow.errors import ProblemError
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -109,13 +91,13 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree, scale
         ) from error
     if twice := names_twice(leaf_names(design)):
         raise ProblemError(
-            f"More than one leaf of the design is called {_listing(twice)}: a dot joins the names along a path.\n"
+            f"More than one leaf of the design is called {listing(twice)}: a dot joins the names along a path.\n"
             "Journals, reports and messages tell leaves apart by these names, so give keys that differ, without dots."
         )
     paths_and_leaves, treedef = jtu.tree_flatten_with_path(selected)
     if not paths_and_leaves:
         raise ProblemError(
-            f"Nothing in the design varies: `vary` selects none of its leaves ({_listing(leaf_names(design))}).\n"
+            f"Nothing in the design varies: `vary` selects none of its leaves ({listing(leaf_names(design))}).\n"
             "Make the leaves that should vary floating-point arrays (jax.numpy.asarray(...)), or pass a `vary` that "
             "selects them."
         )
@@ -159,79 +141,6 @@ def _as_varying_leaf(name: str, leaf: Any) -> jax.Array:
         )
     # A strong dtype of its own, so that a run and its resumption promote alike.
     return jnp.asarray(np.asarray(array))
-
-
-def spread(prefix: PyTree, varying: PyTree, *, what: str, error: type[OptimizationError]) -> list[Any]:
-    """One value of `prefix` per varying leaf, in JAX's order; `None` where the prefix says nothing.
-
-    A prefix may stop early (one number for everything below it) and its dictionaries may leave keys out, such as
-    those of leaves that do not vary.
-
-    Raises:
-        error: the prefix has a key that the design has not.
-    """
-    paths = [path for path, _ in jtu.tree_flatten_with_path(varying)[0]]
-    _refuse_unknown_keys(prefix, paths, (), what, error)
-    return [_descend(prefix, path) for path in paths]
-
-
-def _descend(prefix: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        if prefix is None or eqx.is_array_like(prefix):
-            return prefix
-        match key:
-            case jtu.DictKey():
-                prefix = prefix.get(key.key) if isinstance(prefix, Mapping) else None
-            case jtu.GetAttrKey():
-                prefix = getattr(prefix, key.name, None)
-            case jtu.SequenceKey() if isinstance(prefix, list | tuple) and key.idx < len(prefix):
-                prefix = prefix[key.idx]
-            case _:
-                prefix = None
-    return prefix
-
-
-def _refuse_unknown_keys(
-    prefix: Any, paths: list[tuple[Any, ...]], at: tuple[Any, ...], what: str, error: type[OptimizationError]
-) -> None:
-    below = [path[len(at) :] for path in paths if path[: len(at)] == at]
-    if any(not path for path in below) or not isinstance(prefix, Mapping):
-        return
-    known = {path[0].key: path[0] for path in below if isinstance(path[0], jtu.DictKey)}
-    for name, child in prefix.items():
-        if name not in known:
-            if child is None:
-                continue  # An explicit "nothing here" for a leaf that does not vary.
-            raise error(
-                f"{what} given for '{path_name((*at, jtu.DictKey(name)))}', which does not vary. Varying leaves are: "
-                f"{_listing([path_name(path) for path in paths])}.{did_you_mean(str(name), map(str, known))}"
-            )
-        _refuse_unknown_keys(child, paths, (*at, known[name]), what, error)
-
-
-def as_leaf_array(value: Any, leaf: jax.Array, name: str, what: str, error: type[OptimizationError]) -> np.ndarray:
-    """`value` as an array of the leaf's shape and dtype.
-
-    Raises:
-        error: it is not a number, or does not broadcast to the leaf's shape.
-    """
-    try:
-        array = np.asarray(value, dtype=leaf.dtype)
-        return np.broadcast_to(array, leaf.shape)
-    except (ValueError, TypeError) as problem:
-        raise error(
-            f"{what} of '{name}' does not fit: expected a number or an array that broadcasts to shape {leaf.shape}, "
-            f"received {_describe(value)}."
-        ) from problem
-
-
-def _describe(value: Any) -> str:
-    return f"an array of shape {np.shape(value)}" if hasattr(value, "shape") else repr(value)
-
-
-def _listing(names: list[str], limit: int = 12) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "") if names else "it has none"
 
 
 def entries(where: np.ndarray, what: str = "", limit: int = 8) -> str:
