@@ -21,11 +21,11 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench test-ui check check-format check-lint check-types check-layers check-wheel \
-	format constraints clean
+.PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-format check-lint check-types \
+	check-layers check-wheel format constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the project with everything for development
 
@@ -49,6 +49,11 @@ test: install ## run the tests, but for the long ones and those of the user inte
 
 test-slow: install ## run the long tests: whole matrices, many kills, many random cases
 	$(PY) -m pytest --ignore=tests/ui -n 2 --dist loadgroup -m slow $(ARGS)
+
+# Laid over the environment: of what it needs, only lower bounds differ.
+test-prefect-3.8: install ## run the tests of tasks and flows on the oldest Prefect that is supported
+	$(UV) pip install --quiet --python $(PY) --target $(CURDIR)/build/prefect-3.8 --no-deps prefect==3.8.8
+	PYTHONPATH=$(CURDIR)/build/prefect-3.8 $(PY) -m pytest tests/tasks tests/flows tests/test_blocks.py -m "not slow" $(ARGS)
 
 test-ui: install ## drive the forms and pages of the Prefect UI in a browser
 	bash tests/ui/run.sh $(ARGS)

@@ -25,7 +25,7 @@ _LONGEST_WAIT = 300.0
 def retry_if_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Repeat what a lost connection or a busy server caused, never what the component or its input did.
 
-    A plain function, because Prefect silently drops retries whose condition is a partial or a callable object.
+    A plain function, because Prefect 3.8 silently drops retries whose condition is a partial or a callable object.
     """
     return isinstance(state.data, BaseException) and is_transient(state.data)
 
