@@ -53,7 +53,7 @@ def spread(prefix: PyTree, varying: PyTree, *, what: str, error: type[TesseractF
 
 def _descend(prefix: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
-        if prefix is None or eqx.is_array_like(prefix):
+        if prefix is None or isinstance(prefix, str) or eqx.is_array_like(prefix):
             return prefix
         match key:
             case jtu.DictKey():

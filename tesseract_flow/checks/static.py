@@ -190,14 +190,16 @@ def _of_design(problem: Problem) -> Iterator[Finding]:
                     "note",
                 )
     paths = jtu.tree_flatten_with_path(partition.varying)[0]
-    sides = (jax.tree.leaves(tree) for tree in (box.lower, box.upper, partition.scale))
+    origin = jax.tree.map(jnp.zeros_like, partition.varying) if partition.origin is None else partition.origin
+    sides = (jax.tree.leaves(tree) for tree in (box.lower, box.upper, partition.scale, origin))
     for (path, leaf), *arrays in zip(paths, *sides, strict=True):
         where = f"design: {path_name(path)}"
-        x, lower, upper, scale = (np.asarray(array, np.float64) for array in (leaf, *arrays))
-        yield from _of_leaf(where, x, lower, upper, scale)
+        yield from _of_leaf(where, *(np.asarray(array, np.float64) for array in (leaf, *arrays)))
 
 
-def _of_leaf(where: str, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, scale: np.ndarray) -> Iterator[Finding]:
+def _of_leaf(
+    where: str, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, scale: np.ndarray, origin: np.ndarray
+) -> Iterator[Finding]:
     outside = np.argwhere((x < lower) | (x > upper))
     if len(outside):
         at = tuple(int(i) for i in outside[0])
@@ -219,7 +221,7 @@ def _of_leaf(where: str, x: np.ndarray, lower: np.ndarray, upper: np.ndarray, sc
             "warning",
         )
     width = np.where(np.isfinite(upper - lower), upper - lower, 0.0)
-    size = float(np.max(np.maximum(np.abs(x), width), initial=0.0))
+    size = float(np.max(np.maximum(np.abs(x - origin), width), initial=0.0))
     typical = float(np.max(scale, initial=0.0))
     if size and not 1.0 / _WIDE <= typical / size <= _WIDE:
         yield Finding(

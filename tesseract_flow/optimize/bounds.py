@@ -13,8 +13,9 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from tesseract_flow.autodiff.prefixes import as_leaf_array, path_name, spread
 from tesseract_flow.errors import BoundsError
-from tesseract_flow.optimize.partition import as_leaf_array, path_name, spread
+from tesseract_flow.optimize.partition import Partition
 
 
 class Box(eqx.Module):
@@ -73,9 +74,9 @@ class Box(eqx.Module):
         """Whether there is a bound at all."""
         return any(bool(jnp.isfinite(side).any()) for side in jax.tree.leaves((self.lower, self.upper)))
 
-    def scaled(self, scale: PyTree) -> Box:
-        """The same box for `point / scale`."""
-        return Box(jax.tree.map(jnp.divide, self.lower, scale), jax.tree.map(jnp.divide, self.upper, scale))
+    def scaled(self, partition: Partition) -> Box:
+        """The same box for the scaled design."""
+        return Box(partition.to_scaled(self.lower), partition.to_scaled(self.upper))
 
 
 def box_from(bounds: tuple[PyTree, PyTree] | None, varying: PyTree) -> Box:

@@ -45,15 +45,19 @@ class Constraint:
     own, the magnitude of its limit. `scale` replaces it. A limit of zero has no magnitude: it is measured in units of
     the value at the start (of an array, the largest among such entries), or of 1 if that is zero as well; the result's
     notes say which. Limits from 1e20 on are no limits.
+    `ref` and `ref0` are OpenMDAO's way to say a scale, |ref - ref0|, where ref stands for 1 and ref0 for 0 if only the
+    other is given.
 
     Raises:
-        ProblemError: no demand or a contradictory one.
+        ProblemError: no demand or a contradictory one, or a scale that cannot be used.
     """
 
     equals: Any = None
     lower: Any = None
     upper: Any = None
     scale: Any = None
+    ref: Any = None
+    ref0: Any = None
 
     def __post_init__(self):
         given = {name: value for name in ("equals", "lower", "upper") if (value := getattr(self, name)) is not None}
@@ -65,12 +69,19 @@ class Constraint:
             array = _real(value, name)
             if np.isnan(array).any() or (name == "equals" and not (np.abs(array) < NO_LIMIT).all()):
                 raise ProblemError(f"A constraint's {name} must be a number, received {value!r}.")
-        if self.scale is not None:
-            size = _real(self.scale, "scale")
-            if not ((size > 0) & (size < NO_LIMIT)).all():
+        if self.scale is not None and not (self.ref is None and self.ref0 is None):
+            raise ProblemError(
+                "A constraint takes either scale=..., or ref=... and/or ref0=...: each says what its unit is."
+            )
+        if self.size is not None and not ((self.size > 0) & (self.size < NO_LIMIT)).all():
+            if self.scale is not None:
                 raise ProblemError(
                     f"A constraint's scale must be positive and below {NO_LIMIT:.0e}, received {self.scale!r}."
                 )
+            raise ProblemError(
+                f"A constraint's ref and ref0 must be different, and closer than {NO_LIMIT:.0e}; received "
+                f"ref={self.ref!r} and ref0={self.ref0!r}."
+            )
         lower, upper = self.interval
         if (lower > upper).any() or (lower >= NO_LIMIT).any() or (upper <= -NO_LIMIT).any():
             raise ProblemError(f"No value satisfies a constraint with lower={self.lower!r} and upper={self.upper!r}.")
@@ -85,10 +96,31 @@ class Constraint:
         return np.where(lower <= -NO_LIMIT, -np.inf, lower), np.where(upper >= NO_LIMIT, np.inf, upper)
 
     @property
+    def size(self) -> np.ndarray | None:
+        """What a violation is measured in, if the user says so."""
+        if self.scale is not None:
+            return _real(self.scale, "scale")
+        if self.ref is None and self.ref0 is None:
+            return None
+        one = _real(1.0 if self.ref is None else self.ref, "ref")
+        zero = _real(0.0 if self.ref0 is None else self.ref0, "ref0")
+        try:
+            return np.abs(one - zero)
+        except ValueError:
+            raise ProblemError(
+                f"A constraint's ref has shape {one.shape} and its ref0 {zero.shape}: they do not go together."
+            ) from None
+
+    @property
+    def measured_in_ones(self) -> Constraint:
+        """The same demand, whose values stand for themselves."""
+        return dataclasses.replace(self, scale=1.0, ref=None, ref0=None)
+
+    @property
     def measures(self) -> tuple[np.ndarray, np.ndarray]:
         """What a violation of either bound is measured in; 0 where the bound is zero, and 1 where there is none."""
-        if self.scale is not None:
-            return _real(self.scale, "scale"), _real(self.scale, "scale")
+        if (size := self.size) is not None:
+            return size, size
         lower, upper = (np.where(np.isfinite(bound), np.abs(bound), 1.0) for bound in self.interval)
         return lower, upper
 

@@ -64,17 +64,17 @@ class FlatFunction:
         self.requests = counts.n_solves
         partition = problem.partition
         if not scaled:
-            partition = dataclasses.replace(partition, scale=jax.tree.map(jnp.ones_like, partition.scale))
+            partition = dataclasses.replace(partition, scale=jax.tree.map(jnp.ones_like, partition.scale), origin=None)
         self._partition = partition
         # Measured in ones, a value is itself, and no constraint has two measures.
-        demands = {name: dataclasses.replace(demand, scale=1.0) for name, demand in (problem.constraints or {}).items()}
+        demands = {name: demand.measured_in_ones for name, demand in (problem.constraints or {}).items()}
         constraints = ConstraintSet.build(demands, template.constraints, template.objective.dtype)
         transform = transform or concurrent
         self._evaluator = Evaluator(problem, template, constraints, transform)
         self._oracle = Oracle(problem, self._evaluator, list(demands), transform)
         self._duals = constraints.silent()
         start = partition.to_scaled(problem.start)
-        self._flat = flat = Flat(start, problem.box.scaled(partition.scale), constraints, partition)
+        self._flat = flat = Flat(start, problem.box.scaled(partition), constraints, partition)
         self.start, self.lower, self.upper = flat.vector(start), flat.lower, flat.upper
         self.constraint_lower, self.constraint_upper = flat.limits
         self.names = _entry_names(partition.varying)

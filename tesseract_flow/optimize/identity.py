@@ -98,6 +98,8 @@ def identity_of(
         "constraints": {name: _constraint(constraint) for name, constraint in (problem.constraints or {}).items()},
         **about_driver,
     }
+    if partition.origin is not None:
+        description["origin"] = _leaves(partition.origin)
     if problem.origin is not None:
         description["factory"] = {
             "name": problem.origin.factory,

@@ -164,11 +164,11 @@ def _about_large_scales(run: Run) -> list[str]:
     """Which constraints count as held where their value is not even of the size of the limit."""
     notes = []
     for name, constraint in (run.problem.constraints or {}).items():
-        if constraint.scale is None:
+        if constraint.size is None:
             continue
         sides = [np.ravel(side) for side in constraint.interval]
         limits = np.abs(np.concatenate([side[np.isfinite(side) & (side != 0)] for side in sides]))
-        allowed = run.feasibility_tol * float(np.max(constraint.scale))
+        allowed = run.feasibility_tol * float(np.max(constraint.size))
         if limits.size and allowed >= limits.min():
             notes.append(
                 f"constraint {name!r} counts as held up to a violation of {allowed:.3g} (feasibility_tol times its "

@@ -1,10 +1,8 @@
-"""Which leaves of a design vary, and what it is scaled by.
+"""Which leaves of a design vary, and how it is scaled.
 
 A design is any pytree. `equinox.partition` splits it by a filter into the part that varies (floating-point arrays) and
-the part that never changes (integers, strings, callables, arrays that were left out); `Partition` is that split. Bounds
-and scales may be given for a whole subtree at once (`autodiff.prefixes`).
-
-Box arithmetic is in `bounds`; nothing here evaluates anything.
+the part that never changes (integers, strings, callables, arrays that were left out); `Partition` is that split. Box
+arithmetic is in `bounds`, where a scaling comes from in `scaling`; nothing here evaluates anything.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from tesseract_flow.autodiff.prefixes import as_leaf_array, listing, path_name, spread
+from tesseract_flow.autodiff.prefixes import listing, path_name
 from tesseract_flow.errors import ProblemError
 
 
@@ -44,13 +42,15 @@ def names_twice(names: Sequence[str]) -> list[str]:
 class Partition:
     """A design, split: `varying` has `None` where `fixed` has a leaf, and the other way round.
 
-    `scale` holds one array per varying leaf. The optimiser works on `u = varying / scale`, so that one learning rate
-    means the same for a thickness in millimetres and a pressure in pascals.
+    `scale` holds one array per varying leaf, and so does `origin` if it is not zero everywhere. The optimiser works on
+    `u = (varying - origin) / scale`, so that one learning rate means the same for a thickness in millimetres and a
+    pressure in pascals.
     """
 
     varying: PyTree
     fixed: PyTree
     scale: PyTree
+    origin: PyTree = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -64,22 +64,25 @@ class Partition:
         return eqx.combine(varying, self.fixed)
 
     def to_scaled(self, varying: PyTree) -> PyTree:
+        if self.origin is not None:
+            varying = jax.tree.map(jnp.subtract, varying, self.origin)
         return jax.tree.map(jnp.divide, varying, self.scale)
 
     def from_scaled(self, u: PyTree) -> PyTree:
-        return jax.tree.map(jnp.multiply, u, self.scale)
+        varying = jax.tree.map(jnp.multiply, u, self.scale)
+        return varying if self.origin is None else jax.tree.map(jnp.add, varying, self.origin)
 
     def scale_gradient(self, gradient: PyTree) -> PyTree:
-        """A gradient with respect to the varying part, as one with respect to `u`: the chain rule for x = scale·u."""
+        """A gradient by the varying part, as one by `u`: the chain rule for x = scale·u + origin."""
         return jax.tree.map(jnp.multiply, gradient, self.scale)
 
 
-def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree, scale: PyTree = None) -> Partition:
-    """Split a design by a filter of `equinox.partition`.
+def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree) -> Partition:
+    """Split a design by a filter of `equinox.partition`. Its scale is 1 (`scaling` makes another).
 
     Raises:
         ProblemError: the filter does not fit the design, selects nothing or something that is not a real floating-point
-            number, the start is not finite, or a scale is not positive. The message names the leaves.
+            number, or the start is not finite. The message names the leaves.
     """
     try:
         selected, fixed = eqx.partition(design, vary)
@@ -103,17 +106,7 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree, scale
         )
     leaves = [_as_varying_leaf(path_name(path), leaf) for path, leaf in paths_and_leaves]
     varying = treedef.unflatten(leaves)
-    scales = spread(scale, varying, what="scale", error=ProblemError)
-    arrays = []
-    for (path, _), leaf, given in zip(paths_and_leaves, leaves, scales, strict=True):
-        size = as_leaf_array(1.0 if given is None else given, leaf, path_name(path), "scale", ProblemError)
-        if not (np.isfinite(size) & (size > 0)).all():
-            raise ProblemError(
-                f"scale of '{path_name(path)}' must be positive and finite, received {given!r}.\n"
-                "A scale is the typical magnitude of the variable, such as 0.1 for thicknesses around 10 cm."
-            )
-        arrays.append(jnp.asarray(size))
-    return Partition(varying, fixed, treedef.unflatten(arrays))
+    return Partition(varying, fixed, jax.tree.map(jnp.ones_like, varying))
 
 
 def _as_varying_leaf(name: str, leaf: Any) -> jax.Array:

@@ -23,6 +23,7 @@ from tesseract_flow.errors import ProblemError, closest, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.partition import Partition, named_leaves, names_twice, partition_design
+from tesseract_flow.optimize.scaling import scaled
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.function import FlatFunction
@@ -63,7 +64,10 @@ class Problem:
         constraints: demands on the values in `Evaluation.constraints`, by name.
         valid: names of flags in `Evaluation.aux`, such as `"converged"` or `"flow.converged"`: where one of them is
             not true, the evaluation counts as failed, whatever its values are.
-        scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part).
+        scale: typical magnitude of each varying leaf (a positive number, or a prefix of the varying part), or
+            `"bounds"` in its place: the range between the bounds becomes 0 to 1.
+        ref, ref0: the other way to say it, OpenMDAO's: what becomes 1 and what becomes 0 of each leaf; 1 and 0 where
+            only the other is given.
         name: what reports and journals call it.
         settings: what else the problem depends on and its trace does not show, such as the version of a file that a
             component reads, as plain JSON values. Part of a run's identity. The arguments of a factory are in it
@@ -84,6 +88,8 @@ class Problem:
     constraints: Mapping[str, Constraint] | None = None
     valid: str | Sequence[str] = ()
     scale: PyTree = None
+    ref: PyTree = None
+    ref0: PyTree = None
     name: str = "problem"
     settings: Mapping[str, Any] | None = None
     picture: Callable[[PyTree, Evaluation], Any] | None = None
@@ -117,12 +123,16 @@ class Problem:
 
     @functools.cached_property
     def partition(self) -> Partition:
-        return partition_design(self.design, self.vary, self.scale)
+        return scaled(self._split, self.box, self.scale, self.ref, self.ref0)
+
+    @functools.cached_property
+    def _split(self) -> Partition:
+        return partition_design(self.design, self.vary)
 
     @functools.cached_property
     def box(self) -> Box:
         """The bounds, in the design's own units."""
-        return box_from(self.bounds, self.partition.varying)
+        return box_from(self.bounds, self._split.varying)
 
     @property
     def start(self) -> PyTree:

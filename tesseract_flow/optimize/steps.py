@@ -57,7 +57,7 @@ def prepare(
 ) -> Run:
     template = check_evaluation(problem)
     partition, dtype = problem.partition, template.objective.dtype
-    box = problem.box.scaled(partition.scale)
+    box = problem.box.scaled(partition)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
     evaluator = Evaluator(problem, template, constraints, transform, with_gradients=driver.asks_for_gradients)
     start = partition.to_scaled(problem.start)

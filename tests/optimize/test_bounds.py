@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from tesseract_flow.errors import BoundsError
 from tesseract_flow.optimize.bounds import Box, box_from
+from tesseract_flow.optimize.partition import Partition
 
 vectors = hnp.arrays(np.float64, 4, elements=st.floats(-10, 10))
 
@@ -85,7 +86,7 @@ def test_scaled_box_holds_the_scaled_points():
     varying = {"x": jnp.array([0.2, 3.0])}
     scale = {"x": jnp.array([0.1, 10.0])}
     box = box_from((0.1, jnp.array([1.0, 20.0])), varying)
-    scaled = box.scaled(scale)
+    scaled = box.scaled(Partition(varying, None, scale))
     point = jnp.array([5.0, 7.0])
     inside = jax.tree.map(jnp.multiply, scaled.project({"x": point}), scale)
     assert jnp.allclose(inside["x"], box.project({"x": point * scale["x"]})["x"])

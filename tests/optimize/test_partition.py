@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tesseract_flow.autodiff.prefixes import spread
 from tesseract_flow.errors import ProblemError
-from tesseract_flow.optimize.partition import leaf_names, partition_design, spread
+from tesseract_flow.optimize.bounds import box_from
+from tesseract_flow.optimize.partition import leaf_names, partition_design
+from tesseract_flow.optimize.scaling import scaled
 
 
 class Wing(eqx.Module):
@@ -51,9 +54,14 @@ def test_python_floats_vary_when_asked_to():
     assert isinstance(partition.varying["x"], jax.Array) and not partition.varying["x"].weak_type
 
 
+def scaled_by(start, scale, vary=eqx.is_inexact_array):
+    partition = partition_design(start, vary)
+    return scaled(partition, box_from(None, partition.varying), scale)
+
+
 @given(scale=st.floats(1e-6, 1e6), x=st.floats(-1e6, 1e6, allow_subnormal=False))
 def test_scaling_and_back_is_the_identity_up_to_rounding(scale, x):
-    partition = partition_design(jnp.asarray(x), eqx.is_inexact_array, scale)
+    partition = scaled_by(jnp.asarray(x), scale)
     again = partition.from_scaled(partition.to_scaled(partition.varying))
     assert abs(float(again) - x) <= 4 * np.finfo(float).eps * abs(x) + 1e-300
 
@@ -63,7 +71,7 @@ def test_scaled_gradient_is_the_gradient_of_the_scaled_function():
         return (jnp.sin(x["a"]) * x["b"]).sum()
 
     start = {"a": jnp.array([0.3, 0.4]), "b": jnp.asarray(2.0)}
-    partition = partition_design(start, eqx.is_inexact_array, {"a": jnp.array([0.1, 10.0]), "b": 3.0})
+    partition = scaled_by(start, {"a": jnp.array([0.1, 10.0]), "b": 3.0})
     expected = jax.grad(lambda u: f(partition.from_scaled(u)))(partition.to_scaled(start))
     received = partition.scale_gradient(jax.grad(f)(start))
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(received), strict=True):
@@ -101,14 +109,14 @@ def test_prefixes_follow_modules():
         ({"x": jnp.array([1.0, jnp.nan, jnp.inf])}, eqx.is_inexact_array, None, r"'x' has 2 .* at \[1\], \[2\]"),
         ({"x": jnp.ones(2)}, {"y": True}, None, "`vary` does not fit the design"),
         ({"x": jnp.ones(2)}, eqx.is_inexact_array, 0.0, "scale of 'x' must be positive"),
-        ({"x": jnp.ones(2)}, eqx.is_inexact_array, {"x": "big"}, "scale of 'x' does not fit"),
+        ({"x": jnp.ones(2)}, eqx.is_inexact_array, {"x": "big"}, "scale of 'x' must be .*'bounds', received 'big'"),
         ({"x": jnp.ones(2)}, eqx.is_inexact_array, {"x": jnp.ones(3)}, r"scale of 'x'.*\(2,\).*shape \(3,\)"),
         ({"thickness": jnp.ones(2)}, eqx.is_inexact_array, {"thicknes": 1.0}, "Did you mean 'thickness'"),
     ],
 )
 def test_what_cannot_be_split_is_refused_by_name(design, vary, scale, message):
     with pytest.raises(ProblemError, match=f"(?s){message}"):
-        partition_design(design, vary, scale)
+        scaled_by(design, scale, vary)
 
 
 def test_tolerances_follow_the_least_precise_leaf():

@@ -31,7 +31,7 @@ def identity_of_driver(driver: OptaxDriver, problem: Problem, template: Evaluati
     """What the identity of a run says of its driver."""
     about: dict[str, Any] = {"driver": as_json(driver.description)}
     start = problem.partition.to_scaled(problem.start)
-    update = Updater(driver, problem.box.scaled(problem.partition.scale), template.objective.dtype)
+    update = Updater(driver, problem.box.scaled(problem.partition), template.objective.dtype)
     if update.is_holding(start, initial_state(driver, start)):
         about["driver"]["at_bounds"] = _AT_BOUNDS
     if driver.name == "optax object":
