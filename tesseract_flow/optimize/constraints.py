@@ -43,8 +43,8 @@ class Constraint:
 
     A violation is relative to the limit that is violated: each side, and each entry of an array, has a measure of its
     own, the magnitude of its limit. `scale` replaces it. A limit of zero has no magnitude: it is measured in units of
-    the value at the start (of an array, the largest among such entries), or of 1 if that is zero as well; the result's
-    notes say which. Limits from 1e20 on are no limits.
+    the value at the start, of an array entry by entry, or of 1 if that is zero as well; the result's notes say which.
+    Limits from 1e20 on are no limits.
     `ref` and `ref0` are OpenMDAO's way to say a scale, |ref - ref0|, where ref stands for 1 and ref0 for 0 if only the
     other is given.
 
@@ -199,12 +199,12 @@ class AugmentedLagrangian:
 class Duals(eqx.Module):
     """Multipliers `λ` (one per entry) and penalties `ρ` (one per demand), by the demand's key.
 
-    `unit` is what limits of zero are measured in, once the start has been seen.
+    `unit` is what limits of zero are measured in (one per entry), once the start has been seen.
     """
 
     price: dict[str, Array]
     penalty: dict[str, Float[Array, ""]]
-    unit: dict[str, Float[Array, ""]]
+    unit: dict[str, Array]
 
 
 class Tally(eqx.Module):
@@ -258,15 +258,24 @@ class ConstraintSet(eqx.Module):
         return Duals(zeros, {key: jnp.zeros((), size.dtype) for key, size in self.size.items()}, self._ones())
 
     def _ones(self) -> dict[str, Array]:
-        return {key: jnp.ones((), size.dtype) for key, size in self.size.items()}
+        return {key: jnp.ones_like(size) for key, size in self.size.items()}
 
-    def units_from(self, values: Mapping[str, Array]) -> dict[str, Array]:
-        """What limits of zero are measured in, from the values at the start."""
+    def units_from(self, values: Mapping[str, Array], spread: float = np.inf) -> dict[str, Array]:
+        """What limits of zero are measured in, from the values at the start: each entry by its own.
+
+        In units of the largest entry, small ones would hold whatever they are: an array may have forces and angles.
+
+        Args:
+            spread: by how much the units of one demand may differ at most; smaller ones are raised.
+        """
         units = {}
         for key, size in self.size.items():
-            magnitudes = np.abs(np.asarray(values[self.names[key]], np.float64))[np.asarray(self.is_zero[key])]
-            largest = magnitudes.max(initial=0.0)
-            units[key] = jnp.asarray(largest if largest >= _SMALLEST_START else 1.0, size.dtype)
+            magnitudes = np.abs(np.asarray(values[self.names[key]], np.float64))
+            tells = np.asarray(self.is_zero[key]) & (magnitudes >= _SMALLEST_START)
+            # An entry that tells nothing is no larger than the others, as far as anybody knows.
+            unknown = magnitudes[tells].min(initial=1.0)
+            least = magnitudes[tells].max(initial=0.0) / spread
+            units[key] = jnp.asarray(np.maximum(np.where(tells, magnitudes, unknown), least), size.dtype)
         return units
 
     def sizes(self, duals: Duals) -> dict[str, Array]:

@@ -6,6 +6,9 @@ distance of each constraint to its limit, λ pushes towards that limit only, and
 point that is optimal to first order both terms vanish. Elsewhere λ is an estimate, and the figures that are made of
 it (`optimality`) say how good.
 
+Each row is taken in units of its own length, and its room as the part of the design's size that a step to the limit
+takes. So the answer for ten times a constraint is a tenth, and that for ten times the objective is ten times as large.
+
 Source: the first-order estimate of Nocedal & Wright, Numerical Optimization (2006), equation (18.21), with the weight
 on complementarity that Conn, Gould & Toint use for inequalities, Trust-Region Methods (2000), section 15.4.
 """
@@ -16,7 +19,7 @@ import numpy as np
 import scipy.optimize
 
 _NEAR = 1e-5  # of the design's size: an entry this close to its bound may have a multiplier there
-_FAR = 0.1  # in units of the constraint's measure: what has more room than this is not active
+_FAR = 0.1  # of the design's size: what has more room than this is not active
 _ROUNDS = 5
 
 
@@ -39,28 +42,32 @@ def least_squares_multipliers(
     is_equal = lower == upper
     below, above = np.maximum(values - lower, 0.0), np.maximum(upper - values, 0.0)
     room = np.where(is_equal, 0.0, np.minimum(below, above))
-    rows = np.flatnonzero(is_equal | (room <= _FAR))
+    size = max(1.0, float(np.abs(point).max(initial=0.0)))
+    lengths = np.abs(jacobian).max(axis=1, initial=0.0)
+    rows = np.flatnonzero((lengths > 0) & (is_equal | (room <= _FAR * lengths * size)))
     if not len(rows):
         return multipliers
+    unit = lengths[rows]
+    normalised = jacobian[rows] / unit[:, None]
     sides = (
         np.where(is_equal | (below < above), -np.inf, 0.0)[rows],
         np.where(is_equal | (above <= below), np.inf, 0.0)[rows],
     )
-    near = _NEAR * max(1.0, float(np.abs(point).max(initial=0.0)))
+    near = _NEAR * size
     at_lower, at_upper = point <= box[0] + near, point >= box[1] - near
     is_free = ~(at_lower | at_upper)
-    weights = np.diag(room[rows])
+    weights = np.diag(room[rows] / (unit * size))
     found = np.zeros(len(rows))
     for _ in range(_ROUNDS):
-        matrix = np.vstack([jacobian[rows][:, is_free].T, weights])
+        matrix = np.vstack([normalised[:, is_free].T, weights])
         found = _bounded(matrix, np.concatenate([-gradient[is_free], np.zeros(len(rows))]), sides)
-        slope = gradient + found @ jacobian[rows]
+        slope = gradient + found @ normalised
         # Entries at a bound that the slope pushes into the box count like free ones.
         wrong = ~is_free & ~((at_lower & (slope >= 0)) | (at_upper & (slope <= 0)))
         if not wrong.any():
             break
         is_free |= wrong
-    multipliers[rows] = found
+    multipliers[rows] = found / unit
     return multipliers
 
 

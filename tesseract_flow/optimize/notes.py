@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
 from tesseract_flow.autodiff import guards, informed
+from tesseract_flow.optimize.optimality import best_record, unit_of
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.result import StepRecord
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize.state import State
 
 CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM"
+_LARGE_MULTIPLIER = 1e6  # of the objective's slope: times what a violation may be, all of the objective
 _FAILED_SEARCHES = 3  # in a row, before it is worth a note
 _A_WHILE = 20  # steps
 _SHOWN = 6
@@ -98,6 +100,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     notes = list(dict.fromkeys(event for event in first.events))
     notes += _about_units(run, state)
     notes += _about_large_scales(run)
+    notes += _about_multipliers(run, state, history)
     n_since = last.step - last.best_step
     manner = run.engine.manner
     if not run.driver.asks_for_gradients:
@@ -149,14 +152,40 @@ def _failed_searches(history: Sequence[StepRecord]) -> int:
 
 def _about_units(run: Run, state: State) -> list[str]:
     """What limits of zero are measured in."""
-    found: dict[str, float] = {}
+    found: dict[str, tuple[float, float]] = {}
     for key, is_zero in run.constraints.is_zero.items():
-        if bool(is_zero.any()):
-            found[run.constraints.names[key]] = float(state.duals.unit[key])
+        units = np.asarray(state.duals.unit[key])[np.asarray(is_zero)]
+        if units.size:
+            found[run.constraints.names[key]] = float(units.min()), float(units.max())
     return [
-        f"constraint {name!r} has a limit of zero, so its violation is in units of "
-        f"{f'its value at the start, {unit:.3g}' if unit != 1.0 else '1'}; Constraint(scale=...) sets another"
-        for name, unit in found.items()
+        f"constraint {name!r} has a limit of zero, so its violation is in units of {_about_unit(*units)}; "
+        "Constraint(scale=...) sets another"
+        for name, units in found.items()
+    ]
+
+
+def _about_unit(least: float, largest: float) -> str:
+    if least != largest:
+        return f"its values at the start, entry by entry, {least:.3g} to {largest:.3g}"
+    return f"its value at the start, {largest:.3g}" if largest != 1.0 else "1"
+
+
+def _about_multipliers(run: Run, state: State, history: Sequence[StepRecord]) -> list[str]:
+    """Constraints whose multipliers are so large that there may be none at all."""
+    best = best_record(history)
+    if best is None or best.slope is None or not run.has_constraints:
+        return []
+    unit = unit_of(best.value, best.slope)
+    largest: dict[str, float] = {}
+    for key, name in run.constraints.names.items():
+        price = float(np.abs(np.asarray(state.duals.price[key], np.float64)).max(initial=0.0))
+        largest[name] = max(largest.get(name, 0.0), price * float(state.objective_scale) / unit)
+    return [
+        f"constraint {name!r} has a multiplier of {ratio:.1e} times the objective's slope: a violation of a millionth "
+        "is worth the whole objective. Where limits touch, or rule each other out but for one point, there are no "
+        "multipliers at all, and a design near that point is as close as first-order conditions come"
+        for name, ratio in largest.items()
+        if ratio >= _LARGE_MULTIPLIER
     ]
 
 

@@ -7,11 +7,17 @@ With the multipliers `y` of the constraints and `z` of the bounds, a design is a
     y, z = 0 off limits    complementarity
 
 The three figures are those of Wächter & Biegler, On the implementation of an interior-point filter line-search
-algorithm for large-scale nonlinear programming, Mathematical Programming 106 (2006), equations (5) and (6): the first
-and the third are divided by `max(100, mean multiplier) / 100`, so that large multipliers do not ask for more digits
-than there are. Nothing is evaluated for them. The gradient of the augmented Lagrangian is the gradient of the
-Lagrangian with the multipliers `λ + ρ t`, and what it leaves at an active bound is `z` (a bound is met exactly here, by
-projection, so it is complementary by construction).
+algorithm for large-scale nonlinear programming, Mathematical Programming 106 (2006), equations (5) and (6), but for one
+thing. There the first and the third are divided by `max(100, mean multiplier) / 100`, so that large multipliers do not
+ask for more digits than there are, at tolerances of 1e-8 and for gradients scaled to 100. That divisor has no limit.
+Where no multipliers exist at the solution (a cusp), or a row is all but zero, estimates grow until it excuses any
+gradient. Here **large multipliers excuse nothing**: what is said of a design is said of the objective. Where rounding
+of what they cancel leaves more than the tolerance, which takes multipliers of a billion times the objective's slope,
+nothing is claimed.
+
+Nothing is evaluated for the figures. The gradient of the augmented Lagrangian is the gradient of the Lagrangian with
+the multipliers `λ + ρ t`, and what it leaves at an active bound is `z` (a bound is met exactly here, by projection, so
+it is complementary by construction).
 
 **What they are relative to.** Wächter and Biegler, as most, compare with a number in the objective's own units; in a
 workflow these are anything from 1e-12 to 1e12. The gradient at the start is no better: a start that is far off, or
@@ -49,7 +55,6 @@ from tesseract_flow.optimize.state import State
 if TYPE_CHECKING:
     from tesseract_flow.optimize.result import StepRecord
 
-S_MAX = 100.0  # of Wächter & Biegler, where multipliers begin to count as large
 LOWEST_SLOPE = 1e-2  # of what was seen; see above
 LOOK_BACK = 1e-2  # of the design's size
 
@@ -72,7 +77,14 @@ class Optimality:
 
 
 def measures(
-    box: Box, constraints: ConstraintSet, start: PyTree, state: State, here: Evaluation, *, is_interior: bool = False
+    box: Box,
+    constraints: ConstraintSet,
+    start: PyTree,
+    state: State,
+    here: Evaluation,
+    *,
+    is_interior: bool = False,
+    forgiven: float = 0.0,
 ) -> dict[str, Array]:
     """What the figures are made of, at the design of a state; pure.
 
@@ -80,6 +92,7 @@ def measures(
 
     Args:
         is_interior: designs may come close to an active bound and not meet it; what there is to win counts then.
+        forgiven: the part of a violation that nothing is charged for, as it was asked for (`forgiven_part`).
     """
     dtype = here.objective.dtype
     scale = state.objective_scale
@@ -89,16 +102,15 @@ def measures(
         free = box.reachable_gradient(state.u, raw, size)
     else:
         free = box.projected_gradient(state.u, raw)
-    at_bounds = jax.tree.map(jnp.subtract, raw, free)
     prices = constraints.estimates(here.constraints, state.duals)
     scaled = constraints.scaled(here.constraints, state.duals)
-    products = [_product(prices[key], c, constraints.lower[key], constraints.upper[key]) for key, c in scaled.items()]
-    sums = [jnp.abs(leaf).sum().astype(dtype) for leaf in (*prices.values(), *jax.tree.leaves(at_bounds))]
-    n = sum(leaf.size for leaf in (*prices.values(), *jax.tree.leaves(at_bounds)))
+    products = [
+        _product(prices[key], c, constraints.lower[key], constraints.upper[key], 1.0 - forgiven)
+        for key, c in scaled.items()
+    ]
     return {
         "gradient_norm": _largest(free, dtype) * scale,
         "raw_gradient": _largest(raw, dtype) * scale,
-        "mean_multiplier": sum(sums, jnp.zeros((), dtype)) / max(n, 1) * scale,
         "largest_price": _largest(prices, dtype) * scale,
         "product": _largest(products, dtype) * scale,
         "size": size,
@@ -107,12 +119,20 @@ def measures(
     }
 
 
-def _product(price: Array, value: Array, lower: Array, upper: Array) -> Array:
-    """Multiplier times the distance to the limit that it pushes away from; the limit of its own side only."""
+def forgiven_part(feasibility_tol: float, tolerance: float) -> float:
+    """Which part of a violation is left out of the products: where more of it is allowed than of anything else."""
+    return max(0.0, 1.0 - tolerance / feasibility_tol) if feasibility_tol > 0 else 0.0
+
+
+def _product(price: Array, value: Array, lower: Array, upper: Array, charged: float) -> Array:
+    """Multiplier times the distance to the limit that it pushes away from; the limit of its own side only.
+
+    On the far side of the limit it is what the objective has won by the violation.
+    """
     room = jnp.where(price > 0, upper - value, value - lower)
     # A price towards where there is no limit is what rounding left of zero.
-    room = jnp.where(jnp.isfinite(room), jnp.maximum(room, jnp.zeros_like(value)), jnp.zeros_like(value))
-    return jnp.abs(price) * room
+    room = jnp.where(jnp.isfinite(room), room, jnp.zeros_like(value))
+    return jnp.abs(price) * jnp.where(room < 0, jnp.asarray(-charged, room.dtype) * room, room)
 
 
 def _largest(tree: PyTree, dtype: Any) -> Array:
@@ -145,20 +165,15 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
 
 def stationarity(m: Mapping[str, float], value: float, seen: float) -> float:
     """By how much a move by the design's own size still changes the Lagrangian, relative to the slope."""
-    large = m["mean_multiplier"] * m["size"] / S_MAX  # as `gradient_norm`, per unit of the scaled design
-    return m["gradient_norm"] * m["size"] / max(_slope(value, seen), large)
+    return m["gradient_norm"] * m["size"] / unit_of(value, seen)
 
 
 def complementarity(m: Mapping[str, float], value: float, seen: float) -> float:
-    return m["product"] / unit_of(m, value, seen)
+    return m["product"] / unit_of(value, seen)
 
 
-def unit_of(m: Mapping[str, float], value: float, seen: float) -> float:
+def unit_of(value: float, seen: float) -> float:
     """What changes of the objective are relative to. `value` is its own, `seen` the slope that the run has seen."""
-    return max(_slope(value, seen), m["mean_multiplier"] / S_MAX)
-
-
-def _slope(value: float, seen: float) -> float:
     # An objective that is zero and flat has no unit; what is left are the constraints, in units of their limits.
     return min(max(abs(value), LOWEST_SLOPE * seen), seen) if seen > 0 else abs(value) or 1.0
 

@@ -6,7 +6,7 @@ current point is part of it, and is not made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -67,10 +67,8 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
     """
     named, treedef = jtu.tree_flatten_with_path(like)
     names = [path_name(path) for path, _ in named]
-    # Limits of zero had no unit before there were any, which is a unit of one.
-    ones = {path_name(path): np.asarray(leaf) for path, leaf in named if path_name(path).startswith("duals.unit.")}
-    if ones and not ones.keys() & arrays.keys() and set(names) == {*ones, *arrays}:
-        arrays = {name: {**ones, **arrays}[name] for name in names}
+    units = {path_name(path): np.asarray(leaf) for path, leaf in named if path_name(path).startswith("duals.unit.")}
+    arrays = _with_units(arrays, names, units)
     if names != list(arrays):
         odd = sorted(set(names) ^ set(arrays)) or names
         raise JournalError(
@@ -88,6 +86,23 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
         restored = jnp.array(array)
         leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored)
     return treedef.unflatten(leaves)
+
+
+def _with_units(
+    arrays: Mapping[str, np.ndarray], names: Sequence[str], ones: Mapping[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """With what limits of zero are measured in as it is now, one unit for each entry.
+
+    There was one for all of a demand once, and before that none, which is a unit of one.
+    """
+    if ones and not ones.keys() & arrays.keys() and set(names) == {*ones, *arrays}:
+        return {name: {**ones, **arrays}[name] for name in names}
+    spread = {
+        name: np.broadcast_to(arrays[name], one.shape)
+        for name, one in ones.items()
+        if name in arrays and arrays[name].shape == () != one.shape
+    }
+    return {**arrays, **spread}
 
 
 def _is_key(leaf: Array) -> bool:

@@ -39,6 +39,7 @@ from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.state import Best, State
+from tesseract_flow.optimize.stopping import reachable
 
 # Seconds, requests and evaluations so far, as a record has them.
 Totals = Callable[[], Mapping[str, Any]]
@@ -61,6 +62,7 @@ def prepare(
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
     evaluator = Evaluator(problem, template, constraints, transform, with_gradients=driver.asks_for_gradients)
     start = partition.to_scaled(problem.start)
+    forgiven = optimality.forgiven_part(feasibility_tol, reachable(1e-6, dtype))
     engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
     return Run(
         problem=problem,
@@ -73,7 +75,7 @@ def prepare(
         attempts=Attempts(evaluator, policy, sleep),
         feasibility_tol=feasibility_tol,
         tolerance=tolerance,
-        assess=jax.jit(lambda state: _assess(engine, box, constraints, evaluator, start, state)),
+        assess=jax.jit(lambda state: _assess(engine, box, constraints, evaluator, start, state, forgiven)),
         notes=notes_before(problem, template),
         objective_scale=objective_scale,
     )
@@ -93,7 +95,9 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
     evaluation = run.evaluator.evaluation(alone.leaves)
     scale = one
     if run.has_constraints:
-        duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints))
+        # One penalty for all entries of a demand carries no further; a library has each row by itself.
+        spread = np.inf if run.engine.takes_constraints else 1e3
+        duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints, spread))
     if run.is_scaled:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(alone.gradient)]
         # The slope guards against a start where the objective happens to be about zero.
@@ -208,6 +212,7 @@ def _assess(
     evaluator: Evaluator,
     start: PyTree,
     state: State,
+    forgiven: float,
 ) -> dict[str, jax.Array]:
     """What records and the choice of the best need to know about a state; pure."""
     here, best = (evaluator.evaluation(leaves) for leaves in (state.here.leaves, state.best.leaves))
@@ -227,7 +232,9 @@ def _assess(
             best.constraints, state.duals, evaluator.dtype
         )
     return {
-        **optimality.measures(box, constraints, start, state, here, is_interior=engine.takes_constraints),
+        **optimality.measures(
+            box, constraints, start, state, here, is_interior=engine.takes_constraints, forgiven=forgiven
+        ),
         **{f"violation of {key}": violation for key, violation in violations.items()},
         "value": here.objective,
         "violation": constraints.violation(here.constraints, state.duals),
@@ -256,7 +263,7 @@ def _is_better(
         gain = m["best_lagrangian"] - m["lagrangian"]
         if run.tolerance is None or best is None or not optimality.is_first_order(record, run.tolerance):
             return gain > 0
-        unit = optimality.unit_of(m, m["value"], record.slope or 0.0) / float(state.objective_scale)
+        unit = optimality.unit_of(m["value"], record.slope or 0.0) / float(state.objective_scale)
         return gain > (0 if optimality.is_first_order(best, run.tolerance) else -run.tolerance * unit)
     return here_ok if here_ok != best_ok else m["violation"] < m["best_violation"]
 

@@ -134,12 +134,23 @@ def test_multipliers_of_two_sides_add_up_to_the_slope_of_the_augmentation(low, w
 def test_a_limit_of_zero_is_measured_by_the_start():
     demands = one(Constraint(lower=jnp.array([0.0, 2.0, 0.0])), (3,))
     units = demands.units_from({"c": jnp.array([-3.0, 50.0, 5.0])})
-    assert float(units["c"]) == 5.0
+    assert units["c"][jnp.array([0, 2])].tolist() == [3.0, 5.0]
     sized = Duals({"c": jnp.zeros(3)}, {"c": jnp.zeros(())}, units)
-    assert float(demands.violation({"c": jnp.array([-1.0, 2.0, 0.0])}, sized)) == pytest.approx(0.2)
+    assert float(demands.violation({"c": jnp.array([-0.6, 2.0, 0.0])}, sized)) == pytest.approx(0.2)
     assert float(demands.violation({"c": jnp.array([0.0, 1.0, 0.0])}, sized)) == pytest.approx(0.5)
     for nothing in (0.0, 1e-16):  # a limit that is met up to rounding says nothing about sizes
-        assert float(demands.units_from({"c": jnp.full(3, nothing)})["c"]) == 1.0
+        assert demands.units_from({"c": jnp.full(3, nothing)})["c"].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_entries_of_different_size_are_measured_each_by_its_own():
+    """By the largest of them, 3e5, an angle of 0.2 held whatever it was."""
+    demands = one(Constraint(lower=0.0), (3,))
+    start = {"c": jnp.array([3e5, 0.1, 0.0])}
+    units = demands.units_from(start)["c"]
+    assert units.tolist() == [3e5, 0.1, 0.1]  # what tells nothing is no larger than the others
+    sized = dataclasses.replace(demands.silent(), unit={"c": units})
+    assert float(demands.violation({"c": jnp.array([0.0, -0.2, 0.0])}, sized)) == pytest.approx(2.0)
+    assert demands.units_from(start, spread=1e3)["c"].tolist() == [3e5, 300.0, 300.0]
 
 
 def test_penalty_grows_only_where_the_residual_did_not_shrink():

@@ -105,10 +105,8 @@ def test_figures_of_old_records_are_missing_and_claim_nothing():
 
 
 def test_the_unit_lies_between_what_was_seen_and_a_hundredth_of_it():
-    no_multipliers = {"mean_multiplier": 0.0}
     for value, seen, unit in [(5.0, 10.0, 5.0), (1e6, 10.0, 10.0), (1e-9, 10.0, 0.1), (0.0, 0.0, 1.0), (7.0, 0.0, 7.0)]:
-        assert unit_of(no_multipliers, value, seen) == unit
-    assert unit_of({"mean_multiplier": 5000.0}, 5.0, 10.0) == 50.0
+        assert unit_of(value, seen) == unit
 
 
 # --- first-order points of constrained problems
@@ -149,6 +147,80 @@ def test_an_infeasible_start_does_not_make_a_design_converged(standard, driver):
     result = optimize(standard.problem(), driver, stop={**STOP, "max_steps": 60}, transform=jax.jit)
     known = [standard.optimum, *standard.local]
     assert not result.converged or any(result.value == pytest.approx(value, rel=1e-4) for value in known)
+
+
+# --- large multipliers excuse nothing
+
+
+def hs13_problem(row: float = 1.0) -> Problem:
+    """A cusp: at the optimum, 1 at (1, 0), the limits touch, and there are no multipliers."""
+    return Problem(
+        jnp.array([-2.0, -2.0]),
+        lambda x: Evaluation((x[0] - 2.0) ** 2 + x[1] ** 2, {"cusp": row * ((1.0 - x[0]) ** 3 - x[1])}),
+        bounds=(0.0, None),
+        constraints={"cusp": Constraint(lower=0.0)},
+    )
+
+
+@pytest.mark.parametrize("row", [1.0, pytest.param(1e4, marks=pytest.mark.slow)])
+def test_multipliers_that_grow_without_bound_make_nothing_optimal(row):
+    """Called converged at 1.00368, as multipliers of 2e5 excused a gap of 1e-3."""
+    result = optimize(hs13_problem(row), "slsqp", stop=STOP, transform=jax.jit)
+    assert not result.converged or result.value == pytest.approx(1.0, abs=1e-5)
+    assert any("'cusp' has a multiplier of" in note and "no multipliers" in note for note in result.notes)
+
+
+def hs106_problem(objective=1.0, rows=(1.0,) * 6, entry=1.0) -> Problem:
+    """Rows from 0.1 to 1e5 in one array; `entry` is the unit of x_4, one of the design's entries."""
+    assert HS106.inequalities is not None
+    units, inequalities = np.array([1.0, 1.0, 1.0, entry, 1.0, 1.0, 1.0, 1.0]), HS106.inequalities
+
+    def evaluate(y):
+        x = y * units
+        values = jnp.stack([row * jnp.asarray(c) for row, c in zip(rows, inequalities(x), strict=True)])
+        return Evaluation(objective * HS106.objective(x), {"at least": values})
+
+    return Problem(
+        jnp.asarray(HS106.start) / units,
+        evaluate,
+        bounds=(HS106.lower / units, HS106.upper / units),
+        constraints={"at least": Constraint(lower=0.0)},
+    )
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        pytest.param({}, id="as published"),
+        pytest.param({"objective": 1e-6}, id="a small objective", marks=pytest.mark.slow),
+        pytest.param({"objective": 1e6}, id="a large objective", marks=pytest.mark.slow),
+        pytest.param({"rows": (1e3, 1.0, 1e-3, 1.0, 1e-5, 1e4)}, id="other rows", marks=pytest.mark.slow),
+        pytest.param({"entry": 1e2}, id="a small entry", marks=pytest.mark.slow),
+        pytest.param({"entry": 1e-2}, id="a large entry", marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_called_converged_is_so_in_whatever_units(units):
+    """Called converged at 10260.8: in units of its largest row a multiplier was 1e9, which excused the gradient."""
+    result = optimize(hs106_problem(**units), "slsqp", stop={**STOP, "max_steps": 200}, transform=jax.jit)
+    value = result.value / units.get("objective", 1.0)
+    assert not result.converged or value == pytest.approx(HS106.optimum, rel=1e-4)
+    assert result.converged or units
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["slsqp", "trust-constr", "lbfgs"])
+def test_an_objective_is_not_bought_by_a_violation_within_the_tolerance(driver):
+    """From a start at 1000 the measure of x >= 1, written with a limit of zero, is 999: a thousandth was allowed."""
+    problem = Problem(
+        jnp.asarray(1000.0),
+        lambda x: Evaluation(x, {"c": x - 1.0}),
+        bounds=(0.0, None),
+        constraints={"c": Constraint(lower=0.0)},
+    )
+    result = optimize(problem, driver, stop=STOP, transform=jax.jit)
+    assert not result.converged or result.value == pytest.approx(1.0, rel=1e-5)
+    lenient = optimize(problem, driver, stop=STOP, transform=jax.jit, feasibility_tol=1e-3)
+    assert lenient.feasible
 
 
 @pytest.mark.slow

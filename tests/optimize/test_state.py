@@ -66,4 +66,14 @@ def test_a_state_from_before_units_is_read_with_units_of_one():
     old = {name: array for name, array in arrays.items() if not name.startswith("duals.unit")}
     assert len(old) == len(arrays) - 1
     restored = unpack(old, whole)
-    assert float(restored.duals.unit["c"]) == 1.0 and float(restored.here.lagrangian) == 0.5
+    assert restored.duals.unit["c"].tolist() == [1.0, 1.0] and float(restored.here.lagrangian) == 0.5
+
+
+def test_a_state_with_one_unit_for_all_entries_is_read_with_as_many_as_there_are():
+    whole = state(0.5, ())
+    arrays = pack(whole)
+    assert arrays["duals.unit.c"].shape == (2,)
+    restored = unpack({**arrays, "duals.unit.c": np.asarray(7.0)}, whole)
+    assert restored.duals.unit["c"].tolist() == [7.0, 7.0]
+    with pytest.raises(JournalError, match=r"duals.unit.c has shape \(3,\)"):
+        unpack({**arrays, "duals.unit.c": np.ones(3)}, whole)
