@@ -48,17 +48,21 @@ T = TypeVar("T")
 _OfOptax = Literal[
     "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
 ]
-OptimizerName = Literal[_OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", "cma-es"]
+_ForMisfits = Literal["levenberg-marquardt", "gauss-newton", "dogleg"]
+OptimizerName = Literal[
+    _OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", _ForMisfits, "cma-es"
+]
 
 
 class Optimizer(BaseModel):
-    """Which optimiser, of Optax, SciPy or NLopt, and its settings."""
+    """Which optimiser, of Optax, SciPy, NLopt or Optimistix, and its settings."""
 
     name: OptimizerName = Field(
         default="adam",
         description="An Optax optimiser (lbfgs searches along a line), or one of SciPy's: slsqp, l-bfgs-b (bounds "
         "only), trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), "
-        "ld_slsqp; or cma-es, which asks for no gradients",
+        "ld_slsqp; for least squares levenberg-marquardt, gauss-newton or dogleg; or cma-es, which asks for no "
+        "gradients",
     )
     learning_rate: float | None = Field(
         default=None,

@@ -40,7 +40,7 @@ from tesseract_flow.errors import (
 )
 from tesseract_flow.optimize import Evaluation, Problem
 from tesseract_flow.optimize.partition import named_leaves
-from tesseract_flow.optimize.problem import flag_fault
+from tesseract_flow.optimize.problem import flag_fault, half_the_sum_of_squares, misfit_fault
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
 
 # What JAX raises where Python wants the value of something that is traced.
@@ -153,6 +153,8 @@ class _Tracer:
         """Objective and constraints, as far as they are what they should be."""
         name = self.problem.name
         objective = answer.objective if isinstance(answer, Evaluation) else answer
+        if isinstance(answer, Evaluation) and answer.misfit is not None:
+            objective = self._of_misfit(answer)
         constraints = (answer.constraints or {}) if isinstance(answer, Evaluation) else {}
         self._look_at_flags(answer.aux if isinstance(answer, Evaluation) else None)
         results = []
@@ -195,6 +197,15 @@ class _Tracer:
             self.names.append(key)
             results.append(jnp.asarray(value.scalar if isinstance(value, Unknown) else value))
         return results
+
+    def _of_misfit(self, answer: Evaluation) -> Any:
+        """The objective that a misfit stands for."""
+        leaves = [leaf.scalar if isinstance(leaf, Unknown) else leaf for leaf in jax.tree.leaves(answer.misfit)]
+        misfit = jax.tree.structure(answer.misfit).unflatten(leaves)
+        if fault := misfit_fault(Evaluation(answer.objective, misfit=misfit)):
+            self._find("misfit", "evaluate", *fault)
+            return jnp.zeros(())
+        return half_the_sum_of_squares(jax.tree.map(jnp.asarray, misfit))
 
     def _look_at_flags(self, aux: Any) -> None:
         known = [leaf for leaf in jax.tree.leaves(aux) if not isinstance(leaf, Unknown)]

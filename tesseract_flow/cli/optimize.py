@@ -19,8 +19,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--driver",
         default="adam",
-        help="slsqp, l-bfgs-b, trust-constr, of NLopt mma, ccsaq, ld_slsqp, cma-es (no gradients), or an Optax "
-        "optimiser by name (default adam)",
+        help="slsqp, l-bfgs-b, trust-constr, of NLopt mma, ccsaq, ld_slsqp, for least squares gauss-newton, "
+        "levenberg-marquardt, dogleg, cma-es (no gradients), or an Optax optimiser by name (default adam)",
     )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")

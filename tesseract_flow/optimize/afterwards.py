@@ -221,6 +221,7 @@ def _evaluation(contents: Contents, about: Mapping[str, Any], history: tuple[Ste
     objective = np.asarray(history[-1].best_value if history else np.nan)
     constraints: dict[str, Any] = {}
     aux: dict[str, Any] = {}
+    misfit: dict[str, Any] = {}
     names = about.get("evaluation", ())
     kept = contents.checkpoint.arrays if contents.checkpoint else {}
     for k, name in enumerate(names):
@@ -232,9 +233,11 @@ def _evaluation(contents: Contents, about: Mapping[str, Any], history: tuple[Ste
             objective = array
         elif kind == "constraints":
             constraints[rest] = array
+        elif kind == "misfit":
+            misfit[rest or kind] = array
         else:
             aux[rest or kind] = array
-    return Evaluation(objective, constraints, aux or None)  # type: ignore[arg-type]
+    return Evaluation(objective, constraints, aux or None, misfit or None)  # type: ignore[arg-type]
 
 
 def _multipliers(contents: Contents, about: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, Any]:

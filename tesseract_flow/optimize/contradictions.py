@@ -89,6 +89,8 @@ class _Point:
 
 def is_suspicious(move: Move, state: State) -> bool:
     """Whether a search of this step failed or went on for long, and its shortest trial does not fit the slopes."""
+    if move.doubtful:
+        return True
     start = _Point(state.u, state.here)
     for search in move.searches:
         trials = [_Point(trial.u, trial.sample) for trial in search.trials if trial.sample is not None]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.autodiff import compiled_apart, revealed
-from tesseract_flow.errors import InvalidEvaluation, NonFiniteError
+from tesseract_flow.errors import EndpointNotFound, InvalidEvaluation, NonFiniteError
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
@@ -49,6 +49,7 @@ class Evaluator:
 
     Args:
         with_gradients: false where nobody wants any; samples then have zeros in their place.
+        may_push_forward: where a component has no pullbacks, a gradient is a pushforward for each entry of the design.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Evaluator:
         transform: Transform,
         *,
         with_gradients: bool = True,
+        may_push_forward: bool = False,
     ):
         self.template = template
         leaves, self._treedef = jax.tree.flatten(template)
@@ -77,7 +79,16 @@ class Evaluator:
         def alone(varying: PyTree, weights: Weights):
             return lagrangian(varying, weights), jax.tree.map(jnp.zeros_like, varying)
 
+        def pushed(varying: PyTree, weights: Weights):
+            def twice(varying: PyTree):
+                value, leaves = lagrangian(varying, weights)
+                return value, (value, leaves)
+
+            gradient, found = jax.jacfwd(twice, has_aux=True)(varying)
+            return found, gradient
+
         self._valid = problem.valid_names
+        self._by_pushforwards = transform(pushed) if may_push_forward else None
         self._call = transform(jax.value_and_grad(lagrangian, has_aux=True) if with_gradients else alone)
 
     def __call__(self, varying: PyTree, weights: Weights) -> Sample:
@@ -94,7 +105,13 @@ class Evaluator:
                 return sample
         self.n_evaluations += 1
         with compiled_apart():
-            (value, leaves), gradient = self._call(varying, weights)
+            try:
+                (value, leaves), gradient = self._call(varying, weights)
+            except EndpointNotFound:
+                if self._by_pushforwards is None:
+                    raise
+                self._call = self._by_pushforwards
+                (value, leaves), gradient = self._call(varying, weights)
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
         evaluation = self.evaluation(sample.leaves)
         check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind
@@ -124,10 +141,14 @@ def check_finite(evaluation: Evaluation, sample: Sample | None = None) -> None:
         sample: the Lagrangian there and its gradient, if they were evaluated as well.
 
     Raises:
-        NonFiniteError: names the objective, the constraints, or the leaves of the gradient.
+        NonFiniteError: names the objective or the misfit, the constraints, or the leaves of the gradient.
     """
     bad = []
-    if not np.isfinite(evaluation.objective):
+    for name, leaf in named_leaves(evaluation.misfit):
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            what = "the misfit" if name == "(root)" else f"the misfit {name!r}"
+            bad.append(f"{what} is not finite ({_count(leaf)})")
+    if not bad and not np.isfinite(evaluation.objective):
         bad.append(f"the objective is {float(evaluation.objective)}")
     for name, value in evaluation.constraints.items():
         if not np.isfinite(np.asarray(value, np.float64)).all():

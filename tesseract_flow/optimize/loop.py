@@ -87,7 +87,8 @@ def optimize(
 
     Without constraints an Optax driver runs the plain Optax loop on `design / scale`, with projection onto the bounds.
     With constraints it minimises an augmented Lagrangian, whose objective is divided by its size at the start. SciPy's
-    and NLopt's drivers (`slsqp`, `trust-constr`, `mma`) have constraints of their own.
+    and NLopt's drivers (`slsqp`, `trust-constr`, `mma`) have constraints of their own. Half the sum of squares of a
+    misfit is minimised by any of them, and by those for least squares (`levenberg-marquardt`) as what it is.
 
     Args:
         problem: what to optimise.

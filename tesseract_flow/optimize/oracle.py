@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from tesseract_flow.optimize.evaluator import Evaluator, Transform, check_finite
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Problem, as_evaluation
 
+T = TypeVar("T")
 _N_REMEMBERED = 3  # points; of each the pullback holds what is between its calls
 
 
@@ -54,7 +55,7 @@ class Oracle:
     def __init__(self, problem: Problem, evaluator: Evaluator, names: Sequence[str], transform: Transform):
         self._evaluator = evaluator
         self._valid = problem.valid_names
-        self._points: dict[tuple[bytes, ...], _Point] = {}
+        self._points: Remembered[_Point] = Remembered()
         template = evaluator.template
         shapes = {name: template.constraints[name] for name in sorted(names)}
         n_rows = 1 + sum(shape.size for shape in shapes.values())
@@ -102,24 +103,25 @@ class Oracle:
             InvalidEvaluation: it says of itself that it is not valid.
             Exception: whatever the transformed function raised.
         """
-        key = _key(varying)
-        if key not in self._points:
+
+        def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
                 leaves, pull = self._pulled(varying)
-            self._remember(key, _Point(self._checked(leaves), pull))
-        return self._points[key].leaves
+            return _Point(checked(self._evaluator, self._valid, leaves), pull)
+
+        return self._points.at(varying, look).leaves
 
     def derivatives(self, varying: PyTree) -> Derivatives:
         """The derivatives at a point. One whose values are not remembered is evaluated for both at once."""
-        key = _key(varying)
-        point = self._points.get(key)
-        if point is None:
+
+        def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
                 leaves, found = self._both(varying)
-            point = _Point(self._checked(leaves), derivatives=_checked(found))
-            self._remember(key, point)
+            return _Point(checked(self._evaluator, self._valid, leaves), derivatives=_checked(found))
+
+        point = self._points.at(varying, look)
         if point.derivatives is None:
             with compiled_apart():
                 point.derivatives = _checked(self._rows(point.pull))
@@ -130,21 +132,38 @@ class Oracle:
         """Remember no point."""
         self._points.clear()
 
-    def _checked(self, leaves: Any) -> list[Array]:
-        leaves = [jnp.asarray(leaf) for leaf in leaves]
-        evaluation = self._evaluator.evaluation(leaves)
-        check_valid(evaluation, self._valid)
-        check_finite(evaluation)
-        return leaves
 
-    def _remember(self, key: tuple[bytes, ...], point: _Point) -> None:
-        while len(self._points) >= _N_REMEMBERED:
-            self._points.pop(next(iter(self._points)))
-        self._points[key] = point
+class Remembered(Generic[T]):
+    """What was found at the last few points, by their bits."""
+
+    def __init__(self) -> None:
+        self._points: dict[tuple[bytes, ...], T] = {}
+
+    def at(self, varying: PyTree, look: Callable[[], T]) -> T:
+        """What is remembered of a point; else what a look at it finds."""
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(varying))
+        if key not in self._points:
+            found = look()
+            while len(self._points) >= _N_REMEMBERED:
+                self._points.pop(next(iter(self._points)))
+            self._points[key] = found
+        return self._points[key]
+
+    def clear(self) -> None:
+        self._points.clear()
 
 
-def _key(varying: PyTree) -> tuple[bytes, ...]:
-    return tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(varying))
+def checked(evaluator: Evaluator, valid: Sequence[str], leaves: Sequence[Any]) -> list[Array]:
+    """The arrays of an `Evaluation`, if it is finite and says of itself that it is valid.
+
+    Raises:
+        NonFiniteError, InvalidEvaluation: it is not.
+    """
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    evaluation = evaluator.evaluation(arrays)
+    check_valid(evaluation, valid)
+    check_finite(evaluation)
+    return arrays
 
 
 def _checked(found: tuple[PyTree, dict[str, PyTree]]) -> Derivatives:

@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 class Evaluation(eqx.Module):
     """What `evaluate` found out about one design.
 
+    Give an `objective`, or a `misfit`: any tree of floating-point arrays that should all be zero. The objective is then
+    half the sum of their squares, for every driver; those for least squares use the misfit itself. A regularisation is
+    a part of the misfit, such as `sqrt(weight) * (x - prior)`.
+
     `constraints` are values, not residuals: `{"volume": 0.0101}`, whose demands are in `Problem.constraints`. `aux` is
     any pytree, handed to pictures and observers untouched.
     """
 
-    objective: Float[Array, ""]
+    objective: Float[Array, ""] = None  # type: ignore[assignment]  # filled in where there is a misfit
     constraints: dict[str, Array] = eqx.field(default_factory=dict)
     aux: PyTree = None
+    misfit: PyTree = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +173,49 @@ class Problem:
 def as_evaluation(answer: Any) -> Evaluation:
     """What `evaluate` returned, as an `Evaluation`."""
     if isinstance(answer, Evaluation):
+        objective, misfit = answer.objective, answer.misfit
+        if misfit is not None:
+            misfit = jax.tree.map(jnp.asarray, misfit)
+            objective = half_the_sum_of_squares(misfit)
         # Texts of components, which JAX carries along, in a form that a journal can write down.
-        return Evaluation(jnp.asarray(answer.objective), dict(answer.constraints or {}), as_words(answer.aux))
+        return Evaluation(jnp.asarray(objective), dict(answer.constraints or {}), as_words(answer.aux), misfit)
     return Evaluation(jnp.asarray(answer))
+
+
+def half_the_sum_of_squares(misfit: PyTree) -> Float[Array, ""]:
+    """The objective that a misfit stands for, in the precision of its most precise leaf."""
+    leaves = jax.tree.leaves(misfit)
+    dtype = max((leaf.dtype for leaf in leaves), key=lambda dtype: jnp.finfo(dtype).bits)
+    total = sum(((leaf.astype(dtype) ** 2).sum() for leaf in leaves), jnp.zeros((), dtype))
+    return jnp.asarray(0.5, dtype) * total
+
+
+def misfit_fault(answer: Evaluation) -> tuple[str, str] | None:
+    """What is wrong with an evaluation's misfit, and the remedy, as sentences; None if it has none, or a good one."""
+    if answer.misfit is None:
+        return None
+    if answer.objective is not None:
+        return (
+            "it returns an objective and a misfit, and the objective is half the sum of squares of the misfit.",
+            "Return the misfit alone. A term that is added to it, such as a regularisation, is a part of the misfit: "
+            "misfit={'data': ..., 'prior': sqrt(weight) * (x - x0)}.",
+        )
+    leaves = named_leaves(answer.misfit)
+    for name, leaf in leaves:
+        what = "its misfit" if name == "(root)" else f"its misfit has a leaf {name!r} that"
+        if not eqx.is_array_like(leaf):
+            return f"{what} is {type(leaf).__name__} {leaf!r}, expected an array.", "Leave it out, or put it into aux."
+        dtype = jnp.asarray(leaf).dtype
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            return f"{what} is complex ({dtype}), expected real numbers.", "Give its real and its imaginary part."
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return (
+                f"{what} is of dtype {dtype}, expected real floating point.",
+                "Convert it inside evaluate; of a flag or a count there is no slope to follow.",
+            )
+    if not sum(jnp.size(leaf) for _, leaf in leaves):
+        return "its misfit has no entries.", "Return the arrays that should be zero."
+    return None
 
 
 def check_evaluation(problem: Problem) -> Evaluation:
@@ -212,11 +257,16 @@ def other_names(name: str, returned: Collection[str]) -> tuple[str, str]:
 
 def _call(problem: Problem, design: PyTree) -> Any:
     answer = problem.evaluate(design)
+    if isinstance(answer, Evaluation) and answer.misfit is not None:
+        if fault := misfit_fault(answer):
+            raise ProblemError(f"evaluate of problem {problem.name!r}: {fault[0]}\n{fault[1]}")
+        return answer
     value = answer.objective if isinstance(answer, Evaluation) else answer
     if not eqx.is_array_like(value):
         raise ProblemError(
             f"evaluate of problem {problem.name!r} returned {type(value).__name__} as its objective, expected a "
-            "scalar.\nReturn the objective, or tesseract_flow.Evaluation(objective, constraints={...}, aux=...)."
+            "scalar.\nReturn the objective, or tesseract_flow.Evaluation(objective, constraints={...}, aux=...), or a "
+            "misfit in its place."
         )
     if isinstance(answer, Evaluation) and not isinstance(answer.constraints or {}, Mapping):
         raise ProblemError(

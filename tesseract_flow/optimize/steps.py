@@ -60,7 +60,14 @@ def prepare(
     partition, dtype = problem.partition, template.objective.dtype
     box = problem.box.scaled(partition)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
-    evaluator = Evaluator(problem, template, constraints, transform, with_gradients=driver.asks_for_gradients)
+    evaluator = Evaluator(
+        problem,
+        template,
+        constraints,
+        transform,
+        with_gradients=driver.asks_for_gradients,
+        may_push_forward=driver.may_push_forward,
+    )
     start = partition.to_scaled(problem.start)
     forgiven = optimality.forgiven_part(feasibility_tol, reachable(1e-6, dtype))
     engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))

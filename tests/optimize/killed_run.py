@@ -7,8 +7,9 @@ a random moment: inside an evaluation, inside a write of the journal, at any ins
 FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a run found that nobody killed. A life that
 begins with fewer steps than the ones before had announced ends with an error.
 
-KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), or the URL of the
-component of `tests.faults`.
+KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), `misfit` (one that
+stays, so that steps do not end; bounded, and beyond a wall evaluations fail), or the URL of the component of
+`tests.faults`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         value = jnp.where(x[0] < 0.45, jnp.nan, value) if kind == "walled" else value
         return Evaluation(value, {"sum": x.sum()} if kind == "constrained" else {}, aux={"x": x})
 
+    def fit(design):
+        x = design["x"]
+        jax.debug.callback(on_evaluation)
+        misfit = {"up": jnp.asarray(matrix) @ x + jnp.sin(3.0 * x), "down": jnp.exp(x) - 4.0, "wall": x[:2] - 3.0}
+        misfit["wall"] = jnp.where(x[0] > 1.5, jnp.nan, misfit["wall"])
+        return Evaluation(misfit=misfit, aux={"x": x})
+
     def ask(design):
         x = design["x"]
         jax.debug.callback(on_evaluation)
@@ -60,9 +68,11 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         return Evaluation((out["y"] ** 2).sum() + out["e"], {"sum": x.sum()}, aux={"x": x})
 
     design = {"x": jnp.linspace(0.5, 2.0, 6), "name": "killed"}
-    bounds = (-0.2, None) if kind in ("bounded", "constrained") else None
+    bounds = (-0.2, None) if kind in ("bounded", "constrained", "misfit") else None
     if kind.startswith("http://"):
         fn, demands = ask, {"sum": Constraint(equals=3.0)}
+    elif kind == "misfit":
+        fn, demands = fit, {}
     else:
         fn, demands = evaluate, {"sum": Constraint(equals=3.0)} if kind == "constrained" else {}
     return Problem(design, fn, bounds=bounds, constraints=demands, settings={"n": 6})

@@ -28,6 +28,9 @@ LIBRARIES = {
     "ccsaq": "walled",
     "ld_slsqp": "constrained",
     "cma-es": "bounded",
+    "dogleg": "misfit",
+    "gauss-newton": "misfit",
+    "levenberg-marquardt": "misfit",
 }
 
 # Every driver by name, three deaths each, over the kinds of problems in turn; libraries where they fit.

@@ -56,9 +56,11 @@ class AbstractDriver(abc.ABC):
 
     Attributes:
         asks_for_gradients: false where it asks for values alone; then nothing in the run asks for gradients.
+        may_push_forward: pushforwards alone will do, where a component has no pullbacks.
     """
 
     asks_for_gradients: bool = True
+    may_push_forward: bool = False
 
     @property
     @abc.abstractmethod

@@ -74,12 +74,14 @@ class Move:
         stalled: the driver could not improve on this one, even from a fresh start.
         searches: along lines, for drivers that make them here.
         ending: in what words a library ended that owns its loop, where it stalled.
+        doubtful: nothing was better of all that derivatives promised, so values and slopes have to be compared.
     """
 
     state: State
     stalled: bool = False
     searches: tuple[Search, ...] = ()
     ending: str = ""
+    doubtful: bool = False
 
     @property
     def is_endless(self) -> bool:

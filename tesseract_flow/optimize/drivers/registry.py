@@ -8,14 +8,15 @@ from typing import Any
 import optax
 
 from tesseract_flow.errors import DriverError, did_you_mean
-from tesseract_flow.optimize.drivers import evolution, nlopt, scipy
+from tesseract_flow.optimize.drivers import evolution, nlopt, optimistix, scipy
 from tesseract_flow.optimize.drivers.base import AbstractDriver
+from tesseract_flow.optimize.drivers.least_squares import LeastSquaresDriver
 from tesseract_flow.optimize.drivers.library import LibraryDriver
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, driver_of, named_driver, settings_of
 from tesseract_flow.optimize.drivers.settings import check_settings, takes
 
 _LIBRARIES = scipy.LIBRARIES | nlopt.LIBRARIES
-_SETTINGS = scipy.SETTINGS | nlopt.SETTINGS | evolution.SETTINGS
+_SETTINGS = scipy.SETTINGS | nlopt.SETTINGS | evolution.SETTINGS | optimistix.SETTINGS
 
 
 def driver_names() -> tuple[str, ...]:
@@ -62,5 +63,7 @@ def build_driver(
         raise DriverError(f"Driver {driver!r} does not take a learning_rate.\n{takes(driver, known)}")
     if driver in evolution.SETTINGS:
         return evolution.EvolutionDriver.from_settings(given)
+    if driver in optimistix.SETTINGS:
+        return LeastSquaresDriver.from_settings(driver, given)
     about = {"name": driver, **{key: given[key] for key in sorted(given)}}
     return LibraryDriver(about, _LIBRARIES[driver](known | given))
