@@ -2,6 +2,6 @@
 library.
 
 Optax takes one step after the other and is asked for each (`optax`). SciPy and NLopt own their loop and ask us
-(`library`, with `scipy` and `nlopt` beside it). For misfits, Optimistix says where to go and we ask (`least_squares`, with
-`optimistix` beside it).
+(`library`, with `scipy` and `nlopt` beside it). For misfits, Optimistix says where to go and we ask (`least_squares`,
+with `optimistix` beside it).
 """
