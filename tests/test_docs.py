@@ -23,6 +23,7 @@ PAGES = [
     "coupling",
     "failures",
     "journals",
+    "study",
 ]
 
 

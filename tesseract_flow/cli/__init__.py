@@ -1,4 +1,4 @@
-"""The `tesseract-flow` command, one module per subcommand.
+"""The `tesseract-flow` command, one module per subcommand (two that are alike share one).
 
 Each subcommand is a few lines around the library: `add` says what it takes, `run` does it. Errors that we raise on
 purpose end with their message and exit code 1; anything else is a fault of ours and keeps its traceback.
@@ -10,10 +10,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tesseract_flow.cli import cache, check, check_gradients, inspect, optimize, report, serve
+from tesseract_flow.cli import cache, check, check_gradients, inspect, optimize, report, serve, study
 from tesseract_flow.errors import TesseractFlowError
 
-_COMMANDS = (inspect, serve, check, check_gradients, optimize, report, cache)  # in the order of --help
+_COMMANDS = (inspect, serve, check, check_gradients, optimize, study, report, cache)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tesseract_flow.cli.arguments import Commands, assignments
 
@@ -16,6 +17,15 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser("optimize", help="optimise a problem in this process")
     parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
+    add_run_options(parser)
+    parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
+    parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
+    parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
+    parser.set_defaults(run=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What a run takes, alone or one of many."""
     parser.add_argument(
         "--driver",
         default="adam",
@@ -44,8 +54,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--journal", metavar="FOLDER", help="folder or URL of checkpoints; run again to go on where it stopped"
     )
-    parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
-    parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on in --journal although the problem is another one now"
     )
@@ -59,46 +67,51 @@ def add(commands: Commands) -> None:
         metavar="WHEN",
         help="whether gradients fit the values, by an evaluation more: start (default), a number of steps, or never",
     )
-    parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
-    parser.set_defaults(run=run)
 
 
-def _say(what: str) -> None:
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same for `optimize`."""
+    max_steps = arguments.max_steps
+    return {
+        "driver": arguments.driver,
+        "learning_rate": arguments.learning_rate,
+        "driver_settings": assignments(arguments.driver_set),
+        "stop": None if max_steps is None else {"max_steps": max_steps, "gradient_tolerance": 1e-6},
+        "on_failure": {"action": arguments.on_failure, **assignments(arguments.failure_set)},
+        "accept_changes": arguments.accept_changes,
+        "recheck": arguments.recheck,
+        "verify_gradients": arguments.verify_gradients,
+        "objective_scale": arguments.objective_scale,
+    }
+
+
+def say(what: str) -> None:
     """What is under way, where nothing else is seen for a while."""
     print(what, file=sys.stderr, flush=True)
 
 
 def _say_of_start(problem: object, history: Sequence[object]) -> None:
     if not history:
-        _say("evaluating the start")
+        say("evaluating the start")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _say(f"loading {arguments.problem}")
+    say(f"loading {arguments.problem}")
     from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, load_problem, optimize
     from tesseract_flow.report import Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
-    stop = None if arguments.max_steps is None else {"max_steps": arguments.max_steps, "gradient_tolerance": 1e-6}
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
-    _say("tracing the objective and its gradient; asking its components for shapes")
+    say("tracing the objective and its gradient; asking its components for shapes")
     reporting = None if out is None else Reporting(journal, out)
     with contextlib.nullcontext() if reporting is None else reporting:
         optimize(
             problem,
-            arguments.driver,
-            learning_rate=arguments.learning_rate,
-            driver_settings=assignments(arguments.driver_set),
-            stop=stop,
+            **run_options(arguments),
             journal=journal,
-            on_failure={"action": arguments.on_failure, **assignments(arguments.failure_set)},
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
-            accept_changes=arguments.accept_changes,
-            recheck=arguments.recheck,
-            verify_gradients=arguments.verify_gradients,
-            objective_scale=arguments.objective_scale,
             observers=[
                 TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
                 Observer(on_start=_say_of_start),

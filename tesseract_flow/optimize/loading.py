@@ -40,19 +40,33 @@ def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Proble
         ProblemError: there is no such file, module, function or setting; the message names the nearest ones.
     """
     settings = dict(settings or {})
-    where, colon, name = path.strip().rpartition(":")
-    # A colon can also be that of a Windows drive.
-    if not colon or not name or "/" in name or "\\" in name:
-        raise ProblemError(f"{path!r} does not say which function makes the problem. {_FORM}")
-    module = _module_from_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
-    factory = _factory(module, name, where)
-    _check_settings(factory, settings, path)
+    factory, where, name = _found(path)
+    check_settings(factory, settings, path)
     problem = _executed(lambda: factory(**settings), _called(path, settings))
     if not isinstance(problem, Problem):
         raise ProblemError(f"{path} returned {type(problem).__name__}, not a tesseract_flow.Problem.")
     # Not the whole path: a folder that was moved has the same problem in it.
     stem = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
     return dataclasses.replace(problem, origin=Origin(f"{stem}:{name}", _arguments(factory, settings)))
+
+
+def load_factory(path: str) -> Callable[..., Any]:
+    """The factory that `load_problem` would call.
+
+    Raises:
+        ProblemError: there is no such file, module or function; the message names the nearest ones.
+    """
+    return _found(path)[0]
+
+
+def _found(path: str) -> tuple[Callable[..., Any], str, str]:
+    """A factory, with the file or module where it is, and its name there."""
+    where, colon, name = path.strip().rpartition(":")
+    # A colon can also be that of a Windows drive.
+    if not colon or not name or "/" in name or "\\" in name:
+        raise ProblemError(f"{path!r} does not say which function makes the problem. {_FORM}")
+    module = _module_from_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
+    return _factory(module, name, where), where, name
 
 
 def _arguments(factory: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,8 +163,16 @@ def _factory(module: ModuleType, name: str, where: str) -> Callable[..., Any]:
     )
 
 
-def _check_settings(factory: Callable[..., Any], settings: Mapping[str, Any], path: str) -> None:
-    signature = inspect.signature(factory)
+def check_settings(factory: Callable[..., Any], settings: Mapping[str, Any], path: str) -> None:
+    """Refuse settings that a factory does not take.
+
+    Raises:
+        ProblemError: the message says what it takes.
+    """
+    try:
+        signature = inspect.signature(factory)
+    except ValueError:  # of code that is not Python's, nobody knows
+        return
     try:
         signature.bind(**settings)
     except TypeError as error:

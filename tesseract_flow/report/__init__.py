@@ -28,6 +28,7 @@ _HOME = {
     "history_rows": "tables",
     "markdown_table": "tables",
     "named_leaves": "design",
+    "parallel_figure": "parallel",
     "report": "account",
     "request_rows": "tables",
     "constraint_rows": "tables",

@@ -2,10 +2,11 @@
 
 Each run is one that could be made alone, with a journal of its own; a study adds which runs there are (`starts`,
 `settings`), runs them at once (`crew`, `running`), in a folder that they share (`place`), and tells what they are
-together (`outcome`).
+together (`outcome`, `table`, `reporting`).
 """
 
 from tesseract_flow.study.outcome import AbstractStudy, MultiStart, StudyRun, Sweep
+from tesseract_flow.study.progress import StudyProgress
 from tesseract_flow.study.study import multi_start, sweep
 from tesseract_flow.study.watching import AbstractStudyObserver, StudyObserver
 
@@ -14,6 +15,7 @@ __all__ = [
     "AbstractStudyObserver",
     "MultiStart",
     "StudyObserver",
+    "StudyProgress",
     "StudyRun",
     "Sweep",
     "multi_start",

@@ -171,17 +171,31 @@ def at_once(
         thread.join()
 
 
+# What decides about numbers, and which JAX keeps by thread where a `with` has set it.
+_BY_THREAD: dict[str, Callable[[Any], contextlib.AbstractContextManager[Any]]] = {
+    "jax_enable_x64": jax.enable_x64,
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_default_device": jax.default_device,
+}
+
+
 def _settings_of_this_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """JAX keeps settings by thread: what decides about numbers here has to there as well."""
-    wide, precision, device = (
-        jax.config.jax_enable_x64,  # type: ignore[attr-defined]
-        jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
-        jax.config.jax_default_device,  # type: ignore[attr-defined]
-    )
+    """JAX's settings here, for another thread.
+
+    Only those that differ from everybody's: a problem that is loaded there may still change these.
+    """
+    here = {name: getattr(jax.config, name) for name in _BY_THREAD}
+    everybodys: dict[str, Any] = {}
+    fresh = threading.Thread(target=lambda: everybodys.update({name: getattr(jax.config, name) for name in _BY_THREAD}))
+    fresh.start()
+    fresh.join()
+    own = {name: value for name, value in here.items() if value != everybodys[name]}
 
     @contextlib.contextmanager
     def settings() -> Iterator[None]:
-        with jax.enable_x64(wide), jax.default_matmul_precision(precision), jax.default_device(device):
+        with contextlib.ExitStack() as stack:
+            for name, value in own.items():
+                stack.enter_context(_BY_THREAD[name](value))
             yield
 
     return settings

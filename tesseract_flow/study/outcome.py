@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -21,6 +21,9 @@ from tesseract_flow.errors import EvaluationFailed, ProblemError, did_you_mean
 from tesseract_flow.optimize import Problem, Result
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.study.table import as_csv, as_parquet, as_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Status = Literal["converged", "stopped", "failed"]
 
@@ -103,7 +106,9 @@ class AbstractStudy(abc.ABC):
         journal: the folder of the study, if there is one.
     """
 
-    kind: str
+    kind: str  # in words
+    axes: str  # which columns its picture has beside the objective
+    has_optima: bool = False
 
     def __init__(
         self, name: str, runs: Sequence[StudyRun], notes: Sequence[str] = (), sent: int = 0, journal: str | None = None
@@ -183,8 +188,6 @@ class AbstractStudy(abc.ABC):
             for rank, run in enumerate(self.ranked, start=1)
         ]
 
-    has_optima: bool = False
-
     def table(self, limit: int | None = None) -> str:
         """The runs as text, the best first, at most `limit` of them."""
         title = f"{self.kind} of {self.name!r}: {self.summary}"
@@ -204,6 +207,23 @@ class AbstractStudy(abc.ABC):
             OptionError: pyarrow is not installed (the extra `parquet`).
         """
         as_parquet(path, self.rows())
+
+    def picture(self) -> Figure | None:
+        """Parallel coordinates: settings or designs, and what came of each; `None` where no two runs differ."""
+        from tesseract_flow.study.reporting import study_figure  # matplotlib, which the runs need not wait for
+
+        return study_figure(self)
+
+    def report(self, out: str | os.PathLike[str]) -> dict[str, str]:
+        """Write the table as `runs.txt` and `runs.csv`, and the best run's files as `tf.report` does, with all runs on
+        its page; their addresses by name.
+
+        Args:
+            out: a folder or URL.
+        """
+        from tesseract_flow.study.reporting import write_study
+
+        return write_study(self, out)
 
     def pareto(self, objectives: Sequence[str], *, maximize: Sequence[str] = ()) -> list[StudyRun]:
         """The runs that no other one beats in all objectives at once, in order of the first.
@@ -244,6 +264,7 @@ class MultiStart(AbstractStudy):
     """Runs of one problem from several starts."""
 
     kind = "multi-start"
+    axes = "design"
     has_optima = True
 
     @property
@@ -272,6 +293,7 @@ class Sweep(AbstractStudy):
     """Runs of the problems that a factory makes of several settings."""
 
     kind = "sweep"
+    axes = "setting"
 
     @property
     def optima(self) -> list[list[StudyRun]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from tesseract_flow.errors import ProblemError, did_you_mean
+from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.optimize.identity import is_about_where, setting_text
+from tesseract_flow.optimize.loading import check_settings, load_factory
 from tesseract_flow.storage import told_apart
 
 Factory = Callable[..., Problem] | str
@@ -93,27 +93,15 @@ def check_factory(factory: Factory, settings: Sequence[Mapping[str, Any]]) -> No
     Raises:
         ProblemError: what is no factory, or settings that it does not take.
     """
-    if isinstance(factory, str):
-        return
-    if isinstance(factory, Problem) or not callable(factory):
+    if not isinstance(factory, str) and (isinstance(factory, Problem) or not callable(factory)):
         raise ProblemError(
             f"A sweep takes a factory, a function that makes a problem of settings, received "
             f"{type(factory).__name__}.\n"
             "Give the function itself, or its name as folder/problem.py:factory."
         )
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        return
+    function = load_factory(factory) if isinstance(factory, str) else factory
     for one in settings:
-        try:
-            signature.bind(**one)
-        except TypeError as error:
-            known = list(signature.parameters)
-            hint = next((did_you_mean(name, known) for name in one if name not in known), "")
-            raise ProblemError(
-                f"The factory does not take these settings ({_shown(one)}): {error}.{hint} It takes: {signature}."
-            ) from error
+        check_settings(function, one, factory_name(factory))
 
 
 def make_problem(factory: Factory, settings: Mapping[str, Any]) -> Problem:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from tesseract_flow.autodiff.prefixes import as_leaf_array, spread
 from tesseract_flow.errors import BoundsError, ProblemError
 from tesseract_flow.optimize import Problem
-from tesseract_flow.optimize.partition import as_leaf_array, entries, leaf_names, named_leaves, spread
+from tesseract_flow.optimize.partition import entries, leaf_names, named_leaves
 from tesseract_flow.study.sampling import METHODS, unit_points
 
 DEFAULT_N = 16

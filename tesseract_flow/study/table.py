@@ -61,6 +61,11 @@ def columns(rows: Rows) -> list[str]:
     return sorted(names, key=group)
 
 
+def shown_rows(rows: Rows) -> list[dict[str, Any]]:
+    """The rows with nothing in them but None, numbers, truths, and text without secrets."""
+    return [{name: _plain(value, name) for name, value in row.items()} for row in rows]
+
+
 def as_csv(path: str | os.PathLike[str], rows: Rows) -> None:
     names = columns(rows)
     text = io.StringIO()
