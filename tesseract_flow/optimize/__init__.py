@@ -4,6 +4,7 @@ Knows neither HTTP nor Tesseracts nor Prefect: the objective is any JAX function
 is handed in. `optimize` is the way in; `loop` is where its steps are.
 """
 
+from tesseract_flow.optimize.activity import Active, Activity
 from tesseract_flow.optimize.afterwards import Account, read_account, read_journal
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
@@ -43,6 +44,8 @@ __all__ = [
     "AbstractObserver",
     "AbstractStoppingRule",
     "Account",
+    "Active",
+    "Activity",
     "AugmentedLagrangian",
     "Checkpoint",
     "Constraint",

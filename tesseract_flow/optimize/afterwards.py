@@ -22,6 +22,7 @@ import jax.tree_util as jtu
 import numpy as np
 
 from tesseract_flow.errors import TesseractFlowError
+from tesseract_flow.optimize.activity import Activity
 from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from tesseract_flow.optimize.contents import Contents, read_attached, read_contents
 from tesseract_flow.optimize.history import Damaged
@@ -89,6 +90,7 @@ def conclude(journal: AbstractJournal, result: Result) -> None:
         tolerance=result.optimality.tolerance if result.optimality else None,
         notes=list(result.notes),
         multipliers={name: np.asarray(value).tolist() for name, value in result.multipliers.items()},
+        active=None if result.active is None else result.active.to_json(),
         evaluations=result.evaluations,
         requests=result.requests,
     )
@@ -186,6 +188,7 @@ def read_account(journal: FileJournal | str | os.PathLike[str]) -> Account:
         optimality=optimality_of(
             best_record(history) if history else None, outcome.get("tolerance", about.get("tolerance"))
         ),
+        active=Activity.from_json(outcome["active"]) if outcome.get("active") else None,
     )
     name = about.get("problem") or (contents.identity or {}).get("problem") or "problem"
     return Account(result, str(name), _design(about, start, arrays))

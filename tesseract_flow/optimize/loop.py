@@ -19,6 +19,7 @@ from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.client import current_account, own_requests
 from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
+from tesseract_flow.optimize.activity import Activity, active_bounds, active_constraints
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
@@ -33,7 +34,7 @@ from tesseract_flow.optimize.keywords import with_remedies
 from tesseract_flow.optimize.notes import notes_after
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.optimality import best_record, optimality_of
-from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
@@ -336,4 +337,18 @@ def _result(
         evaluation=evaluation,
         notes=(*notes, *notes_after(run, state, history)),
         optimality=optimality_of(best, run.tolerance),
+        active=_activity(run, state, last.best_step == last.step, evaluation),
+    )
+
+
+def _activity(run: Run, state: State, is_here: bool, evaluation: Evaluation) -> Activity:
+    """Which limits hold the best design back.
+
+    Args:
+        is_here: whether that is where the run is, so that the gradient is known.
+    """
+    u = run.box.project(run.problem.partition.to_scaled(state.best.varying))
+    return Activity(
+        active_constraints(run.constraints, evaluation.constraints, state.duals, run.feasibility_tol),
+        active_bounds(run.box, u, state.here.gradient if is_here else None),
     )

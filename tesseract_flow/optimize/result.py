@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxtyping import Array, PyTree
 
+from tesseract_flow.optimize.activity import Activity
 from tesseract_flow.optimize.optimality import Optimality
 from tesseract_flow.optimize.problem import Evaluation
 
@@ -104,6 +105,8 @@ class Result:
         constraints: values of all constraints that `evaluate` returned, at `design`.
         multipliers: λ in objective + λ·value: asking for ε more of a constraint's value changes the optimum by -λ·ε; 0
             where a constraint is slack.
+        active: which entries of constraints and of leaves with bounds lie at a limit, at `design`; `None` for a run
+            that has not ended.
         violation, feasible: of `design`.
         history: one record per step, step 0 included.
         evaluations, requests, seconds: totals over all runs of the journal.
@@ -127,3 +130,4 @@ class Result:
     evaluation: Evaluation
     notes: tuple[str, ...] = ()
     optimality: Optimality | None = None
+    active: Activity | None = None

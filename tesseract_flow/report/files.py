@@ -81,6 +81,7 @@ def _summary(result: Any) -> dict[str, Any]:
         "requests": result.requests,
         "seconds": tables.total_seconds(result),
         **{name: getattr(result, name) for name in further if hasattr(result, name)},
+        **({"active": active.to_json()} if (active := getattr(result, "active", None)) is not None else {}),
         **({"events": events} if events else {}),
     }
 

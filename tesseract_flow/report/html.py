@@ -56,7 +56,8 @@ def render_html(
         *(_figure(name, figure) for name, figure in (figures or {}).items()),
         _section("Notes", "".join(f"<p>{escape(str(note))}</p>" for note in getattr(result, "notes", ()))),
         _section("Events", _table(tables.event_rows(result.history, _MAX_ROWS), scrolls=True)),
-        _section("Constraints", _table(tables.constraint_rows(result.constraints or {}, _multipliers(result)))),
+        _section("Constraints", _table(_constraint_rows(result))),
+        _section("Bounds", _table(_bound_rows(result))),
         _section("Requests", _table(tables.request_rows(result.requests))),
         _section("Design in numbers", _table(design_rows(result.design))),
         *(_rows(name, fact) for name, fact in (facts or {}).items() if isinstance(fact, list)),
@@ -92,8 +93,14 @@ def _section(heading: str, content: str) -> str:
     return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>" if content else ""
 
 
-def _multipliers(result: Any) -> Mapping[str, Any] | None:
-    return getattr(result, "multipliers", None) or None
+def _constraint_rows(result: Any) -> list[dict[str, Any]]:
+    multipliers, active = getattr(result, "multipliers", None) or None, getattr(result, "active", None)
+    return tables.constraint_rows(result.constraints or {}, multipliers, active.constraints if active else None)
+
+
+def _bound_rows(result: Any) -> list[dict[str, Any]]:
+    active = getattr(result, "active", None)
+    return tables.bound_rows(active.bounds) if active else []
 
 
 def _rows(name: str, facts: Sequence[Mapping[str, Any]]) -> str:

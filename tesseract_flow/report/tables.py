@@ -151,9 +151,12 @@ def summary_rows(result: Any) -> list[tuple[str, str]]:
 
 
 def constraint_rows(
-    constraints: Mapping[str, Any], multipliers: Mapping[str, Any] | None = None
+    constraints: Mapping[str, Any],
+    multipliers: Mapping[str, Any] | None = None,
+    active: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Per constraint: its size and range, and the multiplier (of an array, the one of largest magnitude)."""
+    """Per constraint: its size and range, the multiplier (of an array, the one of largest magnitude), and which limits
+    are active."""
     rows = []
     for name, values in constraints.items():
         x = np.asarray(values, dtype=np.float64)
@@ -162,7 +165,17 @@ def constraint_rows(
         if multipliers is not None:
             prices = np.asarray(multipliers.get(name, ()), dtype=np.float64).ravel()
             rows[-1]["multiplier"] = prices[np.argmax(np.abs(prices))].item() if prices.size else None
+        if active is not None:
+            rows[-1]["active"] = str(active[name]) if name in active else ""
     return rows
+
+
+def bound_rows(active: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per leaf with bounds: how many of its entries lie at one, and which."""
+    return [
+        {"leaf": name, "entries": at.lower.size, "at a bound": int((at.lower | at.upper).sum()), "active": str(at)}
+        for name, at in active.items()
+    ]
 
 
 def request_rows(requests: int | Mapping[str, int] | None) -> list[dict[str, Any]]:

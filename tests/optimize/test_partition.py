@@ -94,7 +94,8 @@ def test_prefixes_spread_over_subtrees_and_skip_what_they_do_not_name():
 
 def test_prefixes_follow_modules():
     varying = partition_design(mixed_design(), eqx.is_inexact_array).varying
-    scales = spread({"wing": Wing(jnp.array([1.0, 2.0]), None, None)}, varying, what="scale", error=ProblemError)
+    wing = Wing(jnp.array([1.0, 2.0]), None, None)  # type: ignore[arg-type]
+    scales = spread({"wing": wing}, varying, what="scale", error=ProblemError)
     assert scales[0] is None and scales[1].tolist() == [1.0, 2.0]
 
 
