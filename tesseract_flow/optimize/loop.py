@@ -126,8 +126,10 @@ def optimize(
         objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
             against it, and for the drivers of SciPy and NLopt; 1 for Optax without constraints, whose own steps are
-            kept to the bit. Worth asking for where one of its drivers has absolute thresholds (the first step of
-            L-BFGS, the epsilon of Adam) and the objective is far from 1.
+            kept to the bit; and for `slsqp` and `ld_slsqp`, whose first step is as long as the slope, 1 as long as that
+            is between 0.01 and 10 units of the scaled design, and else what brings it there. Worth asking for where one
+            of its drivers has absolute thresholds (the first step of L-BFGS, the epsilon of Adam) and the objective is
+            far from 1.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere; the message says where.

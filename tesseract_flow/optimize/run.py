@@ -17,8 +17,8 @@ from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
 from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
 
-# What the objective is divided by for the driver: its size at the start, a number, or (None) the first where there are
-# constraints to be weighed against, and one elsewhere.
+# What the objective is divided by for the driver: its size at the start, a number, or (None) what suits the driver: the
+# first where there are constraints to be weighed against, and one elsewhere, or what makes its first step a good one.
 ObjectiveScale = Literal["start"] | float | None
 
 

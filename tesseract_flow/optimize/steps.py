@@ -107,10 +107,7 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
         duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints, spread))
     if run.is_scaled:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(alone.gradient)]
-        # The slope guards against a start where the objective happens to be about zero.
-        size = max(abs(float(evaluation.objective)), *slopes) or 1.0
-        given = run.objective_scale
-        scale = jnp.asarray(given if isinstance(given, float) else size, run.evaluator.dtype)
+        scale = jnp.asarray(_objective_scale(run, abs(float(evaluation.objective)), max(slopes)), run.evaluator.dtype)
     best = Best(run.varying_at(u), alone.leaves, jnp.asarray(0, jnp.int32))
     state = State(u, run.engine.fresh(u), scale, duals, tally, alone, best)
     state = run.engine.begin(run, state, alone)
@@ -124,6 +121,16 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
     record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
     found = verify_gradient(run, state) if is_due(verify, 0) else None
     return state, _verified(record, found, totals)
+
+
+def _objective_scale(run: Run, size: float, steepest: float) -> float:
+    """What the objective is divided by, from its size and its steepest slope at the start."""
+    if isinstance(run.objective_scale, float):
+        return run.objective_scale
+    if run.objective_scale is None and run.engine.slopes is not None and steepest > 0:
+        return steepest / float(np.clip(steepest, *run.engine.slopes))
+    # The slope guards against a start where the objective happens to be about zero.
+    return max(size, steepest) or 1.0
 
 
 def _alone(run: Run, u: PyTree) -> Sample | None:

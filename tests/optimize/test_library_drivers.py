@@ -109,6 +109,28 @@ def test_the_size_of_the_objective_changes_nothing(factor):
     assert result.converged and np.allclose(result.design, [2.0, 1.0], atol=1e-5) and result.evaluations < 10
 
 
+@pytest.mark.parametrize(
+    "factor",
+    [4000.0, *(pytest.param(factor, marks=pytest.mark.slow) for factor in (1e-12, 1e-3, 1.0, 1e6, 1e12))],
+)
+def test_an_objective_of_any_size_takes_as_many_evaluations(factor):
+    """Divided by its size it took 9 of them, and SciPy by hand 7, with one as published."""
+    hs35 = next(problem for problem in STANDARD if problem.name == "hs35")
+    result = optimize(hs35.problem(factor), "slsqp", stop=STOP, transform=jax.jit)
+    assert result.converged and result.value == pytest.approx(factor * hs35.optimum, rel=1e-5)
+    assert result.evaluations <= (8 if factor == 1.0 else 12)
+
+
+def test_beyond_the_slopes_that_suit_slsqp_the_way_is_the_same_to_the_bit():
+    """By powers of two, so that scaling is exact."""
+
+    def of_size(factor):
+        return optimize(Problem(jnp.zeros(2), lambda x: factor * ((x - 2.0) ** 4).sum()), "slsqp", stop=MaxSteps(5))
+
+    large, larger = of_size(2.0**20), of_size(2.0**50)
+    assert large.design.tolist() == larger.design.tolist() and large.evaluations == larger.evaluations
+
+
 def test_what_nothing_satisfies_is_no_success():
     def evaluate(x):
         return Evaluation((x**2).sum(), {"square": (x**2).sum()})

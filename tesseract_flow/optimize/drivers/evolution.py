@@ -78,6 +78,7 @@ class EvolutionEngine(AbstractEngine):
     manner: Manner = "library"
     takes_constraints = True  # there are none
     is_scaled = True
+    slopes = None
     method = dataclasses.replace(AugmentedLagrangian.for_searches(), penalty=0.0)
 
     def __init__(self, driver: EvolutionDriver, setting: Setting):

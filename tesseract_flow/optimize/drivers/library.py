@@ -41,6 +41,10 @@ from tesseract_flow.optimize.oracle import Derivatives, Oracle
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
+# Of a method whose first step is as long as the slope. Ipopt scales down only, and to 100: an objective of 1e-9 would
+# hardly move the design, and on one of size one, in a box, a step of 100 leads into a corner.
+STEP_LONG = (1e-2, 10.0)
+
 _WALL = 1e6  # times the objective's size: what is told of a point that cannot be evaluated
 _NOWHERE = 1e-12  # of the design's size, and of the objective: a leg that changed less has led nowhere
 
@@ -52,12 +56,14 @@ class AbstractLibrary(abc.ABC):
         package: the distribution that it comes from.
         takes_constraints, takes_equalities: what it has of its own.
         withstands_walls: whether it steps back from a value that is far too large, and asks for no derivatives there.
+        slopes: as of an engine.
     """
 
     package: str
     takes_constraints: bool
     takes_equalities: bool
     withstands_walls: bool
+    slopes: tuple[float, float] | None
 
     @abc.abstractmethod
     def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
@@ -84,7 +90,7 @@ class LibraryEngine(AbstractEngine):
     method = dataclasses.replace(AugmentedLagrangian.for_searches(), penalty=0.0)
 
     def __init__(self, driver: LibraryDriver, setting: Setting):
-        self._name, self._library = driver.name, driver.library
+        self._name, self._library, self.slopes = driver.name, driver.library, driver.library.slopes
         self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
         _refuse(driver, setting, self._flat)
         names = sorted(setting.problem.constraints or {})

@@ -20,7 +20,7 @@ import numpy as np
 
 from tesseract_flow.errors import DriverError
 from tesseract_flow.optimize.drivers.conversation import Line
-from tesseract_flow.optimize.drivers.library import AbstractLibrary
+from tesseract_flow.optimize.drivers.library import STEP_LONG, AbstractLibrary
 from tesseract_flow.optimize.drivers.task import Task
 
 _CONSERVATIVE = {"initial_step": 1.0, "rho_init": 1.0, "always_improve": False}
@@ -119,6 +119,7 @@ class Conservative(_AbstractMethod):
     algorithm: str  # NLopt's name
     options: Mapping[str, Any]
     takes_equalities = False
+    slopes = None
 
     def method(self, task: Task) -> Any:
         import nlopt
@@ -138,6 +139,7 @@ class Slsqp(_AbstractMethod):
     """Sequential least-squares programming as NLopt has it: Kraft, ACM Trans. Math. Softw. 20 (1994)."""
 
     takes_equalities = True
+    slopes = STEP_LONG
 
     def method(self, task: Task) -> Any:
         import nlopt

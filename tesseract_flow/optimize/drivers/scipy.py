@@ -13,7 +13,7 @@ import numpy as np
 import scipy.optimize
 
 from tesseract_flow.optimize.drivers.conversation import Line
-from tesseract_flow.optimize.drivers.library import AbstractLibrary
+from tesseract_flow.optimize.drivers.library import STEP_LONG, AbstractLibrary
 from tesseract_flow.optimize.drivers.task import Task
 
 _NO_END = 10**9  # iterations
@@ -42,6 +42,7 @@ class LbfgsB(AbstractLibrary):
     takes_constraints = False
     takes_equalities = True  # there are none
     withstands_walls = False  # its search asks for a slope at each trial
+    slopes = None
 
     def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
         def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
@@ -75,6 +76,7 @@ class Slsqp(AbstractLibrary):
     takes_constraints = True
     takes_equalities = True
     withstands_walls = True
+    slopes = STEP_LONG
 
     def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
         def fun(x: np.ndarray) -> float:
@@ -135,6 +137,7 @@ class TrustConstr(AbstractLibrary):
     takes_constraints = True
     takes_equalities = True
     withstands_walls = False
+    slopes = None
 
     def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
         lower, upper = task.limits

@@ -39,6 +39,7 @@ class OptaxEngine(AbstractEngine):
 
     takes_constraints = False
     is_scaled = False
+    slopes = None
 
     def __init__(self, driver: OptaxDriver, setting: Setting):
         self._driver = driver
