@@ -158,7 +158,9 @@ def fixed_point(
         chosen.directions if isinstance(chosen, NewtonKrylov) else "auto",
         chosen.noise if isinstance(chosen, NewtonKrylov) else None,
     )
-    if form == "map" and not any(used):  # nothing is fed back
+    if x0.size == 0:
+        x, convergence = x0, Convergence(jnp.zeros(max_steps + 1), jnp.asarray(0), jnp.asarray(0))
+    elif form == "map" and not any(used):  # nothing is fed back
         x, convergence = once(x0, everything), Convergence(jnp.zeros(max_steps + 1), jnp.asarray(0), jnp.asarray(1))
     else:
         problem = _Problem(

@@ -97,12 +97,21 @@ class Layout:
     def rms(self, vector: Any) -> jax.Array:
         """The root mean square of each leaf's entries."""
         n = len(self.shapes)
-        sums = jnp.zeros(n, self.dtype).at[self.owner].add(vector**2)
-        return jnp.sqrt(sums / jnp.maximum(np.array(self.sizes), 1).astype(self.dtype))
+        # In units of the largest entry: squares of what is small or large leave the range of floating point.
+        largest = jnp.zeros(n, self.dtype).at[self.owner].max(jnp.abs(vector))
+        unit = jnp.where((largest > 0.0) & jnp.isfinite(largest), largest, 1.0)
+        sums = jnp.zeros(n, self.dtype).at[self.owner].add((vector / unit[self.owner]) ** 2)
+        return unit * jnp.sqrt(sums / jnp.maximum(np.array(self.sizes), 1).astype(self.dtype))
 
     def spread(self, per_leaf: Any) -> jax.Array:
         """A number per leaf, as one per entry."""
         return per_leaf[self.owner]
+
+
+def power_of_two(size: Any) -> Any:
+    """One of that magnitude, to divide by at the cost of no digit; 1 for what is zero or not finite."""
+    _, exponent = jnp.frexp(size)
+    return jnp.where((size > 0.0) & jnp.isfinite(size), jnp.ldexp(jnp.ones_like(size), exponent - 1), 1.0)
 
 
 def _is_number(leaf: Any) -> bool:

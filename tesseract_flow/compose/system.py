@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tesseract_flow.compose.layout import Layout
+from tesseract_flow.compose.layout import Layout, power_of_two
 
 # x -> what is left at x (phi(x) - x, or -R(x)), and what else the round has given
 Residual = Callable[[Any], tuple[Any, Any]]
@@ -67,7 +67,9 @@ def _weights(layout: Layout, magnitude: Any) -> Any:
 
 
 def weights_at(layout: Layout, x: Any) -> Any:
-    return _weights(layout, layout.rms(x))
+    """The say of each entry against the others, at most one or so: products with it stay in range."""
+    weights = _weights(layout, layout.rms(x))
+    return weights / power_of_two(jnp.max(weights, initial=0.0))
 
 
 def errors(system: System, known: Measure, x: Any, residual: Any) -> Any:

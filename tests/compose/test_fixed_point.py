@@ -105,6 +105,37 @@ CURVED = {"a": np.zeros(3), "b": np.ones(3)}
 K = jnp.array([0.4, 0.7, 1.1])
 
 
+@pytest.mark.parametrize(("solver", "unit"), [("newton-krylov", 1e-23), ("newton-krylov", 1e23), ("picard", 1e-23)])
+def test_units_in_which_squares_leave_single_precision(solver: str, unit: float):
+    """State, cotangent and tangent of any magnitude: nothing counts as solved because its square is zero."""
+    k = jnp.float32(unit)
+
+    def solved(k):
+        return tf.fixed_point(lambda T, k: 0.5 * T + k, jnp.full(3, 5 * unit, jnp.float32), k, solver=solver)
+
+    T, pull = jax.vjp(solved, k)
+    assert np.asarray(T) / unit == pytest.approx(2.0, rel=1e-3)
+    for cotangent in (1e-25, 1e25):
+        (slope,) = pull(jnp.full(3, cotangent, jnp.float32))
+        assert float(slope) / cotangent == pytest.approx(6.0, rel=1e-3)
+        _, rate = jax.jvp(solved, (k,), (jnp.float32(cotangent),))
+        assert np.asarray(rate) / cotangent == pytest.approx(2.0, rel=1e-3)
+
+
+def test_a_start_of_nothing_is_judged_by_its_own_size():
+    assert float(tf.fixed_point(lambda T: 2.0 * T, 1e-200)) == 0.0
+    with pytest.raises(NotConverged):
+        tf.fixed_point(lambda T: 2.0 * T, 1e-200, solver="picard")
+
+
+@pytest.mark.parametrize("form", ["map", "residual"])
+def test_a_state_without_entries(form: str):
+    def total(k):
+        return tf.fixed_point(lambda T, k: T * k, jnp.zeros((0, 2)), k, form=form).sum() + k
+
+    assert float(jax.jit(total)(2.0)) == 2.0 and float(jax.grad(total)(2.0)) == 1.0
+
+
 @pytest.mark.parametrize("solver", ["newton-krylov", "picard", "aitken", "anderson", "broyden", Anderson(depth=2)])
 def test_every_solver_ends_at_the_same_state(solver: Any):
     T, convergence = jax.jit(lambda k: tf.fixed_point(curved, CURVED, k, solver=solver, with_convergence=True))(K)
