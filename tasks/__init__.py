@@ -8,6 +8,7 @@ from tesseract_flow.tasks.log import warnings_in_run_log
 from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
 from tesseract_flow.tasks.publish import ArtifactPublisher, publish_pictures, publish_result
 from tesseract_flow.tasks.step import run_step, run_step_as_task
+from tesseract_flow.tasks.study import StudyPublisher, publish_study
 
 __all__ = [
     "ArtifactPublisher",
@@ -16,11 +17,13 @@ __all__ = [
     "PrefectCache",
     "PrefectJournal",
     "PrefectSubmitter",
+    "StudyPublisher",
     "call_tesseract",
     "observation_of",
     "publish_check",
     "publish_pictures",
     "publish_result",
+    "publish_study",
     "retry_if_transient",
     "run_step",
     "run_step_as_task",

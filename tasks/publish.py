@@ -88,7 +88,7 @@ class ArtifactPublisher(AbstractObserver):
         self._progress_id: Any = None
         self._history: list[StepRecord] = []
         self._pictured_step = -1
-        self._has_failed = False
+        self._guarded = Guarded()
 
     def on_start(self, problem: Problem, history: Sequence[StepRecord]) -> None:
         self._problem = problem
@@ -139,11 +139,18 @@ class ArtifactPublisher(AbstractObserver):
         done = self._history[-1].step if self._history else 0
         return min(100.0 * done / self.n_steps, 100.0)
 
-    def _guarded(self, publish: Callable[[], object]) -> None:
+
+class Guarded:
+    """Does what is a service and not the work: if Prefect's API refuses it, the log says so, once."""
+
+    def __init__(self) -> None:
+        self._has_failed = False
+
+    def __call__(self, publish: Callable[[], object]) -> None:
         try:
             publish()
         except Exception as error:
-            if not self._has_failed:  # once: a server that is away would fill the log
+            if not self._has_failed:  # a server that is away would fill the log
                 get_run_logger().warning("An artifact could not be published, the run goes on: %s", error)
             self._has_failed = True
 

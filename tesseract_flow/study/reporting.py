@@ -11,7 +11,7 @@ from tesseract_flow.report import parallel_figure, write_result
 from tesseract_flow.report.atomic import write_aside
 from tesseract_flow.storage import local_folder, place_in
 from tesseract_flow.study.outcome import AbstractStudy
-from tesseract_flow.study.table import columns, shown_rows
+from tesseract_flow.study.table import brief_rows, columns, shown_rows
 
 
 def study_figure(study: AbstractStudy) -> Figure | None:
@@ -37,7 +37,7 @@ def write_study(study: AbstractStudy, out: str | os.PathLike[str]) -> dict[str, 
                 folder,
                 best.result,
                 best.problem,
-                {"study": _about(study, best.key), "runs": [_in_brief(row) for row in shown_rows(study.rows())]},
+                {"study": _about(study, best.key), "runs": brief_rows(study.rows())},
                 figures={name: figure for name, figure in figures.items() if figure is not None},
             )
     return {name: place_in(out, name) for name in names}
@@ -46,8 +46,3 @@ def write_study(study: AbstractStudy, out: str | os.PathLike[str]) -> dict[str, 
 def _about(study: AbstractStudy, best: str) -> dict[str, Any]:
     about = {"kind": study.kind, "runs": study.summary, "requests": study.requests, "best": best}
     return {**about, **({"notes": "; ".join(study.notes)} if study.notes else {})}
-
-
-def _in_brief(row: dict[str, Any]) -> dict[str, Any]:
-    left_out = ("start", "design", "constraint", "error", "journal", "key")
-    return {name: value for name, value in row.items() if not name.startswith(left_out)}

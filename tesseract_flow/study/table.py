@@ -66,6 +66,12 @@ def shown_rows(rows: Rows) -> list[dict[str, Any]]:
     return [{name: _plain(value, name) for name, value in row.items()} for row in rows]
 
 
+def brief_rows(rows: Rows) -> list[dict[str, Any]]:
+    """The same for a page: without what is as long as a design, and for the curious only."""
+    left_out = ("start", "design", "constraint", "error", "journal", "key")
+    return [{name: value for name, value in row.items() if not name.startswith(left_out)} for row in shown_rows(rows)]
+
+
 def as_csv(path: str | os.PathLike[str], rows: Rows) -> None:
     names = columns(rows)
     text = io.StringIO()

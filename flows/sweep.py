@@ -1,0 +1,70 @@
+"""The flow that optimises the problems which a factory makes of several settings.
+
+No `from __future__ import annotations` here: Prefect builds the form from live annotations.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from tesseract_flow import study
+from tesseract_flow.flows.check import resolved
+from tesseract_flow.flows.multi_start import concluded, options_of
+from tesseract_flow.flows.optimize import Failures, Optimizer, Stop
+from tesseract_flow.storage import folder_name, place_in
+from tesseract_flow.study import StudyProgress
+from tesseract_flow.tasks.log import warnings_in_run_log
+from tesseract_flow.tasks.study import StudyPublisher
+
+
+@flow(name="sweep")
+def sweep(
+    problem: str,
+    over: dict[str, list[Any]],
+    settings: dict[str, Any] = {},  # noqa: B006 (a form shows the default; nobody changes it)
+    optimizer: Optimizer = Optimizer(),  # noqa: B008
+    stop: Stop = Stop(),  # noqa: B008
+    on_failure: Failures = Failures(),  # noqa: B008
+    max_workers: int | None = None,
+    run_key: str | None = None,
+    folder: str = "runs",
+    accept_changes: bool = False,
+) -> dict[str, Any]:
+    """Optimise the problems that a factory makes of several settings, all at once in this flow run.
+
+    A flow run that was killed, cancelled, retried or started again with the same run key repeats no finished run, and
+    goes on with the others where they stopped.
+
+    Args:
+        problem: the factory, as folder/problem.py:factory or package.module:factory.
+        over: values of each setting that is swept, such as {"load": [1, 2, 5]}; all combinations are run.
+        settings: arguments of the factory for all runs. "block:NAME" stands for the Tesseract of the block NAME.
+        optimizer: the optimiser and its settings.
+        stop: when a run stops.
+        on_failure: what to do when an evaluation fails; with "raise" the first one ends all.
+        max_workers: runs at once; empty: 8.
+        run_key: name of the study's folder; the same key goes on with the same study. Empty: this flow run's own.
+        folder: where the study's folder is made, with journals, table and report: a folder, or a URL.
+        accept_changes: go on although the problems are others now.
+
+    Returns:
+        value, reason, converged and feasible of the best run, how many runs ended how, and the folder with all.
+    """
+    with warnings_in_run_log():
+        out = place_in(folder, folder_name(run_key or str(flow_run.id)))
+        fixed = {name: [resolved(value)] for name, value in settings.items()}
+        swept = {name: [resolved(value) for value in values] for name, values in over.items()}
+        get_run_logger().info("Sweeping %s over %s; journals and results in %s", problem, ", ".join(swept), out)
+        found = study.sweep(
+            problem,
+            {**fixed, **swept},
+            optimizer.name,
+            journal=place_in(out, "runs"),
+            max_workers=max_workers,
+            observers=[StudyProgress(), StudyPublisher(problem)],
+            accept_changes=accept_changes,
+            **options_of(optimizer, stop, on_failure),
+        )
+        return concluded(found, out)
