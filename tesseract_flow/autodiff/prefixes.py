@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import TesseractFlowError, did_you_mean
+from tesseract_flow.schema import what_is_lost
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -89,8 +90,10 @@ def as_leaf_array(value: Any, leaf: jax.Array, name: str, what: str, error: type
     """`value` as an array of the leaf's shape and dtype.
 
     Raises:
-        error: it is not a number, or does not broadcast to the leaf's shape.
+        error: it is not a number, or does not broadcast to the leaf's shape, or has a mask or a unit.
     """
+    if (lost := what_is_lost(value)) is not None:
+        raise error(f"{what} of '{name}' cannot be used: {lost}.")
     try:
         array = np.asarray(value, dtype=leaf.dtype)
         return np.broadcast_to(array, leaf.shape)

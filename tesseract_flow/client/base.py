@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from tesseract_flow.client.sending import require_whole
 from tesseract_flow.errors import EndpointNotFound, InvalidAnswer, NonFiniteAnswer
 from tesseract_flow.schema import TesseractSchema, answer_faults
 
@@ -100,7 +101,7 @@ class AbstractTesseract(abc.ABC):
 
     def apply(self, inputs: Tree, *, run_id: str | None = None) -> Tree:
         """Outputs at `inputs`."""
-        return self.request("apply", {"inputs": inputs}, run_id=run_id)
+        return self._asked("apply", {"inputs": inputs}, run_id)
 
     def abstract_eval(self, abstract_inputs: Tree) -> Tree:
         """Shapes and dtypes of the outputs; arrays are `{"shape": [...], "dtype": "..."}` on both sides."""
@@ -113,7 +114,7 @@ class AbstractTesseract(abc.ABC):
         """`{output path: {input path: array}}`, each of shape output shape + input shape."""
         self.require("jacobian")
         payload = {"inputs": inputs, "jac_inputs": list(jac_inputs), "jac_outputs": list(jac_outputs)}
-        answer = self.request("jacobian", payload, run_id=run_id)
+        answer = self._asked("jacobian", payload, run_id)
         self._expect_paths("jacobian", answer, jac_outputs)
         for path in jac_outputs:
             self._expect_paths("jacobian", answer[path], jac_inputs)
@@ -136,7 +137,7 @@ class AbstractTesseract(abc.ABC):
             "jvp_outputs": list(jvp_outputs),
             "tangent_vector": dict(tangent_vector),
         }
-        answer = self.request("jacobian_vector_product", payload, run_id=run_id)
+        answer = self._asked("jacobian_vector_product", payload, run_id)
         self._expect_paths("jacobian_vector_product", answer, jvp_outputs)
         return answer
 
@@ -157,9 +158,13 @@ class AbstractTesseract(abc.ABC):
             "vjp_outputs": list(vjp_outputs),
             "cotangent_vector": dict(cotangent_vector),
         }
-        answer = self.request("vector_jacobian_product", payload, run_id=run_id)
+        answer = self._asked("vector_jacobian_product", payload, run_id)
         self._expect_paths("vector_jacobian_product", answer, vjp_inputs)
         return answer
+
+    def _asked(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None) -> Tree:
+        require_whole(self, endpoint, payload)
+        return self.request(endpoint, payload, run_id=run_id)
 
     def _expect_paths(self, endpoint: Endpoint, answer: Any, paths: Sequence[str]) -> None:
         got = set(answer) if isinstance(answer, Mapping) else set()

@@ -16,11 +16,12 @@ from jax.core import Tracer
 from tesseract_flow.autodiff import compiled_for_all, has_plain_outputs, informed, rehearsal, revealed
 from tesseract_flow.autodiff.layout import Static
 from tesseract_flow.autodiff.primitives import is_staging
-from tesseract_flow.errors import InvalidAnswer, OptionError
+from tesseract_flow.errors import Fault, InvalidAnswer, InvalidInput, OptionError
 from tesseract_flow.execute.plan import Plan
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import OnFailure, run_plan
 from tesseract_flow.execute.submit import AbstractSubmitter, default_submitter
+from tesseract_flow.schema import what_is_lost
 
 
 def concurrent(
@@ -77,7 +78,7 @@ class Concurrent:
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        leaves, treedef = _flattened(args, kwargs)
         if is_staging() or any(isinstance(leaf, Tracer) for leaf in leaves):
             return self.fn(*args, **kwargs)
         key = self._key(leaves, treedef)
@@ -106,7 +107,7 @@ class Concurrent:
         But for components without `abstract_eval`, and where the function looks at a plain output that is no number:
         the function is then run once with these values.
         """
-        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+        leaves, treedef = _flattened(args, kwargs)
         with rehearsal():
             return self._trace(self._key(leaves, treedef), leaves, treedef).plan
 
@@ -162,6 +163,17 @@ def _trace(fn: Callable[..., Any], leaves: list[Any], treedef: Any, is_speculati
     closed = informed(lambda: jax.make_jaxpr(flat)(*arrays), lambda: flat(*arrays))
     tree = jax.tree_util.tree_unflatten(out_tree, out_leaves)
     return _Trace(make_plan(closed, is_speculative), out_tree, out_leaves, has_plain_outputs(tree))
+
+
+def _flattened(args: Any, kwargs: Any) -> tuple[list[Any], Any]:
+    leaves, treedef = jax.tree_util.tree_flatten((args, kwargs))
+    if any(what_is_lost(leaf) is not None for leaf in leaves):
+        named = jax.tree_util.tree_flatten_with_path((args, kwargs))[0]
+        lost = [(jax.tree_util.keystr(path[1:]), what_is_lost(leaf)) for path, leaf in named]
+        faults = [Fault(path, what, "meaning_lost") for path, what in lost if what is not None]
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise InvalidInput(f"An argument of a concurrent function cannot be used:\n{lines}", faults=faults)
+    return leaves, treedef
 
 
 def _is_array(leaf: Any) -> bool:

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tesseract_flow.errors import ProblemError
+from tesseract_flow.schema import what_is_lost
 
 # "No limit", as the tools that people come from write it: 1e20 is infinity to SNOPT, Knitro and the CUTEst problems.
 NO_LIMIT = 1e20
@@ -144,6 +145,8 @@ class Constraint:
 
 
 def _real(value: Any, what: str) -> np.ndarray:
+    if (lost := what_is_lost(value)) is not None:
+        raise ProblemError(f"A constraint's {what} cannot be used: {lost}.")
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:

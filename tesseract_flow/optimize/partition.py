@@ -21,6 +21,7 @@ from jaxtyping import PyTree
 
 from tesseract_flow.autodiff.prefixes import listing, path_name
 from tesseract_flow.errors import ProblemError
+from tesseract_flow.schema import what_is_lost
 
 
 def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
@@ -82,8 +83,11 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree) -> Pa
 
     Raises:
         ProblemError: the filter does not fit the design, selects nothing or something that is not a real floating-point
-            number, or the start is not finite. The message names the leaves.
+            number, the start is not finite, or a leaf has a mask or a unit. The message names the leaves.
     """
+    for path, leaf in jtu.tree_flatten_with_path(design)[0]:
+        if (lost := what_is_lost(leaf)) is not None:
+            raise ProblemError(f"'{path_name(path)}' of the design cannot be used: {lost}.")
     try:
         selected, fixed = eqx.partition(design, vary)
     except (ValueError, TypeError) as error:

@@ -15,6 +15,7 @@ from tesseract_flow.schema.fields import (
     describe,
     describe_shape,
 )
+from tesseract_flow.schema.meaning import what_is_lost
 from tesseract_flow.schema.model import TesseractSchema
 from tesseract_flow.schema.paths import Keys, array_templates, field_at, follow, format_path, parse_path, template_of
 from tesseract_flow.schema.plain import plain_tree
@@ -52,4 +53,5 @@ __all__ = [
     "plain_tree",
     "resolve",
     "template_of",
+    "what_is_lost",
 ]

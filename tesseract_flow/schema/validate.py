@@ -9,7 +9,7 @@ What is accepted is what the server accepts (pydantic's lax mode: 3.0 and "3" ar
 purpose: a list where an array is wanted, which JAX would take apart, and a bool where a number is wanted.
 
 Kinds of fault: `unknown_field`, `missing_field`, `wrong_kind`, `wrong_choice`, `bool_for_number`, `wrong_key`,
-`wrong_length`, `list_for_array`, `wrong_rank`, `wrong_shape`, `wrong_dtype`, `out_of_range`.
+`wrong_length`, `list_for_array`, `wrong_rank`, `wrong_shape`, `wrong_dtype`, `out_of_range`, `meaning_lost`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tesseract_flow.schema.fields import (
     describe,
     describe_shape,
 )
+from tesseract_flow.schema.meaning import what_is_lost
 from tesseract_flow.schema.paths import Keys, segment
 
 _INT_TEXT = re.compile(r"\s*[+-]?\d+(_\d+)*(\.0*)?\s*", re.ASCII)
@@ -141,6 +142,8 @@ def _array_faults(field: ArrayField, value: Any, at: tuple[str, ...]) -> Iterato
         )
     elif isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
         yield from _scalar_faults(field, value, at)
+    elif (lost := what_is_lost(value)) is not None:
+        yield _fault(at, "meaning_lost", lost)
     elif hasattr(value, "shape") and hasattr(value, "dtype"):
         yield from _shape_faults(field, tuple(value.shape), at)
         dtype = _dtype_name(value.dtype)
@@ -248,6 +251,9 @@ def _distance(faults: list[Fault], here: str) -> tuple[bool, int, int]:
 
 
 def _leaf_faults(field: LeafField, value: Any, at: tuple[str, ...]) -> Iterator[Fault]:
+    if (lost := what_is_lost(value)) is not None:
+        yield _fault(at, "meaning_lost", lost)
+        return
     if field.kind == "any":
         return
     value = _plain(value)

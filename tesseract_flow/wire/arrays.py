@@ -18,6 +18,7 @@ import numpy as np
 import pybase64
 
 from tesseract_flow.errors import WireError, did_you_mean
+from tesseract_flow.schema.meaning import what_is_lost
 from tesseract_flow.wire import _lists, _lz4
 from tesseract_flow.wire._common import (
     DEFAULT_MAX_BYTES,
@@ -157,8 +158,8 @@ def decode(obj: object, source: Source, path: Path) -> np.ndarray:
 
 def _wire_array(value: Any) -> np.ndarray:
     """`value` as a C-contiguous little-endian array of a dtype of the protocol; itself, if it is one already."""
-    if isinstance(value, np.ndarray) and type(value) is not np.ndarray and np.ma.isMaskedArray(value):
-        raise WireError("it is a masked array, and the mask cannot travel; call .filled(...) first.")
+    if (lost := what_is_lost(value)) is not None:
+        raise WireError(f"{lost}.")
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever a foreign __array__ raises
