@@ -11,7 +11,7 @@ Vectors here are of the varying part in its own units, in JAX's order of leaves,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,6 +29,7 @@ from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import Problem, as_evaluation
 
 Side = Literal["rows", "columns", "products"]
+_AT_ONCE = 10**7  # numbers
 _FORWARD, _BACKWARD, _BOTH = "jacobian_vector_product", "vector_jacobian_product", "jacobian"
 
 
@@ -110,14 +111,14 @@ class Linearised:
         if point.jacobian is None:
             with compiled_apart():
                 if side == "rows":
-                    found = self._rows(point.linear, self._misfit.basis(np.arange(self._misfit.n)))
-                    jacobian = self._varying.stacked(found)
+                    rows = (self._rows(point.linear, basis) for basis in self._misfit.bases(np.arange(self._misfit.n)))
+                    jacobian = np.concatenate([self._varying.stacked(found) for found in rows])
                     jacobian[:, ~self._is_free] = 0.0
                 else:
                     free = np.flatnonzero(self._is_free)
-                    found = self._columns(point.linear, self._varying.basis(free))
+                    columns = (self._columns(point.linear, basis) for basis in self._varying.bases(free))
                     jacobian = np.zeros((self._misfit.n, self._varying.n))
-                    jacobian[:, free] = self._misfit.stacked(found).T
+                    jacobian[:, free] = np.concatenate([self._misfit.stacked(found) for found in columns]).T
             point.jacobian = self._finite(jacobian)
         return point.jacobian
 
@@ -197,11 +198,13 @@ class _Layout:
     def tree(self, vector: np.ndarray) -> PyTree:
         return jax.tree.map(lambda leaf: leaf[0], self._trees(vector[None]))
 
-    def basis(self, places: np.ndarray) -> PyTree:
-        """The unit vectors of these entries, as one tree with an axis in front."""
-        rows = np.zeros((len(places), self.n))
-        rows[np.arange(len(places)), places] = 1.0
-        return self._trees(rows)
+    def bases(self, places: np.ndarray) -> Iterator[PyTree]:
+        """The unit vectors of these entries, as trees with an axis in front: one, unless memory would not hold it."""
+        n_at_once = max(1, _AT_ONCE // self.n)
+        for part in np.split(places, list(range(n_at_once, len(places), n_at_once))):
+            rows = np.zeros((len(part), self.n))
+            rows[np.arange(len(part)), part] = 1.0
+            yield self._trees(rows)
 
     def _trees(self, rows: np.ndarray) -> PyTree:
         parts = zip(np.split(rows, self._ends[:-1], axis=1), self._leaves, strict=True)
@@ -220,29 +223,32 @@ class _Layout:
         return [f"'{name}'" for part, name in parts if part.any()]
 
 
-def cheaper_side(problem: Problem, n_free: int, n_misfit: int, many: int) -> Side:
-    """From which side the Jacobian costs less: by what the components offer, and by its shape. Runs nothing.
-
-    Args:
-        many: more rows and columns than this are not asked for, where there is a choice.
-    """
+def endpoints_of(problem: Problem) -> list[frozenset[str]]:
+    """What each component behind the misfit offers of its own. Runs nothing."""
 
     def evaluate(varying: PyTree) -> Any:
         return as_evaluation(problem.evaluate(problem.partition.combine(varying))).misfit
 
     closed = informed(lambda: jax.make_jaxpr(evaluate)(problem.start), lambda: evaluate(problem.start))
-    handles = list(dict.fromkeys(handles_of(closed.jaxpr)))
-    # What is derived from other endpoints may cost as much as a Jacobian for each product.
-    forward, backward = (all(_has(handle, endpoint) for handle in handles) for endpoint in (_FORWARD, _BACKWARD))
-    if forward and backward and min(n_free, n_misfit) > many:
+    return [_offered(handle) for handle in dict.fromkeys(handles_of(closed.jaxpr))]
+
+
+def cheaper_side(offered: Sequence[frozenset[str]], n_free: int, n_misfit: int, many: int) -> Side:
+    """From which side the Jacobian costs less: by what components offer, and by its shape.
+
+    Args:
+        many: more rows and columns than this are not asked for, where there is a choice.
+    """
+    if min(n_free, n_misfit) > many and all({_FORWARD, _BACKWARD} <= endpoints for endpoints in offered):
         return "products"
+    forward, backward = (all({one, _BOTH} & endpoints for endpoints in offered) for one in (_FORWARD, _BACKWARD))
     if forward and (n_free < n_misfit or not backward):
         return "columns"
     return "rows"
 
 
-def _has(handle: AbstractTesseract, endpoint: str) -> bool:
-    offered = handle.schema.endpoints
+def _offered(handle: AbstractTesseract) -> frozenset[str]:
+    # What is derived from other endpoints may cost as much as a Jacobian for each product.
     if isinstance(handle, DerivedTesseract):
-        offered = handle.settings.believed(handle.tesseract.schema.endpoints)
-    return endpoint in offered or _BOTH in offered
+        return handle.settings.believed(handle.tesseract.schema.endpoints)
+    return frozenset(handle.schema.endpoints)

@@ -36,11 +36,12 @@ from tesseract_flow.optimize.drivers.optimistix import Method
 from tesseract_flow.optimize.drivers.task import Flat
 from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.failures import Failure
-from tesseract_flow.optimize.linearised import Linearised, Side, cheaper_side
+from tesseract_flow.optimize.linearised import Linearised, Side, cheaper_side, endpoints_of
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
 _MANY = 200  # rows and columns: from here on single products are asked for, where components have both
+_TOO_MANY = 1000  # of them, where there is no choice
 _TRIALS = 40
 _ROUNDS = 8  # of setting unknowns to their bounds
 _NOTHING = 1e-14  # of the largest number: a direction that is as short is rounding
@@ -94,7 +95,12 @@ class LeastSquaresEngine(AbstractEngine):
         self._linearised = Linearised(setting.problem, setting.evaluator, setting.transform, self._is_free)
         n, m = self._task.n, self._linearised.n_misfit
         side: Side | str = driver.options["jacobian"]
-        self._side: Any = cheaper_side(setting.problem, n, m, _MANY) if side == "auto" else side
+        if side == "auto":
+            offered = endpoints_of(setting.problem)
+            side = cheaper_side(offered, n, m, _MANY)
+            if not all("jacobian" in endpoints for endpoints in offered):
+                _refuse_too_many(driver, setting, side, n if side == "columns" else m)
+        self._side: Any = side
         self._rounding = 8.0 * float(jnp.finfo(setting.evaluator.dtype).eps)
         self._n_products = min(int(driver.options["products"]), n, m)
 
@@ -350,3 +356,17 @@ def _refuse(driver: LeastSquaresDriver, setting: Setting, flat: Flat) -> None:
         )
     if not flat.is_free.any():
         raise DriverError(f"Driver {name!r}: nothing is left to vary, as all lower bounds equal the upper ones.")
+
+
+def _refuse_too_many(driver: LeastSquaresDriver, setting: Setting, side: Side | str, n: int) -> None:
+    """Refuse a Jacobian that would cost thousands of products at each step, unless it is asked for."""
+    if side == "products" or n <= _TOO_MANY:
+        return
+    what, lacking, entries = "pullbacks", "pushforwards", "entry of the misfit"
+    if side == "columns":
+        what, lacking, entries = lacking, what, "unknown"
+    raise DriverError(
+        f"Driver {driver.name!r} would ask for {n} {what} at each step of problem {setting.problem.name!r}, one for "
+        f"each {entries}, as not all of its components have {lacking}.\n"
+        f"Use 'lbfgs', which asks for one pullback; or driver_settings={{'jacobian': {side!r}}}, if so many are meant."
+    )
