@@ -83,6 +83,7 @@ class LeastSquaresEngine(AbstractEngine):
     manner: Manner = "library"
     takes_constraints = False
     is_scaled = True
+    slopes = None
     method = dataclasses.replace(AugmentedLagrangian.for_searches(), penalty=0.0)
 
     def __init__(self, driver: LeastSquaresDriver, setting: Setting):
