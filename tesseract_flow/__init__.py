@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import FailurePolicy as FailurePolicy
     from tesseract_flow.optimize import Problem as Problem
     from tesseract_flow.optimize import Result as Result
+    from tesseract_flow.optimize import epigraph as epigraph
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
     from tesseract_flow.report import report as report
@@ -60,6 +61,7 @@ _EXPORTS = {
     "concurrent": "tesseract_flow.execute",
     "count_requests": "tesseract_flow.client",
     "differences": "tesseract_flow.autodiff",
+    "epigraph": "tesseract_flow.optimize",
     "errors": "tesseract_flow.errors",
     "fixed_point": "tesseract_flow.compose",
     "hvp": "tesseract_flow.autodiff",
@@ -90,6 +92,7 @@ __all__ = [
     "concurrent",
     "count_requests",
     "differences",
+    "epigraph",
     "errors",
     "fixed_point",
     "hvp",

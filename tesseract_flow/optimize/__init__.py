@@ -11,6 +11,7 @@ from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.contents import Contents, read_contents
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
 from tesseract_flow.optimize.drivers.registry import build_driver, driver_names, driver_settings
+from tesseract_flow.optimize.epigraph import epigraph
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption
 from tesseract_flow.optimize.loading import load_problem
@@ -75,6 +76,7 @@ __all__ = [
     "check_evaluation",
     "driver_names",
     "driver_settings",
+    "epigraph",
     "load_problem",
     "optimize",
     "read_account",

@@ -94,6 +94,9 @@ def _is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
 
+_A_KINK = "the objective has a kink there, as a maximum of several has (tf.epigraph makes it smooth)"
+
+
 def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[str, ...]:
     """What a run turned out to be like."""
     first, last = history[0], history[-1]
@@ -111,7 +114,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
             f"be optimal, {CHECK_GRADIENTS}"
         )
     elif manner == "searches" and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
-        notes.append(f"the last {n_failed} line searches found no better design; {CHECK_GRADIENTS}")
+        notes.append(f"the last {n_failed} line searches found no better design: {_A_KINK}, or {CHECK_GRADIENTS}")
     elif manner == "steps" and last.best_step <= max(3, last.step // 10) and n_since >= 10:
         notes.append(
             f"the best design was found at step {last.best_step}, and none of {n_since} steps since was better: the "
