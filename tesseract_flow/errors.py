@@ -35,6 +35,7 @@ TesseractFlowError
 │   ├── NotConverged                      coupled components that were not brought to agree; has .residuals
 │   └── ProbeFailed (NonFiniteError)      a finite difference through a point where there is no number; has .inputs
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
+├── DeploymentError (RuntimeError)        a flow that cannot be deployed, or a worker without its folder
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
     ├── UnknownArgument (TypeError)       a keyword that belongs elsewhere, or nowhere
@@ -280,6 +281,10 @@ class StorageError(TesseractFlowError, OSError):
 
 class NonFiniteAnswer(InvalidAnswer, NonFiniteError):
     """A plain number of an answer is NaN or inf, and JSON does not tell which."""
+
+
+class DeploymentError(TesseractFlowError, RuntimeError):
+    """A flow cannot be deployed or served as asked, or a worker lacks the folder in which its runs start."""
 
 
 class OptimizationError(TesseractFlowError):

@@ -56,6 +56,9 @@ JAX = {"jax", "jaxlib", "equinox", "optax"}
 # What may be needed in a component's image.
 NEEDS = {"derivatives": {"numpy"}, "exact": {"numpy"}, "recipes": {"jax", "equinox", "numpy", "pydantic"}}
 
+# What `tesseract-flow init` copies is its user's code, of which nothing is imported here.
+TEMPLATE = "tesseract_flow/cli/template"
+
 # Folders at the top of the checkout. Under these names they exist nowhere else.
 CHECKOUT_ONLY = {"tasks", "flows", "tests", "examples", "benchmarks", "tools"}
 
@@ -88,7 +91,7 @@ def sources() -> Iterator[Source]:
     for folder, prefix in {**folders, "deployments": "deployments"}.items():
         # Links are not followed: tasks and flows are read where they stand.
         for path in (Path(top, file) for top, _, files in os.walk(ROOT / folder) for file in sorted(files)):
-            if path.suffix == ".py":
+            if path.suffix == ".py" and ROOT / TEMPLATE not in path.parents:
                 parts = path.relative_to(ROOT / folder).with_suffix("").parts
                 is_package = parts[-1] == "__init__"
                 name = ".".join([prefix, *(parts[:-1] if is_package else parts)])

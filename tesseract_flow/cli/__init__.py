@@ -7,18 +7,36 @@ purpose end with their message and exit code 1; anything else is a fault of ours
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from tesseract_flow.cli import cache, check, check_gradients, inspect, optimize, report, serve, study
+from tesseract_flow.cli import (
+    cache,
+    check,
+    check_gradients,
+    deploy,
+    init,
+    inspect,
+    optimize,
+    report,
+    serve,
+    serve_flow,
+    study,
+)
 from tesseract_flow.errors import TesseractFlowError
 
-_COMMANDS = (inspect, serve, check, check_gradients, optimize, study, report, cache)  # in the order of --help
+# In the order of --help.
+_COMMANDS = (init, inspect, serve, check, check_gradients, optimize, study, report, serve_flow, deploy, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = _parser().parse_args(argv)
+    # A problem by package.module:factory is found in this folder, as a run of a deployment finds it. Behind what is
+    # installed, of which no file here hides anything.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         return arguments.run(arguments)
     except TesseractFlowError as error:

@@ -31,3 +31,14 @@ def assignments(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             settings[name] = text
     return settings
+
+
+def at_least_one(text: str) -> int:
+    """A count, for argparse."""
+    try:
+        n = int(text)
+    except ValueError:
+        n = 0
+    if n < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
+    return n
