@@ -55,12 +55,15 @@ class RetryPolicy:
         first_delay: seconds before the first repetition; each further one waits twice as long.
         longest_delay: seconds, the ceiling of the backoff.
         jitter: each wait is stretched by a random factor in [1, 1 + jitter], so that clients do not return in step.
+        patience: seconds that are waited beyond that, in all, where a server asks for it (`Retry-After`), which may
+            ask for a day.
     """
 
     n_retries: int = 3
     first_delay: float = 0.5
     longest_delay: float = 60.0
     jitter: float = 0.5
+    patience: float = 600.0
 
     def delays(self) -> list[float]:
         """Waits before each repetition, in seconds, without jitter."""
@@ -83,6 +86,7 @@ class RetryPolicy:
         if _has_owner.get():
             return fn()
         first: TransientError | None = None
+        patience = self.patience
         with somebody_else():
             for delay in self.delays():
                 try:
@@ -90,10 +94,15 @@ class RetryPolicy:
                 except TransientError as error:
                     first = first or error
                     wait = delay * uniform(1.0, 1.0 + self.jitter)
-                    if isinstance(error, Overloaded) and error.retry_after is not None:
-                        wait = max(wait, error.retry_after)
                     first_line = str(error).partition("\n")[0]
-                    _log.warning("%s: %s Trying again in %.1f s.", label, first_line, wait)
+                    limit = ""
+                    asked = error.retry_after if isinstance(error, Overloaded) else None
+                    if asked is not None and asked > wait:
+                        granted = min(asked - wait, max(patience, 0.0))
+                        if granted < asked - wait:
+                            limit = f" It is not waited longer: RetryPolicy(patience={self.patience:g}) limits that."
+                        wait, patience = wait + granted, patience - granted
+                    _log.warning("%s: %s Trying again in %.1f s.%s", label, first_line, wait, limit)
                     sleep(wait)
             try:
                 return fn()

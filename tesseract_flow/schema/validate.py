@@ -270,6 +270,11 @@ def _leaf_faults(field: LeafField, value: Any, at: tuple[str, ...]) -> Iterator[
         yield _fault(at, "bool_for_number", f"expected a number ({field.kind}), got {value}")
     elif not _LEAF_TESTS[field.kind](value):
         yield _mismatch(field, value, at)
+    elif field.kind == "float" and isinstance(value, int):
+        try:
+            cast_number(value, "float64")
+        except ValueLost as error:
+            yield _fault(at, "out_of_range", str(error))
 
 
 # ------------------------------------------------------------------------------------------------------ plain values

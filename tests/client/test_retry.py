@@ -130,6 +130,16 @@ def test_retry_after_is_the_least(asked, waited):
     assert flaky.sleeps == [waited]
 
 
+@pytest.mark.parametrize(("patience", "waited"), [(600.0, [600.5, 1.0, 2.0]), (5000.0, [3600.0, 1401.5, 2.0])])
+def test_what_a_server_asks_to_wait_has_a_limit_in_all(patience, waited, caplog):
+    """It may ask for a day (`Retry-After: 100000` is read as an hour), at each attempt. The log names the option."""
+    flaky = Flaky(*[Overloaded("busy", retry_after=3600.0)] * 3)
+    with caplog.at_level(logging.WARNING, logger="tesseract_flow"):
+        flaky.run(RetryPolicy(first_delay=0.5, patience=patience))
+    assert flaky.sleeps == waited
+    assert f"RetryPolicy(patience={patience:g})" in caplog.messages[1]
+
+
 def test_it_says_why_it_waits(caplog):
     flaky = Flaky(Overloaded("the server is busy\nlook at its log"), ConnectionLost(""))
     with caplog.at_level(logging.WARNING, logger="tesseract_flow"):

@@ -28,7 +28,7 @@ from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_by
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS, error_of_transport
 from tesseract_flow.client.http.lanes import Lane
 from tesseract_flow.client.http.options import HttpOptions
-from tesseract_flow.client.http.pairing import hang_up, headers_of, is_clean_end, refuse_strangers
+from tesseract_flow.client.http.pairing import hang_up, headers_of, is_clean_end, refuse_strangers, refuse_two_lengths
 from tesseract_flow.client.http.patience import FIRST_WORD, Patience
 from tesseract_flow.client.http.session import Session, session_of
 from tesseract_flow.client.http.sharing import is_read_from
@@ -241,8 +241,13 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         with self._session.response(lane, method, target, body, accept=accept, patience=patience) as response:
             lane.arrived_by(response.extensions.get("network_stream"))
             headers = headers_of(response)
+            try:
+                refuse_two_lengths(question, headers)
+            except InvalidAnswer:
+                hang_up(response)  # or the end of the body would be waited for
+                raise
             answer = self._read(response, headers, question)
-            lane.is_lost = not is_clean_end(response, headers, lane)
+            lane.is_lost = not is_clean_end(response, lane)
             if lane.is_lost:
                 hang_up(response)
             refuse_strangers(question, response.status, headers, lane)

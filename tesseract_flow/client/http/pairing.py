@@ -28,15 +28,27 @@ def headers_of(response: httpcore.Response) -> dict[str, str]:
     return headers
 
 
-def is_clean_end(response: httpcore.Response, headers: Mapping[str, str], lane: Lane) -> bool:
+def is_clean_end(response: httpcore.Response, lane: Lane) -> bool:
     """Whether the next question can go down the connection that brought the whole of `response`."""
     # After an exception in the application uvicorn closes the connection in any case, a moment after the answer, and
     # would take the next request down with it.
     is_closing = response.status >= 500
-    # A length told twice is read in two ways by two programs (RFC 9112, section 6.3), and then the next answer begins
-    # at two places.
-    is_ambiguous = "content-length" in headers and "transfer-encoding" in headers
-    return not (is_closing or is_ambiguous or lane.is_ahead or lane.connection.has_rest())
+    return not (is_closing or lane.is_ahead or lane.connection.has_rest())
+
+
+def refuse_two_lengths(question: Question, headers: Mapping[str, str]) -> None:
+    """Raise if an answer has no certain end, which its head tells: the body may never come to one.
+
+    Raises:
+        InvalidAnswer: another attempt would fare no better.
+    """
+    # Read in two ways by two programs (RFC 9112, section 6.3), and then the next answer begins at two places.
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise question.error(
+            InvalidAnswer,
+            "the answer tells its length in two ways (Content-Length and Transfer-Encoding), so where it ends is "
+            "anybody's guess.\nSomething between here and the server mixes up messages: look at the proxies.",
+        )
 
 
 def refuse_strangers(question: Question, status: int, headers: Mapping[str, str], lane: Lane) -> None:
@@ -46,12 +58,6 @@ def refuse_strangers(question: Question, status: int, headers: Mapping[str, str]
         ConnectionLost: another attempt, on another connection, will be answered by what belongs to it.
         InvalidAnswer: another one would fare no better.
     """
-    if "content-length" in headers and "transfer-encoding" in headers:
-        raise question.error(
-            InvalidAnswer,
-            "the answer tells its length in two ways (Content-Length and Transfer-Encoding), so where it ends is "
-            "anybody's guess.\nSomething between here and the server mixes up messages: look at the proxies.",
-        )
     if status == 200 and "age" in headers:  # RFC 9111, section 5.1
         raise question.error(
             InvalidAnswer,

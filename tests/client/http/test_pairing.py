@@ -104,6 +104,18 @@ def test_two_answers_of_which_one_is_somebody_elses(line_server):
         lonely.apply({})
 
 
+def test_a_length_told_in_two_ways_is_refused_before_the_body(line_server):
+    """The size of the first chunk never comes to its end, and there is no limit to how long a body may take."""
+
+    def script(line):
+        line.read_request()
+        line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n1")
+        line.wait_for_end()
+
+    with pytest.raises(InvalidAnswer, match="in two ways"):
+        HttpTesseract(line_server(script)).apply({})
+
+
 def test_a_length_told_in_two_ways(line_server):
     def answer(line: Line, k: int, n_here: int) -> None:
         line.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
