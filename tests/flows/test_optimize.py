@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from tesseract_flow import errors
 from tesseract_flow.flows import Optimizer, Stop, optimize_design
-from tesseract_flow.optimize import read_contents
+from tesseract_flow.optimize import driver_names, read_contents
+from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
 from tesseract_flow.storage import open_store
 
 PROBLEM = """
@@ -258,6 +259,11 @@ def test_a_folder_by_url_gets_journal_and_results(prefect_harness, tmp_path):
     assert read_contents(first["folder"]).step == first["steps"]
     assert at(folder) == first
     assert at(str(tmp_path / "runs"), start_from=first["folder"], stop=Stop(max_steps=0))["value"] == first["value"]
+
+
+def test_the_form_offers_every_driver_that_is_not_of_optax():
+    offered = Optimizer.model_json_schema()["properties"]["name"]["enum"]
+    assert set(driver_names()) - set(LEARNING_RATES) <= set(offered) <= set(driver_names())
 
 
 def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_path):
