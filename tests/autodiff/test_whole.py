@@ -217,6 +217,25 @@ def test_noise_and_typical_magnitudes_make_the_step():
     np.testing.assert_allclose(got, [1e6 * np.cos(1.0), 1.0], rtol=1e-7)
 
 
+def test_noise_is_measured_by_a_few_runs_and_not_again():
+    wobbly = FunctionTesseract(
+        lambda i: {"y": jnp.sum(i["x"] ** 2) * (1.0 + 1e-7 * jnp.sin(1e16 * jnp.sum(i["x"])))}, {"x": np.ones(2)}
+    )
+    g = differences(lambda x, n: apply_tesseract(wobbly, {"x": x})["y"] * n)
+    x = jnp.array([1.0, 2.0])
+    with count_requests() as requests:
+        noise = g.measure_noise(x, 3)
+    assert 1e-8 < noise < 1e-6
+    assert requests.n_of("apply") <= 49
+    gradient = jax.grad(differences(lambda x: apply_tesseract(wobbly, {"x": x})["y"], noise=noise))(x)
+    np.testing.assert_allclose(gradient, 2 * x, rtol=1e-3)
+    assert differences(lambda x: jnp.sum(jnp.exp(x))).measure_noise(x) < 1e-14
+    with pytest.raises(OptionError, match="none among its arguments"):
+        differences(lambda n: n).measure_noise(3)
+    with pytest.raises(OptionError, match="none among its outputs"):
+        differences(lambda x: 3).measure_noise(x)
+
+
 def test_complex_arrays_follow_jax():
     fn = lambda z, x: jnp.exp(z) * x.astype(z.dtype)  # noqa: E731
     z, x = jnp.array([0.3 + 0.2j, -0.1 + 1j]), jnp.array([2.0, 3.0])
