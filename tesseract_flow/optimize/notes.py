@@ -178,7 +178,7 @@ def _about_multipliers(run: Run, state: State, history: Sequence[StepRecord]) ->
     best = best_record(history)
     if best is None or best.slope is None or not run.has_constraints:
         return []
-    unit = unit_of(best.value, best.slope)
+    unit = unit_of(best.value, best.slope, run.evaluator.dtype)
     largest: dict[str, float] = {}
     for key, name in run.constraints.names.items():
         price = float(np.abs(np.asarray(state.duals.price[key], np.float64)).max(initial=0.0))

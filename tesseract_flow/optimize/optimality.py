@@ -24,11 +24,14 @@ workflow these are anything from 1e-12 to 1e12. The gradient at the start is no 
 infeasible, excuses everything. Here the unit is the *slope* of the objective: by how much it may change over one
 typical size of the design (the larger of 1 and |u|, u the scaled design), seen from where the design is now. It is
 
-    |f|, but at least 1 % of, and at most, the slope that was seen.
+    |f|, but at least a part of, and at most, the slope that was seen.
 
 |f| is the relative gradient of Dennis & Schnabel, Numerical Methods for Unconstrained Optimization (1996), section 7.2.
 The slope that was seen caps it, because adding a constant to an objective must not make a design optimal (Knitro does
-the same: min(|f|, |∇f at the start|)); and it keeps objectives that fall to zero, sums of squares, able to converge.
+the same: min(|f|, |∇f at the start|)); and it keeps objectives that fall to zero, sums of squares, able to converge:
+the part is 1 % where |f| has fallen to nothing, to 1e-15 of that slope, and else a millionth. For where one direction
+is a million times as steep as another, the slope seen is that of the steep one, and 1 % of it is all there is to win
+along the floor of the valley. Single precision has no room for this; there it is 1 % throughout.
 *Seen* means: without constraints, the gradient at the last step that lies at least 1 % of the design's size back,
 extrapolated linearly to all of its size, so a far start is forgotten; with constraints, the gradient of the objective
 alone at the start, taken back linearly if the design has gone further than its own size. Penalties are never in it.
@@ -45,6 +48,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from tesseract_flow.optimize.bounds import Box
@@ -55,7 +59,9 @@ from tesseract_flow.optimize.state import State
 if TYPE_CHECKING:
     from tesseract_flow.optimize.result import StepRecord
 
-LOWEST_SLOPE = 1e-2  # of what was seen; see above
+LOWEST_SLOPE = 1e-2  # of what was seen, for a value that has fallen to nothing; see above
+LOWEST_IN_A_VALLEY = 1e-6  # for any other, in double precision
+NOTHING = 1e-15  # of the slope that was seen
 LOOK_BACK = 1e-2  # of the design's size
 
 
@@ -163,19 +169,21 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
     return max(seen, first) if m["distance"] <= m["size"] else seen
 
 
-def stationarity(m: Mapping[str, float], value: float, seen: float) -> float:
+def stationarity(m: Mapping[str, float], value: float, seen: float, dtype: np.dtype) -> float:
     """By how much a move by the design's own size still changes the Lagrangian, relative to the slope."""
-    return m["gradient_norm"] * m["size"] / unit_of(value, seen)
+    return m["gradient_norm"] * m["size"] / unit_of(value, seen, dtype)
 
 
-def complementarity(m: Mapping[str, float], value: float, seen: float) -> float:
-    return m["product"] / unit_of(value, seen)
+def complementarity(m: Mapping[str, float], value: float, seen: float, dtype: np.dtype) -> float:
+    return m["product"] / unit_of(value, seen, dtype)
 
 
-def unit_of(value: float, seen: float) -> float:
+def unit_of(value: float, seen: float, dtype: np.dtype) -> float:
     """What changes of the objective are relative to. `value` is its own, `seen` the slope that the run has seen."""
-    # An objective that is zero and flat has no unit; what is left are the constraints, in units of their limits.
-    return min(max(abs(value), LOWEST_SLOPE * seen), seen) if seen > 0 else abs(value) or 1.0
+    if not seen > 0:  # an objective that is zero and flat has no unit; what is left are the constraints, in theirs
+        return abs(value) or 1.0
+    is_a_valley = np.dtype(dtype).itemsize >= 8 and abs(value) > NOTHING * seen
+    return min(max(abs(value), (LOWEST_IN_A_VALLEY if is_a_valley else LOWEST_SLOPE) * seen), seen)
 
 
 def is_first_order(record: StepRecord, tolerance: float) -> bool:

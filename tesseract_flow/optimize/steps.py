@@ -33,7 +33,7 @@ from tesseract_flow.optimize.drivers.moves import moved
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
 from tesseract_flow.optimize.failures import Attempts, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
-from tesseract_flow.optimize.optimality import best_record
+from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
 from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
@@ -173,7 +173,7 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     # What was seen of the old problem's slope is of no use, but for constraints there is no other.
     slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
     record = _record(run, new, (last,), 0.0, False, totals, measures, slope)
-    if not moved(u, best_u) or _is_better(run, new, measures, record, None):
+    if not moved(u, best_u) or _is_better(run, new, measures, record, None, record):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
         record = _record(run, new, (last,), 0.0, False, totals, run.assess(new), slope)
     return new, dataclasses.replace(record, since=record.step)
@@ -205,7 +205,8 @@ def advance(
     ]
     measures = run.assess(new)
     record = _record(run, new, history, max(moves), move.stalled, totals, measures)
-    if _is_better(run, new, measures, record, best_record([*history, record])):
+    known = [*history, record]
+    if _is_better(run, new, measures, record, best_record(known), first_record(known)):
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
@@ -261,7 +262,12 @@ def _assess(
 
 
 def _is_better(
-    run: Run, state: State, measures: Mapping[str, Any], record: StepRecord, best: StepRecord | None
+    run: Run,
+    state: State,
+    measures: Mapping[str, Any],
+    record: StepRecord,
+    best: StepRecord | None,
+    first: StepRecord,
 ) -> bool:
     """Whether the current design beats the best so far (Deb's rule: feasible first, then the objective, else
     violation).
@@ -277,7 +283,9 @@ def _is_better(
         gain = m["best_lagrangian"] - m["lagrangian"]
         if run.tolerance is None or best is None or not optimality.is_first_order(record, run.tolerance):
             return gain > 0
-        unit = optimality.unit_of(m["value"], record.slope or 0.0) / float(state.objective_scale)
+        unit = optimality.unit_of(m["value"], record.slope or 0.0, run.evaluator.dtype)
+        # A jump to where everything is steeper must not make what it lost look small: measured by what the run has won.
+        unit = min(unit, abs(first.value - best.value)) / float(state.objective_scale)
         return gain > (0 if optimality.is_first_order(best, run.tolerance) else -run.tolerance * unit)
     return here_ok if here_ok != best_ok else m["violation"] < m["best_violation"]
 
@@ -312,8 +320,10 @@ def _record(
         stalled=stalled,
         failed_in_a_row=run.attempts.n_in_a_row,
         events=run.attempts.events(),
-        stationarity=optimality.stationarity(m, m["value"], slope) if has_gradients else None,
-        complementarity=optimality.complementarity(m, m["value"], slope) if has_gradients else None,
+        stationarity=optimality.stationarity(m, m["value"], slope, run.evaluator.dtype) if has_gradients else None,
+        complementarity=optimality.complementarity(m, m["value"], slope, run.evaluator.dtype)
+        if has_gradients
+        else None,
         slope=slope if has_gradients else None,
         price=m["largest_price"],
         since=history[-1].since if history else 0,

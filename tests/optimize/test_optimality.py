@@ -104,9 +104,38 @@ def test_figures_of_old_records_are_missing_and_claim_nothing():
     }
 
 
-def test_the_unit_lies_between_what_was_seen_and_a_hundredth_of_it():
-    for value, seen, unit in [(5.0, 10.0, 5.0), (1e6, 10.0, 10.0), (1e-9, 10.0, 0.1), (0.0, 0.0, 1.0), (7.0, 0.0, 7.0)]:
-        assert unit_of(value, seen) == unit
+def test_the_unit_lies_between_what_was_seen_and_a_part_of_it():
+    for value, seen, unit in [(5.0, 10.0, 5.0), (1e6, 10.0, 10.0), (0.0, 0.0, 1.0), (7.0, 0.0, 7.0)]:
+        assert unit_of(value, seen, np.dtype(np.float64)) == unit
+    # A hundredth where nothing is left of the value; single precision cannot tell.
+    assert unit_of(1e-15, 10.0, np.dtype(np.float64)) == 0.1
+    assert unit_of(1e-9, 10.0, np.dtype(np.float64)) == pytest.approx(1e-5)
+    assert unit_of(1e-9, 10.0, np.dtype(np.float32)) == 0.1
+
+
+@pytest.mark.parametrize("driver", ["l-bfgs-b", "lbfgs"])
+def test_the_floor_of_a_steep_valley_is_not_where_it_ends(driver):
+    """Rosenbrock's valley with 1e8: on its floor the slope is a hundred millionth of that of its sides."""
+
+    def valley(x):
+        return 1e8 * (x[1] - x[0] ** 2) ** 2 + (1.0 - x[0]) ** 2
+
+    result = optimize(Problem(np.array([-1.2, 1.0]), valley), driver, stop=MaxSteps(40), transform=jax.jit)
+    assert not result.converged and result.value > 1.0
+
+
+def test_one_direction_that_is_a_million_times_as_steep_hides_no_other():
+    def misfit(x):
+        return (x[0] - 1e6 - 1.0) ** 2 + (1e6 * x[1] - 3.0) ** 2
+
+    result = optimize(Problem(np.array([5.0, 5.0]), misfit), "l-bfgs-b", transform=jax.jit)
+    assert not result.converged or result.value < 1e-3
+
+
+def test_a_jump_to_where_all_is_steep_does_not_replace_the_best():
+    """The square root of |x| has no slope to end at: SciPy jumps away by a million millions."""
+    result = optimize(Problem(np.array([3.0]), lambda x: jnp.sqrt(jnp.abs(x)).sum()), "slsqp", transform=jax.jit)
+    assert result.value < 1e-6 and not result.converged
 
 
 # --- first-order points of constrained problems
