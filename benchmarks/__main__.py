@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import calls, curves, flows, gradients, plots, residuals, results, solver_runs
+from benchmarks import calls, curves, cutest, flows, gradients, plots, residuals, results, solver_runs
 from benchmarks.measuring import Bench, Row
 
 PEERS = ("tesseract-jax", "tesseract-core[runtime]>=1.12")
@@ -29,6 +29,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "shared-memory": calls.shared_memory_rows,
     "layer": calls.layer_rows,
     "sellar": solver_runs.sellar_rows,
+    "cutest": cutest.cutest_rows,
     "import": calls.import_rows,
 }
 CHARTS = {chart.__name__: chart for chart in curves.ALL}

@@ -50,7 +50,7 @@ _OfOptax = Literal[
 ]
 _ForMisfits = Literal["levenberg-marquardt", "gauss-newton", "dogleg"]
 OptimizerName = Literal[
-    _OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", _ForMisfits, "cma-es"
+    "auto", _OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", _ForMisfits, "cma-es"
 ]
 
 
@@ -58,11 +58,11 @@ class Optimizer(BaseModel):
     """Which optimiser, of Optax, SciPy, NLopt or Optimistix, and its settings."""
 
     name: OptimizerName = Field(
-        default="adam",
-        description="An Optax optimiser (lbfgs searches along a line), or one of SciPy's: slsqp, l-bfgs-b (bounds "
-        "only), trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), "
-        "ld_slsqp; for least squares levenberg-marquardt, gauss-newton or dogleg; or cma-es, which asks for no "
-        "gradients",
+        default="auto",
+        description="auto: slsqp with constraints, unless there are many unknowns or constraints, else adam. Or an "
+        "Optax optimiser (lbfgs searches along a line); or one of SciPy's: slsqp, l-bfgs-b (bounds only), "
+        "trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), ld_slsqp; for least squares "
+        "levenberg-marquardt, gauss-newton or dogleg; or cma-es, which asks for no gradients",
     )
     learning_rate: float | None = Field(
         default=None,

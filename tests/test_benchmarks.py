@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from benchmarks import results
+from benchmarks import cutest, results
 from benchmarks.curves import Chart, Line, Panel
 from benchmarks.measuring import Row, median_seconds
 from benchmarks.notes import NOTES
@@ -91,3 +93,46 @@ def test_quick_run_leaves_table_and_plots(tmp_path: Path):
     assert len(document["rows"]) == 6
     assert all(row["ours"] > 0.0 and row["peer"] > 0.0 for row in document["rows"])
     assert (tmp_path / "plots" / "steps.svg").exists()
+
+
+def found(problem, driver, value=1.0, evaluations=5, **verdict) -> cutest.Found:
+    verdict = {"claims": True, "is_solved": True, "is_false": False, **verdict}
+    return cutest.Found(problem, driver, value, 0.0, evaluations, reason="", seconds=0.0, **verdict)
+
+
+def test_of_standard_problems_evaluations_are_compared_where_both_solve_them():
+    one = [
+        found("a", "auto", evaluations=7),
+        found("a", cutest.BY_HAND),
+        found("b", "auto", is_solved=False, is_false=True),
+        found("b", cutest.BY_HAND, evaluations=90),
+    ]
+    unsolved, evaluations, claims = cutest.rows_of(one, "auto")
+    assert (unsolved.ours, unsolved.peer) == (1.0, 0.0) and not unsolved.is_met
+    assert (evaluations.ours, evaluations.peer) == (7.0, 5.0) and "(1)" in evaluations.work
+    assert claims.ours == 1.0 and not claims.is_met
+    assert "| auto | 2 | 1 | 7 | 2 | 1 |" in cutest.table(one)
+
+
+def test_a_false_claim_is_found_by_a_better_design_nearby():
+    """The lower edge of a disc, as far down as x + y may go, and a point that is not there yet."""
+    disc = cutest.Standard(
+        "disc",
+        np.array([0.0, 0.0]),
+        np.full(2, -np.inf),
+        np.full(2, np.inf),
+        objective=lambda x: x.sum(),
+        equalities=None,
+        inequalities=lambda x: jnp.reshape(2.0 - (x**2).sum(), (1,)),
+        optimum=-2.0,
+    )
+    right, early = np.array([-1.0, -1.0]), np.array([-1.2, -0.74])
+    judged = [cutest.judged(disc, "a driver", x, 3, True, "", 0.0) for x in (right, early, 1.1 * right)]
+    assert [(one.is_solved, one.is_false) for one in judged] == [(True, False), (False, True), (False, True)]
+
+
+@pytest.mark.slow
+def test_a_standard_problem_is_solved_by_the_default_and_by_hand():
+    one = cutest.measure(["HS71"], ["auto", cutest.BY_HAND], lambda _: None)
+    assert all(each.is_solved and each.claims and not each.is_false for each in one)
+    assert one[0].evaluations <= 10

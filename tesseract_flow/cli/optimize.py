@@ -28,9 +28,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """What a run takes, alone or one of many."""
     parser.add_argument(
         "--driver",
-        default="adam",
+        default="auto",
         help="slsqp, l-bfgs-b, trust-constr, of NLopt mma, ccsaq, ld_slsqp, for least squares gauss-newton, "
-        "levenberg-marquardt, dogleg, cma-es (no gradients), or an Optax optimiser by name (default adam)",
+        "levenberg-marquardt, dogleg, cma-es (no gradients), or an Optax optimiser by name (default auto: "
+        "slsqp with constraints, unless there are many, else adam)",
     )
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--driver-set", action="append", default=[], metavar="NAME=VALUE", help="a driver's setting")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ParamSpec, TypeVar
 
 from tesseract_flow.errors import DriverError, UnknownArgument, did_you_mean
-from tesseract_flow.optimize.drivers.registry import driver_settings
+from tesseract_flow.optimize.drivers.registry import AUTO, CHOICES, driver_settings
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.stopping import STOP_SETTINGS
 
@@ -43,7 +43,8 @@ def remedy_of(name: str, value: Any, driver: Any, known: Collection[str]) -> str
     if name in {field.name for field in dataclasses.fields(Problem)} - set(known):
         return f"\nIt belongs to the problem: Problem(design, evaluate, {name}=...)."
     try:
-        settings = driver_settings(driver) if isinstance(driver, str) else {}
+        names = CHOICES if driver == AUTO else (driver,) if isinstance(driver, str) else ()
+        settings = {key: value for known_name in names for key, value in driver_settings(known_name).items()}
     except DriverError:
         settings = {}
     if name in settings:

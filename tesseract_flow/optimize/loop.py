@@ -21,11 +21,12 @@ from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.activity import Activity, active_bounds, active_constraints
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
+from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
 from tesseract_flow.optimize.drivers.base import AbstractDriver
-from tesseract_flow.optimize.drivers.registry import build_driver
+from tesseract_flow.optimize.drivers.registry import AUTO, build_driver
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
@@ -63,7 +64,7 @@ def _on_the_spot(step: int, fn: Callable[[], Any]) -> Any:
 @own_requests()
 def optimize(
     problem: Problem,
-    driver: str | AbstractDriver | optax.GradientTransformation = "adam",
+    driver: str | AbstractDriver | optax.GradientTransformation = AUTO,
     *,
     learning_rate: float | None = None,
     driver_settings: Mapping[str, Any] | None = None,
@@ -93,7 +94,10 @@ def optimize(
 
     Args:
         problem: what to optimise.
-        driver: a name (see `driver_names()`), or any `optax.GradientTransformation`, line searches included.
+        driver: a name (see `driver_names()`), or any `optax.GradientTransformation`, line searches included. Default:
+            `"auto"`, which is `slsqp` for a problem with constraints, up to 500 unknowns and 100 values under
+            constraints, and `adam` for others, or where something is asked for that only drivers of Optax have (a
+            learning rate, `constraint_method`, `on_failure="skip"`).
         learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
         stop: one rule, several, or settings as in `stop_rules_from`. Default: a small gradient, or 200 steps.
@@ -148,6 +152,15 @@ def optimize(
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
+    if isinstance(driver, str) and driver == AUTO:
+        driver = automatic_driver(
+            problem,
+            learning_rate=learning_rate,
+            settings=driver_settings,
+            method=constraint_method,
+            policy=policy,
+            journal=journal,
+        )
     rules = as_rules(stop, problem.partition.dtype)
     tolerance = next((rule.tol for rule in rules if isinstance(rule, FirstOrder)), None)
     run = prepare(

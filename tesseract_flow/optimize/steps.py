@@ -41,6 +41,8 @@ from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.state import Best, State
 from tesseract_flow.optimize.stopping import reachable
 
+_NO_SLOPE = 1e-8  # of the objective
+
 # Seconds, requests and evaluations so far, as a record has them.
 Totals = Callable[[], Mapping[str, Any]]
 
@@ -127,7 +129,8 @@ def _objective_scale(run: Run, size: float, steepest: float) -> float:
     """What the objective is divided by, from its size and its steepest slope at the start."""
     if isinstance(run.objective_scale, float):
         return run.objective_scale
-    if run.objective_scale is None and run.engine.slopes is not None and steepest > 0:
+    # A slope that rounding may have left says nothing.
+    if run.objective_scale is None and run.engine.slopes is not None and steepest > _NO_SLOPE * size:
         return steepest / float(np.clip(steepest, *run.engine.slopes))
     # The slope guards against a start where the objective happens to be about zero.
     return max(size, steepest) or 1.0

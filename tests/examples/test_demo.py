@@ -73,7 +73,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_bits_of_an_undi
     assert result["extra"]["requests_of_this_run"]["fem.apply"] <= result["steps"] + 1 - killed_at + 1
 
     whole = tf.optimize(
-        load_problem("examples/beam/problem.py:cantilever"), stop={"max_steps": 300, "gradient_tolerance": 1e-6}
+        load_problem("examples/beam/problem.py:cantilever"),
+        "adam",
+        stop={"max_steps": 300, "gradient_tolerance": 1e-6},
     )
     assert result["steps"] == whole.steps
     with np.load(tmp_path / "demo" / "design.npz", allow_pickle=False) as design:

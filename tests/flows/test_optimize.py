@@ -278,5 +278,5 @@ def test_form_has_flat_fields_with_descriptions():
     names = {"problem", "settings", "optimizer", "stop", "run_key", "observe", "folder", "on_failure", "check"}
     assert set(schema["properties"]) == names | {"start_from", "start_design", "accept_changes", "verify_gradients"}
     assert all(field.get("description") for field in schema["properties"].values())
-    assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][0] == "adam"
+    assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][:2] == ["auto", "adam"]
     assert schema["required"] == ["problem"]

@@ -31,7 +31,7 @@ def test_the_beam_is_the_one_with_the_published_numbers():
 @pytest.mark.slow
 def test_adam_with_its_defaults_reaches_one_in_a_thousand():
     transform = Counted()
-    result = optimize(beam_problem(), transform=transform)
+    result = optimize(beam_problem(), "adam", transform=transform)
     assert error_of(result) < 1e-3
     assert volume_error_of(result) <= 1e-4
     assert result.feasible and result.steps == 200
@@ -77,13 +77,13 @@ def test_other_first_order_settings_reach_it_too(driver, rate, settings):
 @pytest.mark.parametrize("start", [0.05, 0.2], ids=["from half the volume", "from twice the volume"])
 @pytest.mark.slow
 def test_adam_finds_the_volume_from_an_infeasible_start(start):
-    result = optimize(beam_problem(start=start), stop=MaxSteps(300), transform=compiled_once)
+    result = optimize(beam_problem(start=start), "adam", stop=MaxSteps(300), transform=compiled_once)
     assert error_of(result) < 1e-3 and volume_error_of(result) <= 1e-4
 
 
 @pytest.mark.slow
 def test_an_inequality_on_the_volume_is_active_and_gives_the_same_beam():
-    result = optimize(beam_problem(Constraint(upper=0.01)), stop=MaxSteps(300), transform=jax.jit)
+    result = optimize(beam_problem(Constraint(upper=0.01)), "adam", stop=MaxSteps(300), transform=jax.jit)
     assert error_of(result) < 1e-3 and float(result.constraints["volume"]) <= 0.01 * (1 + 1e-4)
 
 

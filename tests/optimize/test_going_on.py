@@ -229,17 +229,17 @@ def constrained(sign: float = 1.0, more: float = 0.0):
 
 @pytest.mark.slow
 def test_another_version_of_jax_does_not_strand_a_run(tmp_path):
-    undisturbed = optimize(constrained(), stop=MaxSteps(30), transform=jax.jit)
-    optimize(constrained(), stop=MaxSteps(12), journal=tmp_path, transform=jax.jit)
+    undisturbed = optimize(constrained(), "adam", stop=MaxSteps(30), transform=jax.jit)
+    optimize(constrained(), "adam", stop=MaxSteps(12), journal=tmp_path, transform=jax.jit)
     as_another_version_of_jax_wrote_it(tmp_path)
     with pytest.raises(OtherRun, match=r"(?s)objective at step 12: .* tolerance 1e-06"):
-        optimize(constrained(more=1e-3), stop=MaxSteps(30), journal=tmp_path, transform=jax.jit)
-    resumed = optimize(constrained(), stop=MaxSteps(30), journal=tmp_path, transform=jax.jit)
+        optimize(constrained(more=1e-3), "adam", stop=MaxSteps(30), journal=tmp_path, transform=jax.jit)
+    resumed = optimize(constrained(), "adam", stop=MaxSteps(30), journal=tmp_path, transform=jax.jit)
     assert "versions.jax" not in resumed.notes[0] and 'jax: "0.1" -> ' in resumed.notes[0]
     assert resumed.design["x"].tolist() == undisturbed.design["x"].tolist()
     assert resumed.evaluations == undisturbed.evaluations
     # It is known now, and not compared again.
-    assert optimize(constrained(), stop=MaxSteps(30), journal=tmp_path, transform=jax.jit).notes == ()
+    assert optimize(constrained(), "adam", stop=MaxSteps(30), journal=tmp_path, transform=jax.jit).notes == ()
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(tmp_path, amp):
@@ -316,7 +316,7 @@ def test_what_cannot_be_accepted_says_so(tmp_path):
 
 
 def test_a_death_between_accepting_and_the_next_step_forgets_neither(tmp_path):
-    optimize(constrained(), stop=MaxSteps(4), journal=tmp_path, transform=jax.jit)
+    optimize(constrained(), "adam", stop=MaxSteps(4), journal=tmp_path, transform=jax.jit)
 
     def interrupted(fn):
         def call(*args):
@@ -325,8 +325,8 @@ def test_a_death_between_accepting_and_the_next_step_forgets_neither(tmp_path):
         return call
 
     with pytest.raises(KeyboardInterrupt):
-        optimize(constrained(more=5.0), journal=tmp_path, transform=interrupted, accept_changes=True)
-    result = optimize(constrained(more=5.0), stop=MaxSteps(6), journal=tmp_path, transform=jax.jit)
+        optimize(constrained(more=5.0), "adam", journal=tmp_path, transform=interrupted, accept_changes=True)
+    result = optimize(constrained(more=5.0), "adam", stop=MaxSteps(6), journal=tmp_path, transform=jax.jit)
     assert result.value > 5.0 and "changed and accepted" in result.history[5].events[0]
 
 
@@ -450,7 +450,7 @@ def test_secrets_do_not_get_into_a_journal(tmp_path):
     problem = constrained()
     secrets = {"url": "http://bob:planted@host", "token": "planted", "deep": {"password": "planted"}, "n": 3}
     problem = dataclasses.replace(problem, settings=secrets, design={**problem.design, "api_key": "planted"})
-    result = optimize(problem, stop=MaxSteps(2), journal=tmp_path, transform=jax.jit)
+    result = optimize(problem, "adam", stop=MaxSteps(2), journal=tmp_path, transform=jax.jit)
     assert result.steps == 2
     for path in tmp_path.iterdir():
         assert b"planted" not in path.read_bytes(), path
@@ -458,7 +458,7 @@ def test_secrets_do_not_get_into_a_journal(tmp_path):
         optimize(dataclasses.replace(problem, settings={**secrets, "n": 4}), journal=tmp_path, transform=jax.jit)
     # Another password is no other run.
     changed = dataclasses.replace(problem, settings={**secrets, "url": "http://eve:other@elsewhere", "token": "t"})
-    assert optimize(changed, stop=MaxSteps(2), journal=tmp_path, transform=jax.jit).steps == 2
+    assert optimize(changed, "adam", stop=MaxSteps(2), journal=tmp_path, transform=jax.jit).steps == 2
 
 
 def old_journal(folder: pathlib.Path, made: Problem, **changes) -> None:
@@ -468,7 +468,7 @@ def old_journal(folder: pathlib.Path, made: Problem, **changes) -> None:
     from tesseract_flow.optimize.checkpoint import _digest
     from tesseract_flow.storage import open_store
 
-    optimize(made, stop=MaxSteps(5), journal=folder, transform=jax.jit)
+    optimize(made, "adam", stop=MaxSteps(5), journal=folder, transform=jax.jit)
     store, contents = open_store(folder), read_contents(folder)
     assert contents.identity is not None
     apart = ("objective", "components", "versions", "doubts", "factory")
@@ -490,17 +490,17 @@ def old_journal(folder: pathlib.Path, made: Problem, **changes) -> None:
 
 
 def test_an_old_journal_goes_on_if_its_last_point_is_the_same(tmp_path):
-    undisturbed = optimize(constrained(), stop=MaxSteps(12), transform=jax.jit)
+    undisturbed = optimize(constrained(), "adam", stop=MaxSteps(12), transform=jax.jit)
     old_journal(tmp_path / "J", constrained())
     assert read_contents(tmp_path / "J").step == 5
     with pytest.raises(OtherRun, match="objective at step 5"):
-        optimize(constrained(more=1.0), stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit)
-    started = optimize(constrained(more=1.0), stop=MaxSteps(0), start_from=tmp_path / "J", transform=jax.jit)
+        optimize(constrained(more=1.0), "adam", stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit)
+    started = optimize(constrained(more=1.0), "adam", stop=MaxSteps(0), start_from=tmp_path / "J", transform=jax.jit)
     assert started.design["x"].tolist() == read_contents(tmp_path / "J").best["x"].tolist()
-    resumed = optimize(constrained(), stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit)
+    resumed = optimize(constrained(), "adam", stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit)
     assert resumed.design["x"].tolist() == undisturbed.design["x"].tolist()
     assert "which this journal did not record" in resumed.notes[0]
-    assert optimize(constrained(), stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit).notes == ()
+    assert optimize(constrained(), "adam", stop=MaxSteps(12), journal=tmp_path / "J", transform=jax.jit).notes == ()
     (tmp_path / "J" / "fingerprint.json").unlink()
     assert digest_of(read_contents(tmp_path / "J").identity or {}) == read_contents(tmp_path / "J").run
 
@@ -508,4 +508,4 @@ def test_an_old_journal_goes_on_if_its_last_point_is_the_same(tmp_path):
 def test_an_old_journal_of_another_problem_is_refused(tmp_path):
     old_journal(tmp_path, constrained(), problem="another")
     with pytest.raises(OtherRun, match='problem: "another" -> "problem"'):
-        optimize(constrained(), journal=tmp_path, transform=jax.jit)
+        optimize(constrained(), "adam", journal=tmp_path, transform=jax.jit)

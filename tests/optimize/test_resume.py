@@ -72,29 +72,31 @@ DRIVERS = {
 @pytest.mark.parametrize("name", DRIVERS)
 def test_interrupted_evaluations_change_nothing(tmp_path, name):
     driver, n_steps = DRIVERS[name]
-    undisturbed = optimize(problem(), driver, stop=MaxSteps(n_steps), transform=Interrupting(None))
+    undisturbed = optimize(problem(), "adam", driver, stop=MaxSteps(n_steps), transform=Interrupting(None))
     for at in (1, 2, 5, 3, 4):
         with pytest.raises(KeyboardInterrupt):
-            optimize(problem(), driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(at))
-    resumed = optimize(problem(), driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(None))
+            optimize(problem(), "adam", driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(at))
+    resumed = optimize(
+        problem(), "adam", driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(None)
+    )
     assert same_bits(undisturbed, resumed)
     assert resumed.evaluation.aux["square"].tolist() == undisturbed.evaluation.aux["square"].tolist()
 
 
 def test_a_finished_run_comes_back_without_an_evaluation_and_goes_on_if_allowed(tmp_path):
-    first = optimize(problem(), stop=MaxSteps(20), journal=tmp_path, transform=compiled_once)
+    first = optimize(problem(), "adam", stop=MaxSteps(20), journal=tmp_path, transform=compiled_once)
     idle = Interrupting(1)
-    again = optimize(problem(), stop=MaxSteps(20), journal=tmp_path, transform=idle)
+    again = optimize(problem(), "adam", stop=MaxSteps(20), journal=tmp_path, transform=idle)
     assert idle.n_calls == 0 and same_bits(first, again)
     assert (again.reason, again.seconds) == (first.reason, first.seconds)
     assert again.evaluation.aux["unit"] == "m"
     assert again.evaluation.aux["square"].tolist() == first.evaluation.aux["square"].tolist()
     # Fewer steps than there are already is a reason to stop as well.
-    assert optimize(problem(), stop=MaxSteps(5), journal=tmp_path, transform=idle).steps == 20
+    assert optimize(problem(), "adam", stop=MaxSteps(5), journal=tmp_path, transform=idle).steps == 20
     longer = Interrupting(None)
-    more = optimize(problem(), stop=MaxSteps(35), journal=tmp_path, transform=longer)
+    more = optimize(problem(), "adam", stop=MaxSteps(35), journal=tmp_path, transform=longer)
     assert longer.n_calls == 15
-    assert same_bits(more, optimize(problem(), stop=MaxSteps(35), transform=compiled_once))
+    assert same_bits(more, optimize(problem(), "adam", stop=MaxSteps(35), transform=compiled_once))
 
 
 def test_totals_and_stop_rules_count_over_all_runs(tmp_path):
@@ -107,7 +109,7 @@ def test_totals_and_stop_rules_count_over_all_runs(tmp_path):
     def run(stop, at=None):
         transform = Interrupting(at)
         count = lambda: 3 * transform.n_calls  # noqa: E731
-        return optimize(problem(), stop=stop, journal=tmp_path, transform=transform, count=count, clock=clock)
+        return optimize(problem(), "adam", stop=stop, journal=tmp_path, transform=transform, count=count, clock=clock)
 
     with pytest.raises(KeyboardInterrupt):
         run(MaxSteps(50), at=6)
@@ -124,7 +126,7 @@ def test_totals_and_stop_rules_count_over_all_runs(tmp_path):
 
 
 def test_a_changed_problem_is_refused_with_the_change(tmp_path):
-    optimize(problem(), learning_rate=0.01, stop=MaxSteps(2), journal=tmp_path, transform=compiled_once)
+    optimize(problem(), "adam", learning_rate=0.01, stop=MaxSteps(2), journal=tmp_path, transform=compiled_once)
     for change, line in [
         ({"learning_rate": 0.02}, "driver.learning_rate: 0.01 -> 0.02"),
         ({"driver": "nadam", "learning_rate": 0.01}, 'driver.name: "adam" -> "nadam"'),
@@ -137,7 +139,7 @@ def test_a_changed_problem_is_refused_with_the_change(tmp_path):
 
 
 def test_what_evaluate_returns_is_part_of_what_is_kept(tmp_path):
-    optimize(problem(), stop=MaxSteps(2), journal=tmp_path, transform=compiled_once)
+    optimize(problem(), "adam", stop=MaxSteps(2), journal=tmp_path, transform=compiled_once)
 
     def richer(design):
         found = evaluate(design)
@@ -145,15 +147,15 @@ def test_what_evaluate_returns_is_part_of_what_is_kept(tmp_path):
 
     other = Problem(problem().design, richer, constraints=problem().constraints)
     with pytest.raises(JournalError, match="has another structure now"):
-        optimize(other, stop=MaxSteps(4), journal=tmp_path, transform=eqx.filter_jit)
+        optimize(other, "adam", stop=MaxSteps(4), journal=tmp_path, transform=eqx.filter_jit)
 
 
 def test_a_damaged_checkpoint_is_noted_and_its_step_done_again(tmp_path):
-    first = optimize(problem(), stop=MaxSteps(10), journal=tmp_path, transform=compiled_once)
+    first = optimize(problem(), "adam", stop=MaxSteps(10), journal=tmp_path, transform=compiled_once)
     newest = tmp_path / "step-00000010.ckpt"
     newest.write_bytes(newest.read_bytes()[:-3])
     transform = Interrupting(None)
-    again = optimize(problem(), stop=MaxSteps(10), journal=tmp_path, transform=transform)
+    again = optimize(problem(), "adam", stop=MaxSteps(10), journal=tmp_path, transform=transform)
     assert transform.n_calls == 1 and same_bits(first, again)
     assert "step-00000010.ckpt was damaged" in again.notes[0]
 
@@ -165,7 +167,7 @@ def test_observers_hear_of_the_steps_before(tmp_path):
         on_step=lambda record, design, evaluation: heard.append(record.step),
     )
     for n in (2, 4):
-        optimize(problem(), stop=MaxSteps(n), journal=tmp_path, transform=compiled_once, observers=[watch])
+        optimize(problem(), "adam", stop=MaxSteps(n), journal=tmp_path, transform=compiled_once, observers=[watch])
     assert heard == [[], 0, 1, 2, [0, 1, 2], 3, 4]
 
 
@@ -189,5 +191,5 @@ def test_an_error_in_a_step_leaves_the_steps_before_it_and_frees_the_journal(tmp
 
 def test_a_journal_object_can_be_passed(tmp_path):
     journal = FileJournal(tmp_path / "kept", keep=1)
-    optimize(problem(), stop=MaxSteps(3), journal=journal, transform=compiled_once)
+    optimize(problem(), "adam", stop=MaxSteps(3), journal=journal, transform=compiled_once)
     assert [path.name for path in (tmp_path / "kept").glob("*.ckpt")] == ["step-00000003.ckpt"]

@@ -15,6 +15,9 @@ from tesseract_flow.optimize.drivers.library import LibraryDriver
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, driver_of, named_driver, settings_of
 from tesseract_flow.optimize.drivers.settings import check_settings, takes
 
+AUTO = "auto"  # what the problem decides; see `automatic`
+CHOICES = ("adam", "slsqp")  # by which of these, the first of problems without constraints
+
 _LIBRARIES = scipy.LIBRARIES | nlopt.LIBRARIES
 _SETTINGS = scipy.SETTINGS | nlopt.SETTINGS | evolution.SETTINGS | optimistix.SETTINGS
 
