@@ -194,6 +194,9 @@ class AbstractStudy(abc.ABC):
         if self.has_optima and self.optima:
             n = len(self.optima)
             title += f"; {n} {'optimum' if n == 1 else 'distinct optima'}"
+        best = self.ranked[0].result
+        if best is not None and not best.feasible:
+            title += "; no feasible design"
         return as_text(f"{title}; {self.requests} requests", self.rows(), self.notes, limit)
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:

@@ -27,8 +27,8 @@ def as_text(title: str, rows: Rows, notes: Sequence[str] = (), limit: int | None
     names = columns(rows)
     designs = [name for name in names if name.startswith("design")]
     wanted = ["rank", "run", *(name for name in names if name.startswith("setting")), "value"]
-    if any(row.get("violation") for row in rows):
-        wanted += ["violation"]
+    if any(row.get("feasible") is False for row in rows):
+        wanted += ["feasible", "violation"]
     wanted += ["status", *(["optimum"] if "optimum" in names else []), "steps", "requests", "seconds"]
     wanted += [*(designs if len(designs) <= _FEW else []), "why"]
     lines = [[_heading(name) for name in wanted]]

@@ -66,6 +66,8 @@ def test_a_run_that_diverged_is_never_the_best():
 def test_without_a_feasible_design_the_least_violation_is_best_and_says_so():
     study = MultiStart("fin", [run(0, -9.0, feasible=False, violation=2.0), run(1, 5.0, feasible=False, violation=0.5)])
     assert (study.best.value, study.best.feasible) == (5.0, False)
+    assert "2 converged; no feasible design; 16 requests" in study.table()
+    assert study.table().splitlines()[2].split()[:5] == ["1", "1", "5", "no", "0.5"]
 
 
 def test_of_equal_values_the_converged_one_is_best():
