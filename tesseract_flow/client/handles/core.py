@@ -9,12 +9,14 @@ in buffers that it uses again, write into its inputs, and keep them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -148,7 +150,7 @@ class CoreTesseract(AbstractTesseract):
             lambda: _translated(question, lambda: self.tesseract.openapi_schema), label=f"{question.name}.openapi.json"
         )
         try:
-            return TesseractSchema.from_openapi(document)
+            return _as_configured(self.tesseract, TesseractSchema.from_openapi(document))
         except SchemaError as error:
             raise SchemaError(f"Tesseract {question.name!r} does not describe itself as one: {error}") from error
 
@@ -157,6 +159,22 @@ def _kind(tesseract: Any) -> str:
     """How an object reaches its component: `LocalClient`, `HTTPClient`, or whatever somebody put in their place."""
     # tesseract-core has no public word for it.
     return type(getattr(tesseract, "_client", None)).__name__
+
+
+def _as_configured(tesseract: Any, schema: TesseractSchema) -> TesseractSchema:
+    """With name and version of the `tesseract_config.yaml` beside the code of a component in this process.
+
+    An image is told them while it is built; in process tesseract-core does not look for them.
+    """
+    if _kind(tesseract) != "LocalClient" or schema.name not in GENERIC_NAMES:
+        return schema
+    with contextlib.suppress(Exception):  # no file, or none that says anything: it is as nameless as before
+        import yaml
+
+        folder = Path(tesseract._client.api_module.__file__).parent
+        about = yaml.safe_load((folder / "tesseract_config.yaml").read_text(encoding="utf-8"))
+        return dataclasses.replace(schema, name=str(about["name"]), version=str(about.get("version") or schema.version))
+    return schema
 
 
 def _own(tree: Tree) -> Tree:
