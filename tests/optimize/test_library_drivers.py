@@ -405,7 +405,7 @@ def test_nothing_to_vary_is_refused():
 
 
 class Broken(AbstractLibrary):
-    package, takes_constraints, takes_equalities, withstands_walls = "scipy", True, True, False
+    package, takes_constraints, takes_equalities, withstands_walls, slopes = "scipy", True, True, False, None
 
     def run(self, line, task):
         line.values(task.start)
