@@ -108,6 +108,8 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     manner = run.engine.manner
     if not run.driver.asks_for_gradients:
         notes.append("no gradient is known of any design, so that none is claimed to be optimal")
+    elif last.best_feasible and n_since and (outside := _lower_but_outside(history)):
+        notes.append(outside)
     elif last.best_step == 0 and last.step > 0:
         notes.append(
             f"the best design is the start: none of {last.step} steps found a better one. Unless the start is known to "
@@ -140,6 +142,20 @@ def _fell_undiminished(history: Sequence[StepRecord]) -> bool:
     return (
         all(after < before for before, after in itertools.pairwise(values))
         and min(record.gradient_norm or 0.0 for record in history[1:]) >= 0.9 * (history[0].gradient_norm or 0.0) > 0.0
+    )
+
+
+def _lower_but_outside(history: Sequence[StepRecord]) -> str | None:
+    """Where most designs since the best one are lower and infeasible, that says more than what else can be wrong."""
+    last = history[-1]
+    since = [record for record in history if record.step > last.best_step]
+    outside = [record for record in since if record.value < last.best_value and not record.feasible]
+    if 2 * len(outside) < len(since):
+        return None
+    return (
+        f"of the {len(since)} designs since the best one, that of step {last.best_step}, {len(outside)} are lower and "
+        f"infeasible, the last by {outside[-1].violation:.3g}: it takes more steps to meet the constraints, then the "
+        "best is among them"
     )
 
 

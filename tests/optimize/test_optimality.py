@@ -398,6 +398,16 @@ def test_an_objective_that_does_not_depend_on_the_design_is_not_converged():
     assert not flat.converged and "nothing depends on 'x'" in flat.reason
 
 
+def test_a_best_design_at_the_start_is_not_blamed_on_gradients_where_the_others_are_outside():
+    problem = Problem(
+        np.array([0.7, 0.3]),
+        lambda x: Evaluation((x**2).sum(), {"sum": x.sum()}),
+        constraints={"sum": Constraint(lower=1.0)},
+    )
+    (note,) = optimize(problem, "adam", stop=MaxSteps(12), transform=jax.jit).notes
+    assert note.startswith("of the 12 designs since the best one, that of step 0, 12 are lower and infeasible")
+
+
 @pytest.mark.slow
 def test_a_leaf_without_effect_is_noted_and_does_not_keep_others_from_converging():
     problem = Problem({"x": jnp.zeros(2), "idle": jnp.ones(3)}, lambda d: bowl(d) + 1.0)
