@@ -32,6 +32,11 @@ class Box(eqx.Module):
         inside = jax.tree.map(lambda x, lo, hi: bool(((x >= lo) & (x <= hi)).all()), point, self.lower, self.upper)
         return all(jax.tree.leaves(inside))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every entry has both bounds."""
+        return all(bool(jnp.isfinite(bound).all()) for bound in jax.tree.leaves((self.lower, self.upper)))
+
     def projected_gradient(self, point: PyTree, gradient: PyTree) -> PyTree:
         """The gradient without the components that push against an active bound.
 

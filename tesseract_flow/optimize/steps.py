@@ -215,7 +215,7 @@ def advance(
         record = _record(run, new, history, max(moves), move.stalled, totals, run.assess(new))
     if move.ending:
         record = dataclasses.replace(record, ending=move.ending)
-    if move.is_endless:
+    if move.is_endless and not run.box.is_finite:
         record = dataclasses.replace(record, endless=history[-1].endless + 1)
     found = verify_gradient(run, state) if is_suspicious(move, state) else None
     if found is None and is_due(verify, step):

@@ -451,6 +451,12 @@ def test_an_unbounded_objective_is_said_to_look_so():
     assert any("or it is unbounded below" in note for note in stepped.notes)
 
 
+def test_nothing_is_unbounded_in_a_box():
+    problem = Problem(np.array([0.5, 0.5]), lambda x: x[0] + 1e-7 * x[1], bounds=(0.0, 1.0))
+    result = optimize(problem, "lbfgs", transform=jax.jit)
+    assert "unbounded" not in result.reason and result.value < 1e-7
+
+
 @pytest.mark.parametrize(
     "fn",
     [lambda x: ((x - 1e9) ** 2).sum(), lambda x: jnp.sqrt(1 + (x - 1e4) ** 2).sum(), lambda x: jnp.exp(-x).sum()],
