@@ -71,7 +71,7 @@ class Oracle:
 
         def rows(pull: Callable[[Any], Any]) -> tuple[PyTree, dict[str, PyTree]]:
             one = jnp.ones((), template.objective.dtype)
-            if n_rows == 1:
+            if not shapes:
                 return pull((one, {}))[0], {}
             basis, position = np.eye(n_rows), 1
             cotangents: dict[str, Array] = {}

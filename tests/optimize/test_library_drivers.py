@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections import Counter
 
@@ -374,6 +375,19 @@ def test_policies_for_failures():
         optimize(problem, "slsqp", on_failure="raise", transform=jax.jit)
     result = optimize(problem, "slsqp", on_failure="stop", transform=jax.jit)
     assert result.reason.startswith("an evaluation failed in step ") and "the objective is nan" in result.reason
+
+
+@pytest.mark.parametrize("driver", ["slsqp", "trust-constr"])
+def test_a_constraint_without_entries_asks_for_nothing(driver):
+    constraints = {"none": Constraint(lower=0.0), "one": Constraint(lower=1.0)}
+    problem = Problem(
+        jnp.asarray([2.0]),
+        lambda x: Evaluation((x**2).sum(), {"none": jnp.zeros((0, 2)), "one": x[0]}),
+        constraints=constraints,
+    )
+    assert optimize(problem, driver, transform=jax.jit).value == pytest.approx(1.0, rel=1e-4)
+    alone = dataclasses.replace(problem, constraints={"none": constraints["none"]})
+    assert optimize(alone, driver, transform=jax.jit).value == pytest.approx(0.0, abs=1e-9)
 
 
 # --- refusals

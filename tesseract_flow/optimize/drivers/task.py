@@ -8,6 +8,7 @@ the same in every problem. All functions are pure.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,10 +122,13 @@ class Flat:
         """A row for each entry of each demand, in units of its measure."""
         sizes, rows = self._constraints.sizes(duals), []
         for key in self._keys:
-            size = np.asarray(sizes[key], np.float64).ravel()
+            size = np.asarray(sizes[key], np.float64)
             jacobian = self._partition.scale_gradient(derivatives.jacobians[self._constraints.names[key]])
-            parts = [np.asarray(leaf, np.float64).reshape(len(size), -1) for leaf in jax.tree.leaves(jacobian)]
-            rows.append(np.concatenate(parts, axis=1) / size[:, None])
+            parts = [
+                np.asarray(leaf, np.float64).reshape(size.size, math.prod(leaf.shape[size.ndim :]))
+                for leaf in jax.tree.leaves(jacobian)
+            ]
+            rows.append(np.concatenate(parts, axis=1) / size.reshape(-1, 1))
         return np.concatenate(rows) if rows else np.empty((0, self.n))
 
     def by_demand(self, vector: np.ndarray) -> dict[str, Array]:
