@@ -98,12 +98,15 @@ def _values_lost(root: Field, inputs: Any) -> list[Fault]:
     return list(faults.values())
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any, path: str, above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    if id(node) in above:  # a list in itself; the wire has words for it
+        return
+    above = (*above, id(node))
     if isinstance(node, Mapping):
         for key, item in node.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+            yield from _leaves(item, f"{path}.{key}" if path else str(key), above)
     elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            yield from _leaves(item, f"{path}.[{index}]" if path else f"[{index}]")
+            yield from _leaves(item, f"{path}.[{index}]" if path else f"[{index}]", above)
     else:
         yield path, node

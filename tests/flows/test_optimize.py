@@ -263,7 +263,7 @@ def test_a_folder_by_url_gets_journal_and_results(prefect_harness, tmp_path):
 
 def test_the_form_offers_every_driver_that_is_not_of_optax():
     offered = Optimizer.model_json_schema()["properties"]["name"]["enum"]
-    assert set(driver_names()) - set(LEARNING_RATES) <= set(offered) <= set(driver_names())
+    assert set(driver_names()) - set(LEARNING_RATES) <= set(offered) <= {"auto", *driver_names()}
 
 
 def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_path):

@@ -24,7 +24,7 @@ from tesseract_flow.client.http.exchange import READ_FROM, WRITE_FROM, Folders, 
 from tesseract_flow.errors import ComponentFailed, ConnectionLost, InvalidAnswer, InvalidInput, WireError
 from tests.client.helpers import Mock, arrays, files, wait_until
 
-SMALL, LARGE, HUGE = np.arange(3.0), np.arange(WRITE_FROM / 8), np.arange(READ_FROM / 8)
+SMALL, LARGE, HUGE = np.arange(3.0), np.arange(WRITE_FROM / 8) % 1000, np.arange(READ_FROM / 8) % 1000
 
 
 class Peer:

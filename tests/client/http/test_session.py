@@ -168,7 +168,7 @@ def test_many_threads_share_few_connections(local_server):
     def work(k: int) -> list[float]:
         # Each thread with a handle of its own: equal ones are as good as the same.
         handle = HttpTesseract(local_server.url, n_lanes=n_lanes)
-        return [handle.apply({"x": 1000.0 * k + i})["inputs"]["x"] for i in range(n_calls)]
+        return [handle.apply({"x": 100.0 * k + i})["inputs"]["x"] for i in range(n_calls)]
 
     keep = HttpTesseract(local_server.url, n_lanes=n_lanes)
     keep.apply({})
@@ -176,7 +176,7 @@ def test_many_threads_share_few_connections(local_server):
     local_server.answer = answer
     with ThreadPoolExecutor(n_threads) as pool:
         answers = list(pool.map(work, range(n_threads)))
-    assert answers == [[1000.0 * k + i for i in range(n_calls)] for k in range(n_threads)]
+    assert answers == [[100.0 * k + i for i in range(n_calls)] for k in range(n_threads)]
     assert len(local_server.asked) == n_threads * n_calls
     assert local_server.n_connections == n_lanes
     assert len({asked.path for asked in local_server.asked}) == n_threads * n_calls  # a run_id each
