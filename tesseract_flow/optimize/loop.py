@@ -131,7 +131,7 @@ def optimize(
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
             against it, and for the drivers of SciPy and NLopt; 1 for Optax without constraints, whose own steps are
             kept to the bit; and for `slsqp` and `ld_slsqp`, whose first step is as long as the slope, 1 as long as that
-            is between 0.01 and 10 units of the scaled design, and else what brings it there. Worth asking for where one
+            is between 0.001 and 10 per scaled unit, and else what brings it to 1 or 10. Worth asking for where one
             of its drivers has absolute thresholds (the first step of L-BFGS, the epsilon of Adam) and the objective is
             far from 1.
 

@@ -131,7 +131,9 @@ def _objective_scale(run: Run, size: float, steepest: float) -> float:
         return run.objective_scale
     # A slope that rounding may have left says nothing.
     if run.objective_scale is None and run.engine.slopes is not None and steepest > _NO_SLOPE * size:
-        return steepest / float(np.clip(steepest, *run.engine.slopes))
+        least, most = run.engine.slopes
+        # A tiny objective becomes one of slope one, and not of the least: that would take two or three times as many.
+        return steepest if steepest < least else max(1.0, steepest / most)
     # The slope guards against a start where the objective happens to be about zero.
     return max(size, steepest) or 1.0
 

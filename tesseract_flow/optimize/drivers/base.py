@@ -106,7 +106,8 @@ class AbstractEngine(abc.ABC):
         takes_constraints: it has the constraints for itself; else they are part of what it minimises.
         is_scaled: whether it sees the objective divided by its size where nothing else was asked for.
         slopes: between which the steepest slope of the objective at the start, per unit of the scaled design, is left
-            as it is, and else brought; None where it is the size of the objective that matters.
+            as it is; a smaller one is brought to one, a larger one to the larger of them. None where it is the size of
+            the objective that matters.
         method: how multipliers move where nothing else was asked for.
     """
 

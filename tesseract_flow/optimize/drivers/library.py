@@ -43,7 +43,7 @@ from tesseract_flow.optimize.state import State
 
 # Of a method whose first step is as long as the slope. Ipopt scales down only, and to 100: an objective of 1e-9 would
 # hardly move the design, and on one of size one, in a box, a step of 100 leads into a corner.
-STEP_LONG = (1e-2, 10.0)
+STEP_LONG = (1e-3, 10.0)
 
 _WALL = 1e6  # times the objective's size: what is told of a point that cannot be evaluated
 _NOWHERE = 1e-12  # of the design's size, and of the objective: a leg that changed less has led nowhere
