@@ -287,7 +287,9 @@ def cutest_rows(bench: Bench) -> list[Row]:
 def rows_of(found: Sequence[Found], ours: str) -> list[Row]:
     """What is compared: problems left unsolved, evaluations on those that both solve, claims that are false."""
     by_name = {name: {one.problem: one for one in found if one.driver == name} for name in (ours, BY_HAND)}
-    both = [name for name, one in by_name[ours].items() if one.is_solved and by_name[BY_HAND][name].is_solved]
+    # One that solves a problem and does not know it goes on to the end of its budget, which says nothing of the other.
+    known = [{name for name, one in by_name[who].items() if one.is_solved and one.claims} for who in (ours, BY_HAND)]
+    both = sorted(set.intersection(*known))
     work = f"{len(by_name[ours])} constrained problems of CUTEst up to 10 variables"
 
     def count(which: Callable[[Found], int], name: str, among: Iterable[str]) -> float:
@@ -300,7 +302,9 @@ def rows_of(found: Sequence[Found], ours: str) -> list[Row]:
     n_false, theirs = (count(lambda one: one.is_false, name, by_name[ours]) for name in (ours, BY_HAND))
     return [
         compared("cutest-solved", "not solved", lambda one: not one.is_solved, by_name[ours]),
-        compared("cutest", f"evaluations where both solve it ({len(both)})", lambda one: one.evaluations, both),
+        compared(
+            "cutest", f"evaluations where both solve it and say so ({len(both)})", lambda one: one.evaluations, both
+        ),
         Row("cutest-claims", f"{work}: false claims", "", n_false, 0.0, f"none (by hand {theirs:.0f})", 1.0),
     ]
 
