@@ -1,7 +1,6 @@
 """How often an optimiser makes the solvers run, with answers kept and without.
 
-The optimiser is SciPy's SLSQP. `tf.optimize` has no driver that linearises constraints: its L-BFGS looks at 101 designs
-to find the same optimum, where SLSQP looks at 7, and makes 954 applies even with a cache.
+The optimiser is SciPy's SLSQP, called by hand on both sides, so that the difference is what keeps the answers.
 """
 
 from __future__ import annotations
