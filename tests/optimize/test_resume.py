@@ -72,13 +72,11 @@ DRIVERS = {
 @pytest.mark.parametrize("name", DRIVERS)
 def test_interrupted_evaluations_change_nothing(tmp_path, name):
     driver, n_steps = DRIVERS[name]
-    undisturbed = optimize(problem(), "adam", driver, stop=MaxSteps(n_steps), transform=Interrupting(None))
+    undisturbed = optimize(problem(), driver, stop=MaxSteps(n_steps), transform=Interrupting(None))
     for at in (1, 2, 5, 3, 4):
         with pytest.raises(KeyboardInterrupt):
-            optimize(problem(), "adam", driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(at))
-    resumed = optimize(
-        problem(), "adam", driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(None)
-    )
+            optimize(problem(), driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(at))
+    resumed = optimize(problem(), driver, stop=MaxSteps(n_steps), journal=tmp_path, transform=Interrupting(None))
     assert same_bits(undisturbed, resumed)
     assert resumed.evaluation.aux["square"].tolist() == undisturbed.evaluation.aux["square"].tolist()
 
