@@ -6,7 +6,7 @@ Prefect's API refuses one, the run says so in its log and goes on.
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ from tesseract_flow.report import convergence_figure, data_uri, history_rows, ma
 from tesseract_flow.report.tables import constraint_rows, event_rows, number, summary_rows
 from tesseract_flow.storage import folder_name, slug
 
-_TABLE_ROWS = 100  # the UI shows tables as one page
+TABLE_ROWS = 100  # the UI shows tables as one page
 
 
 @task(name="publish", task_run_name="publish #{step}", cache_policy=NO_CACHE, persist_result=False)
@@ -40,11 +40,8 @@ def publish_pictures(step: int, key: str, history: Sequence[StepRecord], figures
         create_image_artifact(
             data_uri(figure), key=f"{key}-{artifact_key(name)}", description=f"{name.capitalize()} at step {step}"
         )
-    rows = [
-        {name: number(x) if isinstance(x, float) else x for name, x in row.items()}  # the exact ones are in history.csv
-        for row in history_rows(history, _TABLE_ROWS)
-    ]
-    create_table_artifact(rows, key=f"{key}-history", description=f"History up to step {step}")
+    rows = history_rows(history, TABLE_ROWS)
+    create_table_artifact(legible(rows), key=f"{key}-history", description=f"History up to step {step}")
 
 
 @task(name="publish result", task_run_name="publish result", cache_policy=NO_CACHE, persist_result=False)
@@ -55,7 +52,7 @@ def publish_result(key: str, title: str, result: Result, requests: dict[str, int
         parts += ["## Constraints", markdown_table(constraint_rows(result.constraints))]
     if requests:
         parts += ["## Requests in this run", markdown_table([{"call": k, "requests": n} for k, n in requests.items()])]
-    if events := event_rows(result.history, _TABLE_ROWS):
+    if events := event_rows(result.history, TABLE_ROWS):
         parts += ["## Events", markdown_table(events)]
     if result.notes:
         parts += ["## Notes", *(f"* {note}" for note in result.notes)]
@@ -153,6 +150,11 @@ class Guarded:
             if not self._has_failed:  # a server that is away would fill the log
                 get_run_logger().warning("An artifact could not be published, the run goes on: %s", error)
             self._has_failed = True
+
+
+def legible(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a table with their numbers as one reads them; the exact ones are in the files."""
+    return [{name: number(x) if isinstance(x, float) else x for name, x in row.items()} for row in rows]
 
 
 def artifact_key(name: str) -> str:

@@ -20,12 +20,10 @@ from prefect.utilities.annotations import opaque
 
 from tesseract_flow.optimize import StepRecord
 from tesseract_flow.report import data_uri, markdown_table
-from tesseract_flow.report.tables import number, summary_rows
+from tesseract_flow.report.tables import summary_rows
 from tesseract_flow.study import AbstractStudy, AbstractStudyObserver, StudyRun
 from tesseract_flow.study.table import brief_rows
-from tesseract_flow.tasks.publish import Guarded, artifact_key
-
-_TABLE_ROWS = 100  # the UI shows tables as one page
+from tesseract_flow.tasks.publish import TABLE_ROWS, Guarded, artifact_key, legible
 
 
 @task(name="publish study", task_run_name="publish study", cache_policy=NO_CACHE, persist_result=False)
@@ -33,8 +31,7 @@ def publish_study(
     key: str, title: str, rows: Sequence[dict[str, Any]], figure: Figure | None, words: Sequence[str]
 ) -> None:
     """The ranked table, the picture, and the best run in words and numbers."""
-    shown = [{name: number(x) if isinstance(x, float) else x for name, x in row.items()} for row in rows]
-    create_table_artifact(shown[:_TABLE_ROWS], key=f"{key}-runs", description=title)
+    create_table_artifact(legible(rows[:TABLE_ROWS]), key=f"{key}-runs", description=title)
     if figure is not None:
         create_image_artifact(data_uri(figure), key=f"{key}-all-runs", description=title)
     create_markdown_artifact("\n\n".join(words), key=f"{key}-best", description=title)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.arguments import Commands, assignments, at_least_one
 
 
 def add(commands: Commands) -> None:
@@ -128,12 +128,9 @@ def _verify(text: str) -> str | int | None:
     if text in ("start", "never"):
         return None if text == "never" else text
     try:
-        n_steps = int(text)
-    except ValueError:
-        n_steps = 0
-    if n_steps < 1:
-        raise argparse.ArgumentTypeError(f"expected start, never, or a number of steps, got {text!r}")
-    return n_steps
+        return at_least_one(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected start, never, or a number of steps, got {text!r}") from None
 
 
 def _scale(text: str) -> str | float:
