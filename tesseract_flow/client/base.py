@@ -101,6 +101,7 @@ class AbstractTesseract(abc.ABC):
 
     def apply(self, inputs: Tree, *, run_id: str | None = None) -> Tree:
         """Outputs at `inputs`."""
+        self.require("apply")
         return self._asked("apply", {"inputs": inputs}, run_id)
 
     def abstract_eval(self, abstract_inputs: Tree) -> Tree:

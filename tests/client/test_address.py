@@ -76,7 +76,7 @@ def test_what_is_no_address(url):
 def test_basic_authentication(url, user, password):
     fake = mocked()
     handle = fake.handle(url)
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     assert fake.requests[0].url.userinfo == b""
     kind, _, text = fake.requests[0].headers["authorization"].partition(" ")
     assert kind == "Basic" and base64.b64decode(text).decode() == f"{user}:{password}"
@@ -173,7 +173,7 @@ def test_any_text_is_an_address_or_refused(url):
         handle = mocked().handle(url)
     except TesseractFlowError:
         return
-    assert handle.apply({}) == {}
+    assert handle.request("apply", {"inputs": {}}) == {}
     assert httpx.URL(handle.url).userinfo == b""
 
 
@@ -184,6 +184,6 @@ def test_any_header_is_sent_or_refused(headers, token):
         handle = fake.handle(headers=headers, token=token)
     except TesseractFlowError:
         return
-    assert handle.apply({}) == {}
+    assert handle.request("apply", {"inputs": {}}) == {}
     sent = fake.requests[0].headers
     assert all(value in sent.get_list(name) for name, value in headers.items())

@@ -78,19 +78,19 @@ def test_attempts_count_and_questions_for_the_schema_do_not():
     handle = mocked(b"{}").handle(label="fem")
     failing = mocked(b"", status=500).handle(label="fem")
     with count_requests() as counts:
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})
         with pytest.raises(ComponentFailed):
-            failing.apply({})
+            failing.request("apply", {"inputs": {}})
         assert mocked(document()).handle().schema.name == "probe"
         with pytest.raises(WireError):  # never left
-            handle.apply({"x": object()})
+            handle.request("apply", {"inputs": {"x": object()}})
     assert counts == {"fem.apply": 2}
 
 
 def test_a_refused_connection_counts_at_each_attempt(refused_url):
     handle = HttpTesseract(refused_url, label="fem", sleep=lambda seconds: None)
     with count_requests() as counts, pytest.raises(Unreachable):
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})
     assert counts == {"fem.apply": 1 + handle.retry.n_retries}
 
 

@@ -57,7 +57,7 @@ def test_every_status():
 @pytest.mark.parametrize("status", [301, 401, 404, 406, 413, 418, 422, 429, 500, 503])
 def test_status_through_a_handle(status):
     with pytest.raises(OF_STATUS[status]) as caught:
-        mocked(b"some text", status=status).handle(label="fem").apply({"x": 1.0})
+        mocked(b"some text", status=status).handle(label="fem").request("apply", {"inputs": {"x": 1.0}})
     check_message(caught.value)
 
 
@@ -102,7 +102,7 @@ def test_faults_of_422():
     ]
     body = orjson.dumps({"detail": detail})
     with pytest.raises(InvalidInput) as caught:
-        mocked(body, status=422).handle(label="fem").apply({"x": 1.0})
+        mocked(body, status=422).handle(label="fem").request("apply", {"inputs": {"x": 1.0}})
     assert caught.value.faults == (
         Fault("mesh.knots.[3]", "Field required", "missing"),
         Fault("x", "got 2D, expected 1D", "array_shape"),
@@ -142,7 +142,7 @@ def test_overloaded_says_how_long():
     error = error_of_status(QUESTION, 503, {"retry-after": "7"}, b"")
     assert isinstance(error, Overloaded) and error.retry_after == 7.0 and "wait 7 s" in str(error)
     with pytest.raises(Overloaded) as caught:
-        mocked(b"", status=429, headers={"Retry-After": "2.5"}).handle().apply({})
+        mocked(b"", status=429, headers={"Retry-After": "2.5"}).handle().request("apply", {"inputs": {}})
     assert caught.value.retry_after == 2.5
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
 _log = logging.getLogger("tesseract_flow")
-_PIECE = 2**18  # bytes to read at once; larger ones leave the processor's cache before they are joined
+_PIECE = 2**18  # bytes to read or write at once; larger ones leave the processor's cache before they are joined
 
 
 class KeptConnection:
@@ -147,9 +147,10 @@ class _Stream(httpcore.NetworkStream):
                 except TimeoutError as error:
                     raise httpcore.WriteTimeout(str(error)) from error
                 try:
-                    rest = rest[self._socket.send(rest) :]
-                    # Only where the other side takes its time is there a time to look.
-                    self._road.was_ahead |= bool(rest) and not self.is_tls and self.is_readable()
+                    # What is there before the last piece has gone is no answer to it. In pieces that no socket
+                    # swallows whole, or a server that reads fast enough would let all of it pass unseen.
+                    self._road.was_ahead |= not self.is_tls and self.is_readable()
+                    rest = rest[self._socket.send(rest[:_PIECE]) :]
                     break
                 except TimeoutError:
                     continue

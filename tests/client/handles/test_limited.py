@@ -52,7 +52,7 @@ def test_no_more_than_allowed(pool):
     gate = Gate()
     plain = Mock(gate).handle(n_lanes=8)
     handles = [open_tesseract(plain, max_in_flight=2), LimitedTesseract(plain, 2)]
-    calls = [pool.submit(handles[k % 2].apply, {}) for k in range(10)]
+    calls = [pool.submit(handles[k % 2].request, "apply", {"inputs": {}}) for k in range(10)]
     wait_until(lambda: gate.n_now == 2 and LimitedTesseract(plain, 2)._places.n_waiting == 8)  # type: ignore[attr-defined]
     for _ in calls:
         gate.may_go.release()
@@ -65,7 +65,7 @@ def test_a_failure_frees_its_place():
     handle = open_tesseract(fake.handle(), max_in_flight=1)
     for _ in range(3):
         with pytest.raises(RuntimeError, match="text"):
-            handle.apply({})
+            handle.request("apply", {"inputs": {}})
     assert len(fake.requests) == 3
 
 
@@ -155,4 +155,4 @@ def test_limits_without_sense(n: Any):
 def test_the_error_is_the_component_s_own(refused_url):
     handle = open_tesseract(refused_url, max_in_flight=1, sleep=lambda seconds: None)
     with pytest.raises(Unreachable, match="Nothing was started"):
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})

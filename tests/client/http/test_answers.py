@@ -44,7 +44,7 @@ def test_an_answer_that_is_too_large_is_not_read(status, declare):
     headers = {"Content-Length": "1000000"} if declare else {}
     fake = Mock(lambda request: httpx.Response(status, headers=headers, stream=Endless()))
     with pytest.raises(InvalidAnswer, match="max_bytes"):
-        fake.handle(max_bytes=2500).apply({"x": X})
+        fake.handle(max_bytes=2500).request("apply", {"inputs": {"x": X}})
     assert len(n_read) == (0 if declare else 3)
 
 
@@ -52,46 +52,46 @@ def test_an_answer_that_is_too_large_is_not_read(status, declare):
 def test_a_declared_size_is_not_trusted(declared):
     fake = mocked(b"x" * 5000, headers={"Content-Length": declared})
     with pytest.raises(InvalidAnswer, match="5000 bytes or more"):
-        fake.handle(max_bytes=2500).apply({"x": X})
+        fake.handle(max_bytes=2500).request("apply", {"inputs": {"x": X}})
 
 
 def test_an_answer_of_just_the_largest_size():
     body = b'{"y": 1}'
     for headers in ({"Content-Length": str(len(body))}, {}):
-        assert mocked(body, headers=headers).handle(max_bytes=len(body)).apply({}) == {"y": 1}
+        assert mocked(body, headers=headers).handle(max_bytes=len(body)).request("apply", {"inputs": {}}) == {"y": 1}
         with pytest.raises(InvalidAnswer):
-            mocked(body, headers=headers).handle(max_bytes=len(body) - 1).apply({})
+            mocked(body, headers=headers).handle(max_bytes=len(body) - 1).request("apply", {"inputs": {}})
 
 
 def test_arrays_count_as_bytes_too():
     # A short text that is honest about being 8 MB of zeros.
     body = wire.dumps({"y": np.zeros(10**6)}, compression="lz4")
     assert len(body) < 10**5
-    assert mocked(body).handle(max_bytes=8 * 10**6).apply({})["y"].nbytes == 8 * 10**6
+    assert mocked(body).handle(max_bytes=8 * 10**6).request("apply", {"inputs": {}})["y"].nbytes == 8 * 10**6
     with pytest.raises(InvalidAnswer, match="8000000 bytes"):
-        mocked(body).handle(max_bytes=8 * 10**6 - 1).apply({})
+        mocked(body).handle(max_bytes=8 * 10**6 - 1).request("apply", {"inputs": {}})
 
 
 @pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "x" * 1000])
 def test_compressed_answers_are_not_unpacked(packing):
     fake = mocked(b"\x1f\x8bno matter what", headers={"Content-Encoding": packing})
     with pytest.raises(InvalidAnswer, match="Content-Encoding") as caught:
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
     assert len(str(caught.value)) < 600
     with pytest.raises(ComponentFailed):  # the status still counts
-        mocked(b"?", status=500, headers={"Content-Encoding": packing}).handle().apply({"x": X})
+        mocked(b"?", status=500, headers={"Content-Encoding": packing}).handle().request("apply", {"inputs": {"x": X}})
 
 
 @pytest.mark.parametrize("packing", ["identity", " Identity ", ""])
 def test_a_packing_that_is_none(packing):
-    assert mocked(b"{}", headers={"Content-Encoding": packing}).handle().apply({}) == {}
+    assert mocked(b"{}", headers={"Content-Encoding": packing}).handle().request("apply", {"inputs": {}}) == {}
 
 
 @pytest.mark.parametrize("charset", ["zip", "rot13", "idna", "base64", "no-such-codec", "utf-16"])
 def test_a_charset_is_not_followed(charset):
     fake = mocked(b"the mesh is tangled", status=500, headers={"Content-Type": f"text/plain; charset={charset}"})
     with pytest.raises(ComponentFailed, match="the mesh is tangled"):
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,16 @@ def test_a_pullback_without_what_was_asked(answer, lacking):
 
     with pytest.raises(InvalidAnswer, match=f"expected an object with the paths {lacking}|x: is missing"):
         Mock(reply).handle().vector_jacobian_product({"x": X}, ["x"], ["y"], {"y": X})
+
+
+@pytest.mark.parametrize("answer", [{}, {"z": 1}, [], None])
+def test_the_first_answer_of_all_is_compared(answer):
+    fake = Mock(lambda request: httpx.Response(200, content=about if request.method == "GET" else orjson.dumps(answer)))
+    about = document().replace(b'{"y":{}}', b'{"y":{}},"required":["y"]')
+    assert b"required" in about
+    with pytest.raises(InvalidAnswer, match="does not fit the question"):
+        fake.handle().apply({"x": X})
+    assert [request.url.path for request in fake.requests] == ["/openapi.json", "/apply"]
 
 
 def test_a_jacobian_without_what_was_asked():
@@ -161,7 +171,7 @@ def test_no_answer_gets_past_the_translation(body, status, sent):
     known.answer = mocked(body, status, sent).answer
     unknown = Mock(known.answer).handle()
     for ask in (
-        lambda: handle.apply({}),
+        lambda: handle.request("apply", {"inputs": {}}),
         lambda: handle.jacobian({}, ["x"], ["y"]),
         lambda: handle.vector_jacobian_product({}, ["x"], ["y"], {"y": 1.0}),
         lambda: unknown.schema,
@@ -174,7 +184,7 @@ def test_no_answer_gets_past_the_translation(body, status, sent):
 @given(st.integers(1, 3000))
 def test_deep_answers(depth):
     for body in (b"[" * depth, b"[" * depth + b"]" * depth, b'{"x":' * depth + b"1" + b"}" * depth):
-        for ask in (lambda handle: handle.apply({}), lambda handle: handle.schema):
+        for ask in (lambda handle: handle.request("apply", {"inputs": {}}), lambda handle: handle.schema):
             with contextlib.suppress(TesseractFlowError):
                 ask(mocked(body).handle())
 
@@ -216,7 +226,7 @@ def test_no_error_repeats_the_credentials_that_the_server_was_told(given, form, 
     handle = Mock(answer).handle(**GIVEN[given])
     assert handle.schema  # by which answers are judged
     with pytest.raises(CallError) as caught:
-        handle.apply({"x": X})
+        handle.request("apply", {"inputs": {"x": X}})
     assert "***" in str(caught.value)
     error: BaseException | None = caught.value
     while error is not None:  # with what led to it
@@ -237,4 +247,4 @@ def test_no_description_of_something_else_does_either(content):
 
 def test_an_answer_that_is_right_may_repeat_them():
     fake = Mock(lambda request: httpx.Response(200, json={"y": wire.encode_tree(X), "said": TOKEN}))
-    assert fake.handle(token=TOKEN).apply({"x": X})["said"] == TOKEN
+    assert fake.handle(token=TOKEN).request("apply", {"inputs": {"x": X}})["said"] == TOKEN

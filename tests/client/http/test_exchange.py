@@ -88,7 +88,7 @@ def shared(tmp_path):
 
 def test_each_array_goes_where_it_is_faster(peer):
     for x in (SMALL, LARGE[1:], LARGE, HUGE):
-        np.testing.assert_array_equal(peer.handle.apply({"x": x})["y"], 2 * x)
+        np.testing.assert_array_equal(peer.handle.request("apply", {"inputs": {"x": x}})["y"], 2 * x)
     assert peer.encodings == ["base64", "base64", "binref", "binref"]
     assert [len(seen) for seen in peer.seen] == [0, 0, 1, 1]
     assert peer.seen[2] == peer.seen[3]  # the same file again
@@ -103,10 +103,10 @@ def test_an_answer_is_asked_for_as_the_last_one_was(peer):
 
     peer.fake.answer = answer
     for y in size:
-        np.testing.assert_array_equal(peer.handle.apply({"x": SMALL})["y"], y)
+        np.testing.assert_array_equal(peer.handle.request("apply", {"inputs": {"x": SMALL}})["y"], y)
     assert peer.accepted == ["base64", "base64", "binref", "binref", "base64"]
     # Calls with other inputs, and other endpoints, have answers of their own.
-    peer.handle.apply({"x": HUGE})
+    peer.handle.request("apply", {"inputs": {"x": HUGE}})
     assert peer.accepted[-1] == "binref"
 
 
@@ -128,7 +128,7 @@ def test_answers_are_copies_that_can_be_written_to(peer):
         return httpx.Response(200, content=content)
 
     peer.fake.answer = answer
-    y = peer.handle.apply({"x": HUGE})["y"]
+    y = peer.handle.request("apply", {"inputs": {"x": HUGE}})["y"]
     kept["file"].write(b"\xff" * 4096)
     kept["file"].close()
     np.testing.assert_array_equal(y, HUGE)
@@ -138,9 +138,9 @@ def test_answers_are_copies_that_can_be_written_to(peer):
 def test_a_server_with_little_room_is_not_asked_to_fill_it(peer, monkeypatch):
     room = {"n": 4 * HUGE.nbytes}
     monkeypatch.setattr(exchange, "_free_bytes", lambda folder: room["n"])
-    peer.handle.apply({"x": HUGE})
+    peer.handle.request("apply", {"inputs": {"x": HUGE}})
     room["n"] -= 1
-    peer.handle.apply({"x": HUGE})
+    peer.handle.request("apply", {"inputs": {"x": HUGE}})
     assert peer.accepted == ["binref", "base64"]
 
 
@@ -154,22 +154,22 @@ def test_what_cannot_be_written_travels_as_base64(peer, monkeypatch, caplog, har
     else:
         shutil.rmtree(peer.inputs)
     with caplog.at_level(logging.WARNING, logger="tesseract_flow"):
-        np.testing.assert_array_equal(peer.handle.apply({"x": HUGE})["y"], 2 * HUGE)
+        np.testing.assert_array_equal(peer.handle.request("apply", {"inputs": {"x": HUGE}})["y"], 2 * HUGE)
     assert peer.encodings == ["base64"]
     assert "travel as base64" in caplog.text and str(peer.inputs) in caplog.text
 
 
 def test_what_cannot_travel_at_all_is_not_sent(peer):
     with pytest.raises(WireError, match="x"):
-        peer.handle.apply({"x": [HUGE, np.array(["text"])]})
+        peer.handle.request("apply", {"inputs": {"x": [HUGE, np.array(["text"])]}})
     assert peer.fake.requests == [] and files(peer.inputs) == []
 
 
 def test_who_asks_for_binref_is_not_given_base64(shared):
-    np.testing.assert_array_equal(shared.handle.apply({"x": SMALL})["y"], 2 * SMALL)
+    np.testing.assert_array_equal(shared.handle.request("apply", {"inputs": {"x": SMALL}})["y"], 2 * SMALL)
     shutil.rmtree(shared.inputs)
     with pytest.raises(WireError, match="cannot write"):
-        shared.handle.apply({"x": SMALL})
+        shared.handle.request("apply", {"inputs": {"x": SMALL}})
     assert shared.encodings == ["binref"] and shared.accepted == ["binref"]
 
 
@@ -178,8 +178,8 @@ def test_who_asks_for_binref_is_not_given_base64(shared):
 
 @pytest.mark.parametrize("x", [SMALL, LARGE, HUGE], ids=["small", "large", "huge"])
 def test_nothing_is_left_of_a_call(peer, x):
-    peer.handle.apply({"x": x})
-    peer.handle.apply({"x": x}, run_id="mine")
+    peer.handle.request("apply", {"inputs": {"x": x}})
+    peer.handle.request("apply", {"inputs": {"x": x}}, run_id="mine")
     wait_until(lambda: list(peer.outputs.iterdir()) == [])
     assert len(files(peer.inputs)) == (x is not SMALL)
     peer.handle = None
@@ -188,8 +188,8 @@ def test_nothing_is_left_of_a_call(peer, x):
 
 
 def test_where_others_may_look_the_logs_stay(shared):
-    shared.handle.apply({"x": HUGE})
-    shared.handle.apply({"x": HUGE}, run_id="mine")
+    shared.handle.request("apply", {"inputs": {"x": HUGE}})
+    shared.handle.request("apply", {"inputs": {"x": HUGE}}, run_id="mine")
     shared.run_folder(shared.fake.requests[-1])
     kept = files(shared.outputs)
     assert len(kept) == 2 and "run_mine/logs/tesseract.log" in kept
@@ -205,10 +205,10 @@ def test_calls_of_one_name_do_not_delete_each_others_files(shared):
     def fail(request: httpx.Request) -> httpx.Response:
         return httpx.Response(500, content=b"it failed")
 
-    shared.handle.apply({"x": HUGE}, run_id="mine")
+    shared.handle.request("apply", {"inputs": {"x": HUGE}}, run_id="mine")
     shared.fake.answer = fail
     with pytest.raises(ComponentFailed):
-        shared.handle.apply({"x": HUGE}, run_id="mine")
+        shared.handle.request("apply", {"inputs": {"x": HUGE}}, run_id="mine")
     assert other.exists()
 
 
@@ -235,7 +235,7 @@ def test_nothing_is_left_of_a_call_that_failed(request, where, content, status, 
     peer = request.getfixturevalue(where)
     peer.fake.answer = refused(peer, content, status)
     with pytest.raises(error):
-        peer.handle.apply({"x": HUGE})
+        peer.handle.request("apply", {"inputs": {"x": HUGE}})
     wait_until(lambda: not arrays(peer.outputs))
     assert len(files(peer.inputs)) <= 1
     del peer.handle
@@ -246,7 +246,7 @@ def test_nothing_is_left_of_a_call_that_failed(request, where, content, status, 
 @pytest.mark.parametrize("where", ["peer", "shared"])
 def test_a_lost_call_takes_its_file_along_and_what_comes_late_is_removed(request, where):
     peer = request.getfixturevalue(where)
-    peer.handle.apply({"x": HUGE})
+    peer.handle.request("apply", {"inputs": {"x": HUGE}})
     (before,) = files(peer.inputs)
 
     def die(request: httpx.Request) -> httpx.Response:
@@ -254,14 +254,14 @@ def test_a_lost_call_takes_its_file_along_and_what_comes_late_is_removed(request
 
     peer.fake.answer = die
     with pytest.raises(ConnectionLost):
-        peer.handle.apply({"x": HUGE})
+        peer.handle.request("apply", {"inputs": {"x": HUGE}})
     assert files(peer.inputs) == []
     # It has not died at all, and finishes its work.
     late = peer.run_folder(peer.fake.requests[-1])
     peer.answer({"y": HUGE}, late, "binref")
     peer.fake.answer = peer.double
     peer.handle._session.folders._next_sweep = 0.0
-    peer.handle.apply({"x": HUGE})
+    peer.handle.request("apply", {"inputs": {"x": HUGE}})
     assert peer.seen[-1] != [before]
     wait_until(lambda: not arrays(peer.outputs))
 
@@ -279,7 +279,9 @@ def test_an_interrupted_call_takes_its_file_along(peer):
 def test_threads(peer):
     def check(seed: int) -> None:
         x = np.random.default_rng(seed).normal(size=len(HUGE) + seed)
-        np.testing.assert_array_equal(peer.handle.apply({"x": x}, run_id="all the same")["y"], 2 * x)
+        np.testing.assert_array_equal(
+            peer.handle.request("apply", {"inputs": {"x": x}}, run_id="all the same")["y"], 2 * x
+        )
 
     with ThreadPoolExecutor(6) as threads:
         list(threads.map(check, range(24)))
@@ -300,7 +302,7 @@ def test_links_are_not_followed(shared, tmp_path):
 
     shared.fake.answer = answer
     with pytest.raises(InvalidAnswer, match="leaves"):
-        shared.handle.apply({"x": SMALL})
+        shared.handle.request("apply", {"inputs": {"x": SMALL}})
     assert files(tmp_path / "elsewhere") == [name]
 
 

@@ -96,7 +96,7 @@ def test_transport_error(raised):
 def test_transport_error_through_a_handle(raised, expected):
     cause = raised("something of the network's")
     with pytest.raises(expected) as caught:
-        mocked(cause).handle(label="fem", retry=RetryPolicy(n_retries=0)).apply({"x": 1.0})
+        mocked(cause).handle(label="fem", retry=RetryPolicy(n_retries=0)).request("apply", {"inputs": {"x": 1.0}})
     assert isinstance(caught.value.__cause__, TRANSPORT_ERRORS)
     assert caught.value.__cause__.__cause__ is cause
     check_message(caught.value)

@@ -111,7 +111,7 @@ def test_every_request_says_what_it_accepts_and_who_it_is():
 )
 def test_encodings_go_both_ways(options, accept):
     fake = Mock(component)
-    np.testing.assert_array_equal(fake.handle(**options).apply({"x": X})["y"], X**2)
+    np.testing.assert_array_equal(fake.handle(**options).request("apply", {"inputs": {"x": X}})["y"], X**2)
     (request,) = fake.requests
     assert request.headers["accept"] == accept
     assert orjson.loads(request.content)["inputs"]["x"]["data"]["encoding"] == options["encoding"]
@@ -130,13 +130,13 @@ def test_binref_files_live_as_long_as_the_handle(tmp_path):
     seen = []
     fake = Mock(answer)
     handle = fake.handle(encoding="binref", input_dir=tmp_path, output_dir=str(tmp_path))
-    np.testing.assert_array_equal(handle.apply({"x": X})["y"], X**2)
+    np.testing.assert_array_equal(handle.request("apply", {"inputs": {"x": X}})["y"], X**2)
     assert fake.requests[0].headers["accept"] == "application/json+binref"
     assert len(seen) == 1
 
     fake.answer = lambda request: httpx.Response(500)
     with pytest.raises(ComponentFailed):
-        handle.apply({"x": X})
+        handle.request("apply", {"inputs": {"x": X}})
     del handle
     gc.collect()
     assert [file.name for file in tmp_path.iterdir()] == ["out.bin"]
@@ -150,11 +150,11 @@ def test_nothing_of_a_call_is_left_in_memory():
     gc.disable()
     try:
         for _ in range(3):
-            handle.apply({"x": X})
+            handle.request("apply", {"inputs": {"x": X}})
             left.append(weakref.ref(fake.requests.pop()))
         fake.answer = lambda request: httpx.Response(500)
         with contextlib.suppress(ComponentFailed):
-            handle.apply({"x": X})
+            handle.request("apply", {"inputs": {"x": X}})
         left.append(weakref.ref(fake.requests.pop()))
         assert [request() for request in left] == [None] * 4
     finally:
@@ -165,13 +165,13 @@ def test_a_server_cannot_point_at_our_files(tmp_path):
     data = {"encoding": "binref", "buffer": "/etc/passwd:0"}
     answer = {"y": {"object_type": "array", "shape": [1], "dtype": "uint8", "data": data}}
     with pytest.raises(InvalidAnswer):
-        mocked(orjson.dumps(answer)).handle().apply({})
+        mocked(orjson.dumps(answer)).handle().request("apply", {"inputs": {}})
 
 
 def test_inputs_that_cannot_travel_are_not_sent():
     fake = mocked()
     with pytest.raises(WireError, match="x"):
-        fake.handle().apply({"x": object()})
+        fake.handle().request("apply", {"inputs": {"x": object()}})
     assert fake.requests == []
 
 
@@ -255,8 +255,8 @@ def test_folders_may_be_text(tmp_path):
 
 def test_timeouts_reach_the_transport():
     fake = mocked()
-    fake.handle(connect_timeout=3.0, read_timeout=5.0).apply({})
-    fake.handle().apply({})
+    fake.handle(connect_timeout=3.0, read_timeout=5.0).request("apply", {"inputs": {}})
+    fake.handle().request("apply", {"inputs": {}})
     first, second = (request.extensions["timeout"] for request in fake.requests)
     assert first == {"connect": 3.0, "read": 5.0, "write": 5.0, "pool": None}
     assert second == {"connect": 10.0, "read": None, "write": None, "pool": None}
@@ -270,7 +270,7 @@ def test_secrets_stay_inside(local_server, refused_url, caplog):
 
     def outcome(handle: HttpTesseract) -> str:
         try:
-            handle.apply({"x": X})
+            handle.request("apply", {"inputs": {"x": X}})
         except TesseractFlowError as error:
             again = pickle.loads(pickle.dumps(error))
             whole = "".join(traceback.format_exception(error))
@@ -297,5 +297,5 @@ def test_secrets_stay_inside(local_server, refused_url, caplog):
 def test_a_foreign_error_does_not_bring_a_header_along():
     refusal = httpx.LocalProtocolError("Illegal header value b'Bearer t0k3n'")
     with pytest.raises(Unreachable) as caught:
-        mocked(refusal).handle().apply({})
+        mocked(refusal).handle().request("apply", {"inputs": {}})
     assert "t0k3n" not in str(caught.value)

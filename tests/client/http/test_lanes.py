@@ -514,7 +514,7 @@ def test_new_lanes_are_asked_for_before_they_are_used(local_server, pool):
 
     local_server.answer = answer
     handle = HttpTesseract(local_server.url, n_lanes=n_lanes)
-    list(pool.map(lambda k: handle.apply({"x": k}), range(n_lanes)))
+    list(pool.map(lambda k: handle.request("apply", {"inputs": {"x": k}}), range(n_lanes)))
     assert [asked.path for asked in local_server.asked if asked.method == "GET"] == ["/health"] * (n_lanes - 1)
     assert local_server.n_connections == n_lanes
 

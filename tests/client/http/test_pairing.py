@@ -43,7 +43,7 @@ def right(k: int) -> bytes:
 def asked(handle: HttpTesseract, script: Script) -> None:
     """The answer is that of the request which the server saw last."""
     for _ in range(6):
-        answer = handle.apply({})
+        answer = handle.request("apply", {"inputs": {}})
         assert answer == {"y": script.n_asked}
 
 
@@ -65,7 +65,7 @@ def test_a_surplus_answer_after_a_while(line_server, caplog):
     script = Script(answer)
     handle = HttpTesseract(line_server(script))
     for _ in range(4):
-        assert handle.apply({}) == {"y": script.n_asked}
+        assert handle.request("apply", {"inputs": {}}) == {"y": script.n_asked}
         is_read.release()
         assert has_come.acquire(timeout=5)
     assert script.n_asked == 4
@@ -86,8 +86,8 @@ def test_an_answer_before_the_question_has_gone(line_server):
     script = Script(answer)
     big = "x" * 64_000_000  # more than the sockets hold, so it cannot have gone before the surplus comes
     handle = HttpTesseract(line_server(script), sleep=lambda seconds: None)
-    assert handle.apply({}) == {"y": 1}
-    assert handle.apply({"x": big}) == {"y": 2}
+    assert handle.request("apply", {"inputs": {}}) == {"y": 1}
+    assert handle.request("apply", {"inputs": {"x": big}}) == {"y": 2}
 
 
 def test_two_answers_of_which_one_is_somebody_elses(line_server):
@@ -97,11 +97,11 @@ def test_two_answers_of_which_one_is_somebody_elses(line_server):
     script = Script(answer)
     handle = HttpTesseract(line_server(script), sleep=lambda seconds: None)
     for _ in range(4):
-        assert handle.apply({})["y"] != 99
+        assert handle.request("apply", {"inputs": {}})["y"] != 99
     lonely = HttpTesseract(line_server(Script(answer)), retry=ONCE)
-    assert lonely.apply({}) == {"y": 1}
+    assert lonely.request("apply", {"inputs": {}}) == {"y": 1}
     with pytest.raises(ConnectionLost, match="two answers came"):
-        lonely.apply({})
+        lonely.request("apply", {"inputs": {}})
 
 
 def test_a_length_told_in_two_ways_is_refused_before_the_body(line_server):
@@ -113,7 +113,7 @@ def test_a_length_told_in_two_ways_is_refused_before_the_body(line_server):
         line.wait_for_end()
 
     with pytest.raises(InvalidAnswer, match="in two ways"):
-        HttpTesseract(line_server(script)).apply({})
+        HttpTesseract(line_server(script)).request("apply", {"inputs": {}})
 
 
 def test_a_length_told_in_two_ways(line_server):
@@ -124,21 +124,21 @@ def test_a_length_told_in_two_ways(line_server):
     handle = HttpTesseract(line_server(script))
     for _ in range(2):
         with pytest.raises(InvalidAnswer, match="in two ways"):
-            handle.apply({})
+            handle.request("apply", {"inputs": {}})
     assert script.n_lines == 2 and script.n_asked == 2
 
 
 def test_lengths_that_contradict_each_other(line_server):
     script = Script(lambda line, k, n_here: line.send(ok(b"{}", b"Content-Length: 40\r\n")))
     with pytest.raises(ConnectionLost):
-        HttpTesseract(line_server(script), retry=ONCE).apply({})
+        HttpTesseract(line_server(script), retry=ONCE).request("apply", {"inputs": {}})
 
 
 def test_a_length_that_is_too_short(line_server):
     script = Script(lambda line, k, n_here: line.send(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"y": 1}'))
     handle = HttpTesseract(line_server(script))
     for _ in range(3):
-        assert handle.apply({}) == {}  # the rest is part of no answer
+        assert handle.request("apply", {"inputs": {}}) == {}  # the rest is part of no answer
     assert script.n_lines == 3
 
 
@@ -151,7 +151,7 @@ def test_interim_answers_are_passed_over(line_server):
 def test_what_a_cache_has_kept_is_no_answer(local_server):
     local_server.answer = lambda request: Reply(200, b'{"y": 1}', {"Age": "12"})
     with pytest.raises(InvalidAnswer, match="out of a cache"):
-        HttpTesseract(local_server.url).apply({})
+        HttpTesseract(local_server.url).request("apply", {"inputs": {}})
     assert {request.headers["Cache-Control"] for request in local_server.asked} == {"no-store"}
 
 
@@ -159,7 +159,7 @@ def test_what_a_cache_has_kept_is_no_answer(local_server):
 def test_what_is_no_answer_to_a_call(status):
     fake = mocked(b'{"y": 1}', status=status, headers={"Location": "http://elsewhere"})
     with pytest.raises(InvalidAnswer, match=str(status)):
-        fake.handle().apply({})
+        fake.handle().request("apply", {"inputs": {}})
     assert len(fake.requests) == 1
 
 
@@ -167,8 +167,8 @@ def test_an_answer_that_is_not_understood_costs_the_connection(line_server):
     script = Script(lambda line, k, n_here: line.send(ok(b"<html>", b"X: y\r\n") if k == 1 else right(k)))
     handle = HttpTesseract(line_server(script))
     with pytest.raises(InvalidAnswer, match="not understood"):
-        handle.apply({})
-    assert handle.apply({}) == {"y": 2}
+        handle.request("apply", {"inputs": {}})
+    assert handle.request("apply", {"inputs": {}}) == {"y": 2}
     assert script.n_lines == 2
 
 
@@ -183,7 +183,7 @@ def test_after_a_timeout_the_late_answer_is_nobodys(line_server):
     script = Script(answer)
     handle = HttpTesseract(line_server(script), read_timeout=0.2)
     with pytest.raises(TimeoutError):
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})
     late.set()
-    assert handle.apply({}) == {"y": 2}
+    assert handle.request("apply", {"inputs": {}}) == {"y": 2}
     assert script.n_lines == 2

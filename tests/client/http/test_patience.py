@@ -127,10 +127,10 @@ def test_a_call_takes_its_time_and_says_so(line_server, caplog, monkeypatch):
         line.send(OK)
 
     handle = HttpTesseract(line_server(slow), question_timeout=0.05)
-    assert handle.apply({}) == {}
+    assert handle.request("apply", {"inputs": {}}) == {}
     said = [record.message for record in caplog.records]
     assert len(said) == 3 and all("read_timeout=SECONDS" in line for line in said)
     # What has always taken long is no news.
     caplog.clear()
-    assert handle.apply({}) == {}
+    assert handle.request("apply", {"inputs": {}}) == {}
     assert not caplog.records

@@ -45,7 +45,7 @@ TRANSIENT = [
 def test_what_may_pass_is_repeated_by_the_policy_of_the_handle(raised):
     fake = mocked(raised("gone"))
     with pytest.raises(TransientError, match="It was tried 3 times"):
-        fake.handle(retry=RetryPolicy(n_retries=2, jitter=0.0)).apply({"x": X})
+        fake.handle(retry=RetryPolicy(n_retries=2, jitter=0.0)).request("apply", {"inputs": {"x": X}})
     assert len(fake.requests) == 3
     assert fake.sleeps == [0.5, 1.0]
 
@@ -54,7 +54,7 @@ def test_what_may_pass_is_repeated_by_the_policy_of_the_handle(raised):
 def test_what_may_pass_is_left_to_whoever_repeats_it(raised):
     fake = mocked(raised("gone"))
     with pytest.raises(TransientError) as caught, somebody_else():
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
     assert len(fake.requests) == 1 and fake.sleeps == []
     assert "tried" not in str(caught.value)  # as that is not known here
 
@@ -66,7 +66,7 @@ def test_the_second_attempt_may_succeed():
         return httpx.Response(200, content=b'{"y": 1}')
 
     fake = Mock(answer)
-    assert fake.handle().apply({"x": X}) == {"y": 1}
+    assert fake.handle().request("apply", {"inputs": {"x": X}}) == {"y": 1}
     first, second = fake.requests
     assert first.content == second.content
     assert first.url.params["run_id"] != second.url.params["run_id"]  # the first may still be writing there
@@ -76,7 +76,7 @@ def test_the_second_attempt_may_succeed():
 def test_a_timeout_is_not_repeated(raised):
     fake = mocked(raised("gone"))
     with pytest.raises(CallTimeout):
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
     assert len(fake.requests) == 1
     assert fake.sleeps == []
 
@@ -85,13 +85,15 @@ def test_a_timeout_is_not_repeated(raised):
 def test_what_will_not_pass_is_not_repeated(status):
     fake = mocked(b"", status=status, headers={"Retry-After": "1", "Location": "http://elsewhere"})
     with pytest.raises(TesseractFlowError):
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
     assert len(fake.requests) == 1
     assert fake.sleeps == []
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
-@pytest.mark.parametrize("ask", [lambda handle: handle.schema, lambda handle: handle.apply({"x": X})])
+@pytest.mark.parametrize(
+    "ask", [lambda handle: handle.schema, lambda handle: handle.request("apply", {"inputs": {"x": X}})]
+)
 def test_a_busy_server_is_asked_again_when_it_says(status, ask):
     def answer(request: httpx.Request) -> httpx.Response:
         if len(fake.requests) == 1:
@@ -106,7 +108,7 @@ def test_a_busy_server_is_asked_again_when_it_says(status, ask):
 def test_an_answer_that_breaks_off_may_be_whole_the_next_time():
     fake = mocked((b'{"y": ', httpx.ReadError("reset")))
     with pytest.raises(ConnectionLost, match="It was tried 4 times"):
-        fake.handle().apply({"x": X})
+        fake.handle().request("apply", {"inputs": {"x": X}})
     assert len(fake.requests) == 4
 
 
@@ -116,7 +118,7 @@ def test_an_answer_that_breaks_off_may_be_whole_the_next_time():
 def test_nobody_listens(refused_url):
     sleeps: list[float] = []
     with pytest.raises(Unreachable, match="Nothing was started"):
-        HttpTesseract(refused_url, sleep=sleeps.append).apply({"x": X})
+        HttpTesseract(refused_url, sleep=sleeps.append).request("apply", {"inputs": {"x": X}})
     assert len(sleeps) == 3
 
 
@@ -128,7 +130,7 @@ def test_a_slow_server_runs_into_the_read_timeout(line_server):
         line.read_request()  # until the client hangs up
 
     with pytest.raises(CallTimeout, match="may still be running"):
-        HttpTesseract(line_server(script), read_timeout=0.1).apply({"x": X})
+        HttpTesseract(line_server(script), read_timeout=0.1).request("apply", {"inputs": {"x": X}})
     assert len(asked) == 1
 
 
@@ -136,7 +138,9 @@ def test_a_server_that_does_not_read_runs_into_the_write_timeout(line_server):
     over = threading.Event()
     url = line_server(lambda line: over.wait(10))
     with pytest.raises(CallTimeout, match=r"could not be sent within .* Nothing was started"):
-        HttpTesseract(url, read_timeout=0.1).apply({"x": np.zeros(4_000_000)})  # more than sockets hold
+        HttpTesseract(url, read_timeout=0.1).request(
+            "apply", {"inputs": {"x": np.zeros(4_000_000)}}
+        )  # more than sockets hold
     over.set()
 
 
@@ -149,7 +153,7 @@ def test_a_server_that_reads_slowly_gets_all_of_it(line_server):
         body = received[0].partition(b"\r\n\r\n")[2]
         line.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
 
-    answer = HttpTesseract(line_server(script), read_timeout=5.0).apply({"x": x})
+    answer = HttpTesseract(line_server(script), read_timeout=5.0).request("apply", {"inputs": {"x": x}})
     assert answer["inputs"]["x"].tobytes() == x.tobytes()
 
 
@@ -160,7 +164,7 @@ def test_a_server_that_trickles_is_not_timed_out(line_server):
         for byte in b'{"y": 1}':
             line.send(bytes([byte]))
 
-    assert HttpTesseract(line_server(script), read_timeout=5.0).apply({}) == {"y": 1}
+    assert HttpTesseract(line_server(script), read_timeout=5.0).request("apply", {"inputs": {}}) == {"y": 1}
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -180,13 +184,15 @@ def test_a_server_that_dies_while_it_answers(line_server, said, reset):
 
     sleeps: list[float] = []
     with pytest.raises(ConnectionLost, match="may still be running"):
-        HttpTesseract(line_server(script), sleep=sleeps.append, retry=ONCE).apply({"x": X})
+        HttpTesseract(line_server(script), sleep=sleeps.append, retry=ONCE).request("apply", {"inputs": {"x": X}})
     assert len(asked) == 1 and sleeps == []
 
 
 def test_a_server_that_speaks_another_protocol(line_server):
     with pytest.raises(TransientError):  # nothing started if it hangs up in time
-        HttpTesseract(line_server(lambda line: line.send(b"SSH-2.0-OpenSSH_9.6\r\n")), retry=ONCE).apply({"x": X})
+        HttpTesseract(line_server(lambda line: line.send(b"SSH-2.0-OpenSSH_9.6\r\n")), retry=ONCE).request(
+            "apply", {"inputs": {"x": X}}
+        )
 
 
 def test_a_server_that_closes_kept_connections(line_server):
@@ -203,7 +209,7 @@ def test_a_server_that_closes_kept_connections(line_server):
     sleeps: list[float] = []
     handle = HttpTesseract(line_server(script), sleep=sleeps.append)
     for _ in range(3):
-        assert handle.apply({}) == {}
+        assert handle.request("apply", {"inputs": {}}) == {}
         assert closed.acquire(timeout=5)
     assert len(lines) == 3 and sleeps == []
 
@@ -217,10 +223,10 @@ def test_a_kept_connection_that_closes_in_the_face_of_a_request(line_server):
         asked.append(line.read_request())
 
     handle = HttpTesseract(line_server(script), retry=ONCE)
-    assert handle.apply({}) == {}
+    assert handle.request("apply", {"inputs": {}}) == {}
     # The server had the whole request, and may have started: not for the connection to repeat.
     with pytest.raises(ConnectionLost):
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})
     assert len(asked) == 2
 
 
@@ -230,10 +236,10 @@ def test_a_connection_survives_an_error(local_server, status):
     handle = HttpTesseract(local_server.url)
     for _ in range(3):
         with pytest.raises((AccessDenied, EndpointNotFound)):
-            handle.apply({"x": X})
+            handle.request("apply", {"inputs": {"x": X}})
     assert local_server.n_connections == 1
     local_server.answer = lambda asked: Reply()
-    assert handle.apply({"x": X}) == {}
+    assert handle.request("apply", {"inputs": {"x": X}}) == {}
     assert local_server.n_connections == 1
 
 
@@ -255,8 +261,8 @@ def test_after_a_failure_of_the_component_the_connection_is_not_used_again(line_
 
     handle = HttpTesseract(line_server(script), read_timeout=5.0)
     with pytest.raises(ComponentFailed, match="text"):
-        handle.apply({})
+        handle.request("apply", {"inputs": {}})
     for _ in range(3):
-        assert handle.apply({}) == {}
+        assert handle.request("apply", {"inputs": {}}) == {}
     assert ended.wait(5)
     assert second_requests == [b""] and len(lines) == 2

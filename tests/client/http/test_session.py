@@ -65,21 +65,21 @@ def test_handles_do_not_change():
 @pytest.mark.parametrize("copied", [lambda h: pickle.loads(pickle.dumps(h)), copy.copy, copy.deepcopy])
 def test_copies_share_the_connection(local_server, copied):
     handle = HttpTesseract(local_server.url, **{**OPTIONS, "cert": None})
-    handle.apply({})  # a handle in use holds a connection, which must not travel
+    handle.request("apply", {"inputs": {}})  # a handle in use holds a connection, which must not travel
     again = copied(handle)
     assert again == handle and hash(again) == hash(handle) and repr(again) == repr(handle)
-    again.apply({})
-    HttpTesseract(local_server.url, **{**OPTIONS, "cert": None}).apply({})
+    again.request("apply", {"inputs": {}})
+    HttpTesseract(local_server.url, **{**OPTIONS, "cert": None}).request("apply", {"inputs": {}})
     assert local_server.n_connections == 1
     assert len(local_server.asked) == 3
 
 
 def test_other_handles_have_other_connections(local_server):
-    HttpTesseract(local_server.url).apply({})
+    HttpTesseract(local_server.url).request("apply", {"inputs": {}})
     keep = HttpTesseract(local_server.url, token="a")
-    keep.apply({})
+    keep.request("apply", {"inputs": {}})
     other = HttpTesseract(local_server.url, token="b")
-    other.apply({})
+    other.request("apply", {"inputs": {}})
     assert [asked.headers.get("Authorization") for asked in local_server.asked] == [None, "Bearer a", "Bearer b"]
     assert local_server.n_connections == 3
 
@@ -87,17 +87,17 @@ def test_other_handles_have_other_connections(local_server):
 def test_the_last_handle_closes_the_connection(local_server):
     one = HttpTesseract(local_server.url)
     other = pickle.loads(pickle.dumps(one))
-    one.apply({})
-    other.apply({})
+    one.request("apply", {"inputs": {}})
+    other.request("apply", {"inputs": {}})
     del one
     gc.collect()
     assert not local_server.all_closed.is_set()
-    other.apply({})
+    other.request("apply", {"inputs": {}})
     assert local_server.n_connections == 1
     del other
     gc.collect()
     assert local_server.all_closed.wait(5)
-    HttpTesseract(local_server.url).apply({})
+    HttpTesseract(local_server.url).request("apply", {"inputs": {}})
     assert local_server.n_connections == 2
 
 
@@ -109,7 +109,7 @@ def test_a_transport_is_closed_with_the_last_handle():
             closed.append(True)
 
     handle = HttpTesseract("solver", transport=Transport(lambda request: httpx.Response(200, json={})))
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     assert not closed
     del handle
     gc.collect()
@@ -118,11 +118,11 @@ def test_a_transport_is_closed_with_the_last_handle():
 
 def test_a_forked_child_opens_its_own_connection(local_server, monkeypatch):
     handle = HttpTesseract(local_server.url)
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     parent = os.getpid()
     monkeypatch.setattr(os, "getpid", lambda: parent + 1)
-    handle.apply({})
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
+    handle.request("apply", {"inputs": {}})
     assert local_server.n_connections == 2
 
 
@@ -141,14 +141,14 @@ def test_a_forked_child_opens_its_own_connection(local_server, monkeypatch):
 )
 def test_where_a_request_goes(url, host, target):
     fake = mocked()
-    fake.handle(url).apply({})
+    fake.handle(url).request("apply", {"inputs": {}})
     (request,) = fake.requests
     assert request.headers["host"] == host
     assert request.url.raw_path.decode().partition("?")[0] == target
 
 
 def test_a_host_of_ones_own(local_server):
-    HttpTesseract(local_server.url, headers={"host": "behind.a.proxy"}).apply({})
+    HttpTesseract(local_server.url, headers={"host": "behind.a.proxy"}).request("apply", {"inputs": {}})
     (asked,) = local_server.asked
     assert [value for name, value in asked.headers.items() if name.lower() == "host"] == ["behind.a.proxy"]
 
@@ -168,10 +168,10 @@ def test_many_threads_share_few_connections(local_server):
     def work(k: int) -> list[float]:
         # Each thread with a handle of its own: equal ones are as good as the same.
         handle = HttpTesseract(local_server.url, n_lanes=n_lanes)
-        return [handle.apply({"x": 100.0 * k + i})["inputs"]["x"] for i in range(n_calls)]
+        return [handle.request("apply", {"inputs": {"x": 100.0 * k + i}})["inputs"]["x"] for i in range(n_calls)]
 
     keep = HttpTesseract(local_server.url, n_lanes=n_lanes)
-    keep.apply({})
+    keep.request("apply", {"inputs": {}})
     local_server.asked.clear()
     local_server.answer = answer
     with ThreadPoolExecutor(n_threads) as pool:
@@ -189,10 +189,10 @@ def test_many_threads_share_few_connections(local_server):
 
 def test_a_lost_connection_is_replaced(local_server):
     handle = HttpTesseract(local_server.url, n_lanes=2)
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     local_server.hang_up()
     assert local_server.all_closed.wait(5)
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     assert local_server.n_connections == 2
 
 
@@ -201,7 +201,7 @@ def test_failures_leave_no_lane_occupied(line_server):
     handle = HttpTesseract(line_server(lambda line: line.read_request()), n_lanes=1)
     for _ in range(3):
         with pytest.raises(ConnectionLost):
-            handle.apply({})
+            handle.request("apply", {"inputs": {}})
 
 
 def test_the_kernel_watches_over_idle_connections(local_server, monkeypatch):
@@ -209,7 +209,7 @@ def test_the_kernel_watches_over_idle_connections(local_server, monkeypatch):
     connect = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda *a, **k: made.append(connect(*a, **k)) or made[-1])
     handle = HttpTesseract(local_server.url)
-    handle.apply({})
+    handle.request("apply", {"inputs": {}})
     (connection,) = made
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -269,7 +269,7 @@ def test_a_certificate_that_is_trusted(tls_server, pem):
     handle = HttpTesseract(url, verify=pem["certificate"], token="t")  # type: ignore[arg-type] - paths are welcome
     assert handle == HttpTesseract(url, verify=str(pem["certificate"]), token="t")
     for _ in range(3):
-        assert handle.apply({}) == {}
+        assert handle.request("apply", {"inputs": {}}) == {}
     assert server.n_connections == 1
     assert server.asked[0].headers["Authorization"] == "Bearer t"
 
@@ -277,13 +277,13 @@ def test_a_certificate_that_is_trusted(tls_server, pem):
 def test_a_certificate_that_is_not_trusted(tls_server):
     server, _, url = tls_server
     with pytest.raises(Unreachable, match="verify="):
-        HttpTesseract(url, token="t", sleep=lambda seconds: None).apply({})
+        HttpTesseract(url, token="t", sleep=lambda seconds: None).request("apply", {"inputs": {}})
     assert server.asked == []  # the token stayed here
 
 
 def test_a_certificate_that_is_not_checked(tls_server):
     _, _, url = tls_server
-    assert HttpTesseract(url, verify=False).apply({}) == {}
+    assert HttpTesseract(url, verify=False).request("apply", {"inputs": {}}) == {}
 
 
 @pytest.mark.parametrize("form", ["pair", "one file"])
@@ -294,9 +294,9 @@ def test_a_client_with_a_certificate(tls_server, pem, form, checked):
     context.load_verify_locations(pem["certificate"])
     verify = str(pem["certificate"]) if checked else False
     cert = str(pem["both"]) if form == "one file" else (str(pem["certificate"]), str(pem["key"]))
-    assert HttpTesseract(url, verify=verify, cert=cert).apply({}) == {}
+    assert HttpTesseract(url, verify=verify, cert=cert).request("apply", {"inputs": {}}) == {}
     with pytest.raises((ConnectionLost, Unreachable)):  # whether before or after the handshake is TLS's affair
-        HttpTesseract(url, verify=verify, sleep=lambda seconds: None).apply({})
+        HttpTesseract(url, verify=verify, sleep=lambda seconds: None).request("apply", {"inputs": {}})
 
 
 def test_certificates_that_cannot_be_used(pem, tmp_path):
@@ -309,16 +309,18 @@ def test_certificates_that_cannot_be_used(pem, tmp_path):
         {"cert": (certificate, str(pem["locked"]))},  # and nobody is asked for a password
     ):
         with pytest.raises(OptionError, match="certificates"):
-            HttpTesseract("https://127.0.0.1:1", **options).apply({})
+            HttpTesseract("https://127.0.0.1:1", **options).request("apply", {"inputs": {}})
 
 
 def test_an_empty_folder_trusts_nobody(tls_server, tmp_path):
     _, _, url = tls_server
     with pytest.raises(Unreachable, match="verify="):
-        HttpTesseract(url, verify=str(tmp_path), sleep=lambda seconds: None).apply({})
+        HttpTesseract(url, verify=str(tmp_path), sleep=lambda seconds: None).request("apply", {"inputs": {}})
 
 
 def test_plain_http_reads_no_certificates(tmp_path):
-    assert mocked().handle("http://solver", verify=str(tmp_path / "missing.pem")).apply({}) == {}
+    assert mocked().handle("http://solver", verify=str(tmp_path / "missing.pem")).request("apply", {"inputs": {}}) == {}
     with pytest.raises(Unreachable):
-        HttpTesseract("http://127.0.0.1:1", cert=str(tmp_path / "missing.pem"), sleep=lambda seconds: None).apply({})
+        HttpTesseract("http://127.0.0.1:1", cert=str(tmp_path / "missing.pem"), sleep=lambda seconds: None).request(
+            "apply", {"inputs": {}}
+        )
