@@ -4,7 +4,6 @@ What is in a file and when it is believed is `tesseract_flow.client`'s. Here is 
 """
 
 import inspect
-import io
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,10 @@ from prefect.filesystems import WritableFileSystem
 from prefect.utilities.asyncutils import run_coro_as_sync
 
 from tesseract_flow.client.base import Tree
-from tesseract_flow.client.caches.base import MISS, AbstractCache, RequestKey, Traffic
-from tesseract_flow.client.caches.directory import FOLDER, name_of, read_entry, write_entry
+from tesseract_flow.client.caches.base import MISS, AbstractCache, Origin, RequestKey, Traffic
+from tesseract_flow.client.caches.directory import FOLDER
+from tesseract_flow.client.caches.entries import read_entry, stem_of, write_entry
+from tesseract_flow.errors import CallError
 
 _log = logging.getLogger("tesseract_flow")
 
@@ -58,42 +59,50 @@ class PrefectCache(AbstractCache):
         return self._traffic
 
     def get(self, key: RequestKey) -> Tree:
-        if name_of(key) in self._unreadable:
+        stem = stem_of(key)
+        if stem in self._unreadable:
             return MISS
         try:
-            data = _now(lambda: self.storage.read_path(self._path(key)))
-            return read_entry(io.BytesIO(data), key)
+            entry = read_entry(self._read(f"{stem}.json"), lambda name, _: bytearray(self._read(name)), stem, key)
         except Exception as error:
             # Each kind of storage has its own word for a file that is not there. A damaged one is written anew.
             _log.debug("%r has no answer: %s", self, error)
             return MISS
+        return MISS if isinstance(entry.answer, CallError) else entry.answer
 
-    def put(self, key: RequestKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree, origin: Origin) -> None:
+        stem = stem_of(key)
         try:
-            data = write_entry(key, answer)
-            _now(lambda: self.storage.write_path(self._path(key), data))
-            self._unreadable.discard(name_of(key))
+            text, name, arrays = write_entry(key, answer, origin)
+            if name:  # before the text: without it they are nothing
+                self._write(name, arrays)
+            self._write(f"{stem}.json", text)
+            self._unreadable.discard(stem)
         except Exception as error:
             self._traffic.count("skipped")
             _log.warning("Cannot write to %r (%s: %s). The call goes on without it.", self, type(error).__name__, error)
 
     def drop(self, key: RequestKey) -> None:
         """Blocks cannot remove files, so an empty one takes its place, which is no answer."""
+        stem = stem_of(key)
         try:
-            _now(lambda: self.storage.write_path(self._path(key), b""))
+            self._write(f"{stem}.json", b"")
         except Exception as error:
             _log.warning(
                 "%r holds the answer of a failed evaluation and cannot be written to (%s: %s). Until it can, this "
-                "process does not read that answer; remove %s before others do.",
-                *(self, type(error).__name__, error, self._path(key)),
+                "process does not read that answer; remove %s/%s.json before others do.",
+                *(self, type(error).__name__, error, self.folder, stem),
             )
-            self._unreadable.add(name_of(key))
+            self._unreadable.add(stem)
 
     def size(self) -> dict[str, int]:
         return {}
 
-    def _path(self, key: RequestKey) -> str:
-        return f"{self.folder}/{name_of(key)}"
+    def _read(self, name: str) -> bytes:
+        return _now(lambda: self.storage.read_path(f"{self.folder}/{name}"))
+
+    def _write(self, name: str, content: bytes) -> None:
+        _now(lambda: self.storage.write_path(f"{self.folder}/{name}", content))
 
 
 def _now(ask: Callable[[], Any]) -> Any:

@@ -22,6 +22,8 @@ TesseractFlowError
 │   ├── AccessDenied (PermissionError)    401 or 403, 407 of a proxy
 │   ├── NotServed (ConnectionError)       a tesseract_core.Tesseract that nobody has started
 │   ├── CallTimeout (TimeoutError)        no answer in time: the solve may still be running there
+│   ├── NotRecorded (LookupError)         a recording that is replayed has no answer to this; has .difference
+│   │   └── StaleRecording                ... since the component is another one now
 │   └── TransientError                    worth another attempt
 │       ├── Unreachable (ConnectionError) no connection: nothing was started
 │       ├── ConnectionLost (ConnectionError)  the solve may still be running there
@@ -162,6 +164,22 @@ class NotServed(CallError, ConnectionError):
 
 class CallTimeout(CallError, TimeoutError):
     """No answer in the time that the caller allowed. Not repeated: the first solve may still be running there."""
+
+
+class NotRecorded(CallError, LookupError):
+    """A recording is replayed and does not know the question, or not whom it is for; nothing was sent.
+
+    Attributes:
+        difference: from the nearest question that was recorded, a line each.
+    """
+
+    def __init__(self, message: str, *, difference: Sequence[str] = (), tesseract: str = "?", endpoint: str = "?"):
+        super().__init__(message, tesseract=tesseract, endpoint=endpoint)
+        self.difference = tuple(difference)
+
+
+class StaleRecording(NotRecorded):
+    """A component has changed since its answers were recorded."""
 
 
 class TransientError(CallError):

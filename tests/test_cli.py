@@ -106,7 +106,7 @@ def cache(tmp_path: Path) -> Path:
     for i in range(5):
         handle.apply({"i": i})
     now = time.time()
-    for age, file in enumerate(sorted(folder.rglob("*.answer"))):
+    for age, file in enumerate(sorted(folder.rglob("*.[0-9a-f]*[0-9a-f].json"))):
         os.utime(file, (now - 86400.0 * age - 60.0, now - 86400.0 * age - 60.0))
     (folder / "thesis.tex").write_text("mine")
     return folder
@@ -133,7 +133,7 @@ def test_cache_stats(cache, capsys):
 )
 def test_cache_prune_takes_no_more_than_it_should(cache, capsys, how, n_left):
     assert main(["cache", "prune", str(cache), *how]) == 0
-    left = sorted(cache.rglob("*.answer"), key=lambda file: file.stat().st_mtime)
+    left = sorted(cache.rglob("*.[0-9a-f]*[0-9a-f].json"), key=lambda file: file.stat().st_mtime)
     assert len(left) == n_left
     said = capsys.readouterr().out
     assert f"removed {5 - n_left} answer" in said
@@ -166,7 +166,7 @@ def test_cache_prune_wants_to_know_how_much(cache, capsys, arguments, says):
     with pytest.raises(SystemExit):
         main(["cache", "prune", str(cache), *arguments])
     assert says in capsys.readouterr().err
-    assert len(list(cache.rglob("*.answer"))) == 5
+    assert len(list(cache.rglob("*.[0-9a-f]*[0-9a-f].json"))) == 5
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def add(commands: Commands) -> None:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from tesseract_flow.client.caches.directory import Inventory, existing
+    from tesseract_flow.client.caches.directory import existing
+    from tesseract_flow.client.caches.files import Inventory
 
     cache = existing(arguments.folder)
     now = time.time()

@@ -16,15 +16,19 @@ import functools
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tesseract_flow.client.base import Tree
+from tesseract_flow.client.base import AbstractTesseract, Tree
+from tesseract_flow.client.caches.components import Component
 from tesseract_flow.client.retry import is_transient
 from tesseract_flow.errors import CallError, OptionError
 from tesseract_flow.exact import InputKey, copied, pack
+
+Mode = Literal["use", "record", "replay"]
 
 _log = logging.getLogger("tesseract_flow")
 MISS = object()
@@ -44,29 +48,40 @@ class RequestKey:
     question: InputKey
 
     @functools.cached_property
-    def packed(self) -> bytes:
-        """The question as bytes, for a cache outside of this process.
+    def digest(self) -> bytes:
+        """Of the question, for a cache outside of this process.
 
         Raises:
             TypeError: something in it has no bytes of its own.
         """
-        return pack(self.question.tree)
-
-    @functools.cached_property
-    def digest(self) -> bytes:
-        """Of the packed question."""
         # SHA-256, because processors have instructions for it: faster than BLAKE2 where it matters.
-        return hashlib.sha256(self.packed).digest()
+        return hashlib.sha256(pack(self.question.tree)).digest()
 
     def kept(self) -> RequestKey:
         """The same with arrays of its own, for a key that outlives the call."""
-        if "packed" in vars(self):  # then the question has been written down, and the arrays are not needed again
-            return self
-        return RequestKey(self.handle, InputKey(self.question.tree, copy=True))
+        own = RequestKey(self.handle, InputKey(self.question.tree, copy=True))
+        if "digest" in vars(self):
+            vars(own)["digest"] = self.digest
+        return own
 
     @property
     def n_bytes(self) -> int:
         return self.question.n_bytes + _PER_LEAF * self.question.n_leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where an answer comes from.
+
+    Attributes:
+        whom: who was asked, as the handle prints itself (never with credentials).
+        at: when, in seconds since the epoch.
+        seconds: how long it took, attempts included.
+    """
+
+    whom: str = "?"
+    at: float = 0.0
+    seconds: float = 0.0
 
 
 class Flight:
@@ -126,9 +141,12 @@ class AbstractCache(abc.ABC):
 
     Attributes:
         is_lasting: whether what it keeps outlives this process.
+        mode: `"use"`: what is kept is no request. `"record"`: every request is sent, and what comes is kept, failures
+            of the component included. `"replay"`: nothing is sent.
     """
 
     is_lasting: bool = False
+    mode: Mode = "use"
 
     @property
     @abc.abstractmethod
@@ -140,8 +158,23 @@ class AbstractCache(abc.ABC):
         """A copy of the answer to an equal call, or `MISS`. Trouble with the store is a miss."""
 
     @abc.abstractmethod
-    def put(self, key: RequestKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree, origin: Origin) -> None:
         """Keep an answer, which is the cache's own from now on; `key` has arrays of its own as well."""
+
+    def put_failure(self, key: RequestKey, error: CallError, origin: Origin) -> None:  # noqa: B027
+        """Keep what came instead of an answer. Nothing does, unless it records."""
+
+    def skip(self, why: str) -> None:
+        """Something cannot be kept, and is simply sent."""
+        self.traffic.count("skipped")
+
+    def component(self, tesseract: AbstractTesseract) -> Component:
+        """What the component is, as far as answers depend on it: as it says itself, or as it was recorded."""
+        return Component.of(tesseract)
+
+    def anchor(self, tesseract: AbstractTesseract) -> object:
+        """What is remembered of the component hangs on this."""
+        return tesseract.anchor
 
     @abc.abstractmethod
     def drop(self, key: RequestKey) -> None:
@@ -195,6 +228,8 @@ class AbstractCache(abc.ABC):
         try:
             check(kept)
         except CallError as error:
+            if self.mode == "replay":
+                raise
             _log.warning("%r has kept what is no answer. It is let go of, and asked for again. %s", self, error)
             self.drop(key)
             return MISS
@@ -217,13 +252,19 @@ class AbstractCache(abc.ABC):
                 return kept
             traffic.count("misses")
             own = key.kept()  # before the request: a component in this process may write into its inputs
-            answer = ask()
-            check(answer)
+            at, start = time.time(), time.monotonic()
+            try:
+                answer = ask()
+                check(answer)
+            except CallError as error:
+                self.put_failure(own, error, Origin(repr(key.handle), at, time.monotonic() - start))
+                raise
+            origin = Origin(repr(key.handle), at, time.monotonic() - start)
             if not is_plain(answer):
                 traffic.count("skipped")
                 return answer
             flight.answer = copied(answer)
-            self.put(own, flight.answer)
+            self.put(own, flight.answer, origin)
             return answer
         except CallError as error:
             if not is_transient(error):

@@ -1,8 +1,8 @@
-"""The result cache in a folder: answers that outlive the process, shared by several.
+"""The result cache in a folder, for later processes and several at once; and recordings, which are the same.
 
-Here: the file of one answer (`write_entry`, `read_entry`), the folder (`DirectoryCache`), its inventory for the command
-line (`Inventory`). The one idea: a file is there as a whole or not at all, and is believed only if its checksum and the
-whole question in it are right. Everything else is a miss, which costs a request and never a wrong answer.
+Here: the folder (`DirectoryCache`). Not here: what is in it (`files`), the files of one answer (`entries`), what is
+known of the components (`components`). The one idea: a file is there as a whole or not at all.
+What cannot be believed is a miss, which costs a request, or in a replay an error, and never a wrong answer.
 """
 
 from __future__ import annotations
@@ -10,118 +10,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
+import json
 import logging
 import os
-import re
-import stat
-import struct
 import threading
 import time
 import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, get_args
 
-from tesseract_flow.client.base import Tree
-from tesseract_flow.client.caches.base import MISS, AbstractCache, RequestKey, Traffic, checked_max_bytes
-from tesseract_flow.errors import OptionError
-from tesseract_flow.exact import pack, unpack
+from tesseract_flow.client.base import AbstractTesseract, Tree
+from tesseract_flow.client.caches.base import (
+    MISS,
+    AbstractCache,
+    Mode,
+    Origin,
+    RequestKey,
+    Traffic,
+    checked_max_bytes,
+)
+from tesseract_flow.client.caches.components import Component, recorded
+from tesseract_flow.client.caches.entries import Entry, is_failure, parsed, read_entry, short, stem_of, write_entry
+from tesseract_flow.client.caches.files import Inventory, content_of
+from tesseract_flow.client.caches.nearest import nearest
+from tesseract_flow.errors import CallError, NotRecorded, OptionError, StorageError
 
 DEFAULT_MAX_BYTES = 2**32
 # The format's version is in the folder's name: another version neither reads these files nor removes them.
-FOLDER = "tesseract-flow-cache-v1"
-_ENTRY = re.compile(r"[0-9a-f]{64}\.answer")
-_ASIDE = re.compile(r"\.[0-9a-f]{64}\.answer\.[0-9a-f]{32}\.tmp")
-_MAGIC = b"tesseract-flow\x001"
-_HEAD = struct.Struct("<16s32sQQ")  # magic, checksum, lengths of question and answer
-_PIECE = 2**16
-_ABANDONED = 3600.0  # seconds after which a file that was never finished belongs to nobody
-
+FOLDER = "tesseract-flow-cache-v2"
+_LONGEST_TEXT = 2**28  # bytes
 _log = logging.getLogger("tesseract_flow")
-
-
-def name_of(key: RequestKey) -> str:
-    return f"{key.digest.hex()}.answer"
-
-
-def write_entry(key: RequestKey, answer: Tree) -> bytes:
-    """The bytes of one entry.
-
-    Raises:
-        TypeError: the answer has a leaf that cannot be written, such as an enumeration.
-    """
-    packed = pack(answer, in_order=True)
-    checksum = _checksum(key, packed)
-    return b"".join([_HEAD.pack(_MAGIC, checksum, len(key.packed), len(packed)), key.packed, packed])
-
-
-def read_entry(file: BinaryIO, key: RequestKey) -> Tree:
-    """The answer in an entry, with arrays that are the caller's.
-
-    Raises:
-        ValueError: it is damaged, or the answer to something else.
-    """
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        raise ValueError("it is cut off")
-    magic, checksum, n_question, n_answer = _HEAD.unpack(head)
-    if magic != _MAGIC:
-        raise ValueError("it is no entry of this cache")
-    n_left = file.seek(0, os.SEEK_END) - _HEAD.size
-    if n_question != len(key.packed) or n_question + n_answer != n_left:
-        raise ValueError("its length is wrong")
-    file.seek(_HEAD.size)
-    question = memoryview(key.packed)
-    for start in range(0, n_question, _PIECE):  # piece by piece, as fresh memory takes longer than the comparison
-        piece = question[start : start + _PIECE]
-        if file.read(len(piece)) != piece:
-            raise ValueError("it answers another question")
-    answer = bytearray(n_answer)
-    if file.readinto(answer) != n_answer or _checksum(key, answer) != checksum:  # type: ignore[attr-defined]
-        raise ValueError("its checksum is wrong")
-    return unpack(answer)
-
-
-def _checksum(key: RequestKey, answer: bytes | bytearray) -> bytes:
-    """Of question and answer; the former by its digest, which is known."""
-    checksum = hashlib.sha256(key.digest)
-    checksum.update(answer)
-    return checksum.digest()
-
-
-@dataclasses.dataclass(frozen=True)
-class Inventory:
-    """What is in the folder of a cache now.
-
-    Attributes:
-        entries: (path, bytes, seconds since the epoch of its last use), the longest unused first.
-        abandoned: files that some process began and did not finish, or others of the same kind.
-    """
-
-    entries: list[tuple[Path, int, float]]
-    abandoned: list[Path]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(n_bytes for _, n_bytes, _ in self.entries)
-
-    @classmethod
-    def of(cls, folder: Path, now: float) -> Inventory:
-        """Of the folder of the entries. Files that are none of ours are not looked at."""
-        entries, abandoned = [], []
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for found in os.scandir(folder):
-                with contextlib.suppress(OSError):  # removed by another process in the meantime
-                    if not found.is_file(follow_symlinks=False):
-                        continue
-                    status = found.stat(follow_symlinks=False)
-                    if _ENTRY.fullmatch(found.name):
-                        entries.append((Path(found.path), status.st_size, status.st_mtime))
-                    elif _ASIDE.fullmatch(found.name) and now - status.st_mtime > _ABANDONED:
-                        abandoned.append(Path(found.path))
-        return cls(sorted(entries, key=lambda entry: (entry[2], entry[0].name)), abandoned)
 
 
 class _Shared:
@@ -133,6 +53,13 @@ class _Shared:
         self.n_bytes: int | None = None  # in the folder, as far as this process knows; None before the first look
         self.n_unseen = 0  # written since the last look
         self.has_warned = False
+        self.introduced: set[str] = set()  # components that are written down
+        self.recorded: dict[AbstractTesseract, Component] = {}  # what handles stand for in a replay
+        self.anchors: dict[tuple[Mode, AbstractTesseract], _Anchor] = {}
+
+
+class _Anchor:
+    """What is remembered of a component in a recording or a replay hangs on this."""
 
 
 _shared: weakref.WeakValueDictionary[tuple[int, str], _Shared] = weakref.WeakValueDictionary()
@@ -141,7 +68,7 @@ _shared_lock = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class DirectoryCache(AbstractCache):
-    """Answers as files of a folder, one each, the longest unused of which make room for others.
+    """Answers as files of a folder, the longest unused of which make room for others; or a recording of them.
 
     Several processes may share the folder. Files are private to their owner, and hold questions and answers but no
     credentials. An answer belongs to the component's name, version and schema: raise the version in the component's
@@ -150,34 +77,50 @@ class DirectoryCache(AbstractCache):
     Attributes:
         path: the folder; it is made with the first answer.
         max_bytes: what all files may take together. Two processes that write at once may exceed it by an eighth.
+        mode: `"use"`: answers that are kept are no requests. `"record"`: every request is sent, and everything that
+            comes is kept, or it is an error: schemas, shapes, values, derivatives, a component's own failures; nothing
+            is ever removed. `"replay"`: the recording answers in place of the components, to the bit, and nobody is
+            asked for anything. There is one answer to a question, the last one that was recorded.
+
+    In a replay a call raises `NotRecorded` for what is not in the recording, with the difference from the nearest
+    question that is, and `StaleRecording` if the component is known to have changed.
     """
 
     path: Path
     max_bytes: int = DEFAULT_MAX_BYTES
+    mode: Mode = "use"
     _state: _Shared = dataclasses.field(init=False, repr=False, compare=False)
 
     is_lasting = True
 
-    def __init__(self, path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES):
+    def __init__(self, path: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES, mode: Mode = "use"):
         text = os.fspath(path)
+        if mode not in get_args(Mode):
+            raise OptionError(f"mode is {mode!r}; expected {', '.join(map(repr, get_args(Mode)))}.")
         if "://" in text or not text.strip():
             raise OptionError(f"A cache's folder is {text!r}; expected a path on this machine.")
         # Absolute, because the working directory may change while the handle is the same.
         absolute = Path(os.path.abspath(text))
         if absolute.exists() and not absolute.is_dir():
             raise OptionError(f"A cache's folder is {text}, which is a file.")
+        if mode == "replay" and not (absolute / FOLDER).is_dir():
+            raise OptionError(
+                f"There is no recording in {text}: it has no folder {FOLDER}.\n"
+                'Record one first, with DirectoryCache(folder, mode="record").'
+            )
         object.__setattr__(self, "path", absolute)
         object.__setattr__(self, "max_bytes", checked_max_bytes(max_bytes, "DirectoryCache"))
+        object.__setattr__(self, "mode", mode)
         with _shared_lock:
             # By process too: locks and flights of a parent say nothing in its forked child.
             state = _shared.setdefault((os.getpid(), str(absolute)), _Shared())
         object.__setattr__(self, "_state", state)
 
-    def __reduce__(self) -> tuple[type[DirectoryCache], tuple[str, int]]:
-        return DirectoryCache, (str(self.path), self.max_bytes)
+    def __reduce__(self) -> tuple[type[DirectoryCache], tuple[str, int, Mode]]:
+        return DirectoryCache, (str(self.path), self.max_bytes, self.mode)
 
     def __repr__(self) -> str:
-        return f"DirectoryCache({str(self.path)!r})"
+        return f"DirectoryCache({str(self.path)!r}{'' if self.mode == 'use' else f', mode={self.mode!r}'})"
 
     @property
     def folder(self) -> Path:
@@ -188,45 +131,177 @@ class DirectoryCache(AbstractCache):
     def traffic(self) -> Traffic:
         return self._state.traffic
 
+    def component(self, tesseract: AbstractTesseract) -> Component:
+        state = self._state
+        if self.mode == "replay":
+            if (known := state.recorded.get(tesseract)) is None:
+                known = state.recorded[tesseract] = recorded(tesseract, self.components(), str(self.path))
+            return known
+        component = Component.of(tesseract)
+        if (digest := component.digest) not in state.introduced:
+            text = json.dumps(component.to_json(), indent=1).encode() + b"\n"
+            try:
+                self._write(f"{short(component.name)}.{digest}.component.json", text)
+                state.introduced.add(digest)
+            except OSError as error:
+                self._warn("write", error)
+        return component
+
+    def components(self) -> list[Component]:
+        """Those whose answers are here.
+
+        Raises:
+            StorageError: a file that says it is damaged.
+        """
+        found = []
+        for file in Inventory.of(self.folder, time.time()).components:
+            try:
+                found.append(Component.from_json(json.loads(content_of(file, _LONGEST_TEXT))))
+            except ValueError as error:
+                raise StorageError(f"{file} is damaged: {error}.\nRestore it, or record it again.") from error
+        return found
+
+    def anchor(self, tesseract: AbstractTesseract) -> object:
+        if self.mode == "use":
+            return tesseract.anchor
+        # What this process knows already would not be asked, and so be in no recording; a replay knows nothing else.
+        return self._state.anchors.setdefault((self.mode, tesseract), _Anchor())
+
     def get(self, key: RequestKey) -> Tree:
-        file = self.folder / name_of(key)
+        if self.mode == "record":
+            return MISS
+        stem = stem_of(key)
+        file = self.folder / f"{stem}.json"
         try:
-            with open(_regular(file), "rb") as opened:
-                answer = read_entry(opened, key)
+            answer = self.read(file, key).answer
         except FileNotFoundError:
+            if self.mode == "replay":
+                raise self._not_recorded(key) from None
             return MISS
         except ValueError as error:
+            if self.mode == "replay":
+                raise NotRecorded(
+                    f"{file} cannot be used: {error}.\nRestore it, or record it again.", **_whom(key)
+                ) from error
             _log.warning("%s is not used and removed: %s.", file, error)
-            with contextlib.suppress(OSError):
-                file.unlink()
+            self._remove(file)
             return MISS
         except OSError as error:
+            if self.mode == "replay":
+                raise StorageError(f"Cannot read {file}: {error}.") from error
             self._warn("read", error)
+            return MISS
+        if self.mode == "replay":
+            if isinstance(answer, CallError):
+                raise answer
+            return answer
+        if isinstance(answer, CallError):  # failures are recorded, and not kept
             return MISS
         with contextlib.suppress(OSError):
             os.utime(file)  # by which the longest unused are found
         return answer
 
-    def put(self, key: RequestKey, answer: Tree) -> None:
+    def read(self, file: Path, key: RequestKey | None = None) -> Entry:
+        """An entry of this folder.
+
+        Raises:
+            ValueError: it is damaged, or does not answer `key`.
+            OSError: it cannot be read.
+        """
+        stem = file.name.removesuffix(".json")
+        text = bytes(content_of(file, _LONGEST_TEXT))
+        return read_entry(text, lambda name, n: content_of(file.parent / name, self.max_bytes, n), stem, key)
+
+    def put(self, key: RequestKey, answer: Tree, origin: Origin) -> None:
+        self._put(key, answer, origin)
+
+    def put_failure(self, key: RequestKey, error: CallError, origin: Origin) -> None:
+        if self.mode == "record" and is_failure(error):
+            self._put(key, error, origin)
+
+    def _put(self, key: RequestKey, answer: Tree | CallError, origin: Origin) -> None:
         try:
-            data = write_entry(key, answer)
-        except (TypeError, ValueError, RecursionError):
-            self.traffic.count("skipped")
+            text, name, arrays = write_entry(key, answer, origin)
+        except (TypeError, ValueError, RecursionError) as error:
+            self.skip(f"the answer cannot be written down: {error}")
             return
-        if len(data) > self.max_bytes:
-            self.traffic.count("skipped")
-            _log.info("An answer of %d bytes is more than %r may hold; it is not kept.", len(data), self)
+        n_bytes = len(text) + len(arrays)
+        if n_bytes > self.max_bytes:
+            self.skip(f"an answer of {n_bytes} bytes is more than {self!r} may hold")
             return
+        stem = stem_of(key)
+        older = self._arrays_of(stem)
         try:
-            self._make_room(len(data))
-            self._write(name_of(key), data)
+            self._make_room(n_bytes)
         except OSError as error:
             self.traffic.count("skipped")
             self._warn("write", error)
+            return
+        # The arrays first: without the text they are nothing.
+        if (
+            (not name or self._written(name, arrays))
+            and self._written(f"{stem}.json", text)
+            and older not in ("", name)
+        ):
+            with contextlib.suppress(OSError):
+                (self.folder / older).unlink()
+
+    def skip(self, why: str) -> None:
+        """Something cannot be kept, which in a recording would be a hole.
+
+        Raises:
+            StorageError: this is a recording.
+        """
+        self.traffic.count("skipped")
+        if self.mode == "record":
+            raise StorageError(f"This cannot be recorded in {self.path}: {why}.")
+        _log.info("Not kept: %s.", why)
 
     def drop(self, key: RequestKey) -> None:
-        with contextlib.suppress(OSError):
-            (self.folder / name_of(key)).unlink()
+        if self.mode == "use":  # a recording has what came, good or not
+            self._remove(self.folder / f"{stem_of(key)}.json")
+
+    def _arrays_of(self, stem: str) -> str:
+        """The name of the file of long arrays that an entry has now."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            node = parsed(bytes(content_of(self.folder / f"{stem}.json", _LONGEST_TEXT)))
+            return f"{stem}.{node['checksum'][:16]}.arrays" if node["n_bytes_beside"] else ""
+        return ""
+
+    def _remove(self, file: Path) -> None:
+        arrays = self._arrays_of(file.name.removesuffix(".json"))
+        for path in (file, *([self.folder / arrays] if arrays else [])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _not_recorded(self, key: RequestKey) -> NotRecorded:
+        """What is new about a question."""
+        question: Any = key.question.tree
+        name, endpoint = question["component"][0], question["endpoint"]
+
+        def known() -> Iterator[tuple[str, Any]]:
+            for file, _, _ in Inventory.of(self.folder, time.time()).entries:
+                if f".{endpoint}." in file.name and file.name.startswith(f"{short(name)}."):
+                    with contextlib.suppress(OSError, ValueError):
+                        other = self.read(file).question
+                        if other["component"] == question["component"]:
+                            yield file.name, other["payload"]
+
+        found = nearest(question["payload"], known())
+        if found is None:
+            lines: tuple[str, ...] = ()
+            says = f"No {endpoint!r} of it was recorded."
+        else:
+            lines = found[1].lines
+            says = f"The nearest one that was recorded is {found[0]}; it differs in\n" + "\n".join(
+                f"  {line}" for line in lines
+            )
+        return NotRecorded(
+            f"{endpoint!r} of Tesseract {name!r} is a new question, which {self.path} has no answer to.\n{says}\n"
+            'Nothing was sent. Record it, with DirectoryCache(folder, mode="record"), or ask what was recorded.',
+            difference=lines,
+            **_whom(key),
+        )
 
     def size(self) -> dict[str, int]:
         found = Inventory.of(self.folder, time.time())
@@ -250,10 +325,16 @@ class DirectoryCache(AbstractCache):
         for file, n_bytes, last_use in found.entries:
             if last_use >= unused_since if unused_since is not None else n_left <= max_bytes:
                 break
-            with contextlib.suppress(FileNotFoundError):
-                file.unlink()
+            for path in (file, *found.arrays.get(file.name.removesuffix(".json"), ())):
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
             n_removed += 1
             n_left -= n_bytes
+        if found.entries and n_removed == len(found.entries):  # nobody is left who could be asked for an answer
+            for file in found.components:
+                with contextlib.suppress(FileNotFoundError):
+                    file.unlink()
+            self._state.introduced.clear()
         with self._state.lock:
             self._state.n_bytes, self._state.n_unseen = n_left, 0
         return n_removed, found.n_bytes - n_left
@@ -267,10 +348,25 @@ class DirectoryCache(AbstractCache):
             if is_known and state.n_bytes + n_bytes <= self.max_bytes:  # type: ignore[operator]
                 state.n_bytes += n_bytes  # type: ignore[operator]
                 return
+        if self.mode == "record":
+            if (n_kept := self.size()["bytes"]) + n_bytes > self.max_bytes:
+                raise OSError(errno.ENOSPC, f"more than max_bytes={self.max_bytes}")
+            with state.lock:
+                state.n_bytes, state.n_unseen = n_kept + n_bytes, 0
+            return
         n_removed, _ = self.prune(self.max_bytes - n_bytes)
         self.traffic.count("evicted", n_removed)
         with state.lock:
             state.n_bytes = (state.n_bytes or 0) + n_bytes
+
+    def _written(self, name: str, data: bytes) -> bool:
+        try:
+            self._write(name, data)
+            return True
+        except OSError as error:
+            self.traffic.count("skipped")
+            self._warn("write", error)
+            return False
 
     def _write(self, name: str, data: bytes) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -287,28 +383,20 @@ class DirectoryCache(AbstractCache):
             raise
 
     def _warn(self, what: str, error: OSError) -> None:
+        """
+        Raises:
+            StorageError: this is a recording, which would have a hole.
+        """
+        if self.mode == "record":
+            raise StorageError(f"Cannot {what} {self!r}: {error}.\nThe recording is not complete.") from error
         if not self._state.has_warned:
             self._state.has_warned = True
             _log.warning("Cannot %s %r (%s). Calls go on without it; this is said once.", what, self, error)
 
 
-def _regular(file: Path) -> int:
-    """A descriptor of a file that is one: neither a pipe, which would wait for a writer, nor a link to something else.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        descriptor = os.open(file, flags)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise ValueError("it is a link") from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ValueError("it is no file")
-    return descriptor
+def _whom(key: RequestKey) -> dict[str, str]:
+    question: Any = key.question.tree
+    return {"tesseract": repr(key.handle), "endpoint": question["endpoint"]}
 
 
 def existing(path: str | os.PathLike[str]) -> DirectoryCache:

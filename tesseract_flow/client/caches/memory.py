@@ -12,7 +12,15 @@ import weakref
 from typing import Any
 
 from tesseract_flow.client.base import Tree
-from tesseract_flow.client.caches.base import MISS, AbstractCache, RequestKey, Traffic, checked_max_bytes, size_of
+from tesseract_flow.client.caches.base import (
+    MISS,
+    AbstractCache,
+    Origin,
+    RequestKey,
+    Traffic,
+    checked_max_bytes,
+    size_of,
+)
 from tesseract_flow.exact import copied
 
 DEFAULT_MAX_BYTES = 2**29
@@ -56,7 +64,7 @@ class MemoryCache(AbstractCache):
             self._entries.move_to_end(key)
         return copied(found[0])  # outside of the lock: nobody writes into what is kept
 
-    def put(self, key: RequestKey, answer: Tree) -> None:
+    def put(self, key: RequestKey, answer: Tree, origin: Origin) -> None:
         n_bytes = key.n_bytes + size_of(answer)
         n_evicted = 0
         if n_bytes > self.max_bytes:

@@ -11,14 +11,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, Endpoint, Tree
+from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.caches.base import AbstractCache, RequestKey
+from tesseract_flow.client.caches.components import Component
 from tesseract_flow.client.caches.directory import DirectoryCache
 from tesseract_flow.client.caches.memory import shared_cache
 from tesseract_flow.client.caches.probation import note_answer
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
+from tesseract_flow.client.meter import record_request
 from tesseract_flow.errors import OptionError
 from tesseract_flow.exact import InputKey
+from tesseract_flow.schema import TesseractSchema
 
 _PURE = frozenset({"apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"})
 # Lists of paths, whose order says nothing: answers come by path.
@@ -61,10 +64,50 @@ class CachedTesseract(AbstractWrapper):
     def __repr__(self) -> str:
         return f"CachedTesseract({self.tesseract!r}, {self.cache!r})"
 
+    @property
+    def name(self) -> str:
+        return self._component.name if self._is_replay else self.tesseract.name
+
+    @property
+    def schema(self) -> TesseractSchema:
+        return self.tesseract.schema if self.cache.mode == "use" else self._component.schema
+
+    def read_schema(self) -> TesseractSchema:
+        return self._component.schema if self._is_replay else self.tesseract.read_schema()
+
+    @property
+    def known_schema(self) -> TesseractSchema | None:
+        return self._component.schema if self._is_replay else self.tesseract.known_schema
+
+    @property
+    def build(self) -> str | None:  # type: ignore[override]
+        return self._component.build if self._is_replay else self.tesseract.build
+
+    @property
+    def anchor(self) -> object:
+        return self.cache.anchor(self.tesseract)
+
+    @property
+    def _is_replay(self) -> bool:
+        return self.cache.mode == "replay"
+
+    @property
+    def _component(self) -> Component:
+        if not self._is_replay and self.tesseract.build is None and self.cache.is_lasting:
+            # Asked now and not before, since a component is started for it.
+            raise OptionError(
+                f"{self.tesseract!r} runs in this process, and nothing tells another process which code it has, so its "
+                f"answers cannot be kept in {self.cache!r}.\nUse cache=True (in memory); serve the component, by the "
+                "path of its tesseract_api.py; or, for a FunctionTesseract, give the function a version."
+            )
+        return self.cache.component(self.tesseract)
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self._key(endpoint, payload) if endpoint in _PURE else None
         if key is None:
             return self.tesseract.request(endpoint, payload, run_id=run_id)
+        if self._is_replay:
+            record_request(self.name, endpoint)  # of which the recording answers each, as a server would
         answer = self.cache.answer(
             key,
             lambda: self.tesseract.request(endpoint, payload, run_id=run_id),
@@ -75,22 +118,13 @@ class CachedTesseract(AbstractWrapper):
 
     def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
-        schema, build = self.tesseract.schema, self.tesseract.build
-        if build is None and self.cache.is_lasting:  # asked now and not before, since a component is started for it
-            raise OptionError(
-                f"{self.tesseract!r} runs in this process, and nothing tells another process which code it has, so its "
-                f"answers cannot be kept in {self.cache!r}.\nUse cache=True (in memory); serve the component, by the "
-                "path of its tesseract_api.py; or, for a FunctionTesseract, give the function a version."
-            )
-        component = [schema.name, schema.version, schema.digest, build]
-        if schema.name in GENERIC_NAMES:
-            component.append(repr(self.tesseract))  # says where it is, and has no credentials
+        component = self._component.key
         try:
             asked = {name: sorted(item) if name in _PATHS else item for name, item in payload.items()}
             key = RequestKey(self.tesseract, InputKey({"component": component, "endpoint": endpoint, "payload": asked}))
             if self.cache.is_lasting:
-                key.packed  # noqa: B018  (remembered in the key)
-        except (TypeError, ValueError, RecursionError):
-            self.cache.traffic.count("skipped")
+                key.digest  # noqa: B018  (remembered in the key)
+        except (TypeError, ValueError, RecursionError) as error:
+            self.cache.skip(f"the question cannot be written down: {error}")
             return None
         return key

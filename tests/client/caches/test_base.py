@@ -19,7 +19,7 @@ from tesseract_flow.client import (
     MemoryCache,
     count_requests,
 )
-from tesseract_flow.client.caches.base import RequestKey
+from tesseract_flow.client.caches.base import Origin, RequestKey
 from tesseract_flow.errors import CallTimeout, ComponentFailed, ConnectionLost, OptionError
 from tesseract_flow.exact import InputKey
 from tests.client.keeping import Gate, Numbering, kept, square, wait_until_merging
@@ -222,9 +222,9 @@ def test_answer_beyond_the_bound_is_given_and_not_kept(cache: AbstractCache) -> 
 def test_replacing_an_entry_counts_it_once() -> None:
     cache = MemoryCache()
     key = RequestKey("handle", InputKey({"x": np.zeros(10)}))
-    cache.put(key, {"y": np.zeros(10)})
+    cache.put(key, {"y": np.zeros(10)}, Origin())
     n_bytes = cache.stats()["bytes"]
-    cache.put(key, {"y": np.zeros(10)})
+    cache.put(key, {"y": np.zeros(10)}, Origin())
     assert cache.stats()["bytes"] == n_bytes
 
 

@@ -27,6 +27,7 @@ from tesseract_flow.client import (
     count_requests,
     open_tesseract,
 )
+from tesseract_flow.client.caches.base import Origin
 from tesseract_flow.client.caches.memory import shared_cache
 from tesseract_flow.client.handles.limited import LimitedTesseract
 from tesseract_flow.client.handles.replicas import ReplicatedTesseract
@@ -412,7 +413,7 @@ def test_what_was_kept_and_is_no_answer_is_asked_for_again(cache: AbstractCache,
     assert isinstance(handle, CachedTesseract)
     key = handle._key("apply", {"inputs": X})
     assert key is not None
-    cache.put(key.kept(), bad)
+    cache.put(key.kept(), bad, Origin())
     assert handle.apply(X)["y"][0] == 0.0
     assert "is no answer" in caplog.text
     assert handle.apply(X)["y"][0] == 0.0
