@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import epigraph as epigraph
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
+    from tesseract_flow.pipeline import Pipeline as Pipeline
     from tesseract_flow.report import report as report
     from tesseract_flow.study import multi_start as multi_start
     from tesseract_flow.study import sweep as sweep
@@ -53,6 +54,7 @@ _EXPORTS = {
     "Evaluation": "tesseract_flow.optimize",
     "FailurePolicy": "tesseract_flow.optimize",
     "MemoryCache": "tesseract_flow.client",
+    "Pipeline": "tesseract_flow.pipeline",
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
     "apply_tesseract": "tesseract_flow.autodiff",
@@ -83,6 +85,7 @@ __all__ = [
     "Evaluation",
     "FailurePolicy",
     "MemoryCache",
+    "Pipeline",
     "Problem",
     "Result",
     "__version__",

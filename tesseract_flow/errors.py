@@ -40,6 +40,7 @@ TesseractFlowError
 ├── DeploymentError (RuntimeError)        a flow that cannot be deployed, or a worker without its folder
 └── OptimizationError
     ├── ProblemError (ValueError)         a problem that cannot be loaded, or does not fit together
+    │   └── PipelineError                 ... of which that is the wiring; has .faults
     ├── UnknownArgument (TypeError)       a keyword that belongs elsewhere, or nowhere
     ├── BoundsError (ValueError)          lower > upper, or the wrong shape
     ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
@@ -311,6 +312,17 @@ class OptimizationError(TesseractFlowError):
 
 class ProblemError(OptimizationError, ValueError):
     """A problem cannot be loaded, or its parts do not fit together."""
+
+
+class PipelineError(ProblemError):
+    """A pipeline, or a file that describes one, is not what it should be. `faults` lists each thing that is wrong."""
+
+    def __init__(self, message: str, *, faults: Sequence[Fault] = ()):
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+    def __reduce__(self):
+        return _rebuild, (type(self), str(self), dict(self.__dict__))
 
 
 class UnknownArgument(OptimizationError, TypeError):

@@ -31,7 +31,7 @@ ORDER = [
     {"client"},
     {"autodiff", "torch", "recipes"},
     {"execute"},
-    {"compose", "optimize", "report", "testing"},
+    {"compose", "pipeline", "optimize", "report", "testing"},
     {"checks", "study"},
     {"tesseract_flow"},
     {"blocks"},

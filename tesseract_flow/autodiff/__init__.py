@@ -2,7 +2,7 @@
 
 from tesseract_flow.autodiff import batching as _batching  # registers its rules
 from tesseract_flow.autodiff.accounts import compiled_apart, compiled_for_all
-from tesseract_flow.autodiff.apply import apply_tesseract
+from tesseract_flow.autodiff.apply import apply_tesseract, labelled
 from tesseract_flow.autodiff.call import Call
 from tesseract_flow.autodiff.calls import bodies_of, calls_of, has_calls
 from tesseract_flow.autodiff.curvature import hvp
@@ -57,6 +57,7 @@ __all__ = [
     "informed",
     "jacobian_p",
     "judged",
+    "labelled",
     "linear_map",
     "only",
     "pullback_p",

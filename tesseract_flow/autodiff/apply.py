@@ -105,6 +105,19 @@ def apply_tesseract(
     return _apply(tesseract, inputs, options)
 
 
+_label: contextvars.ContextVar[str | None] = contextvars.ContextVar("label", default=None)
+
+
+@contextlib.contextmanager
+def labelled(label: str) -> Iterator[None]:
+    """Calls that are traced inside are called so in plans and tasks, whatever their components are called."""
+    token = _label.set(label)
+    try:
+        yield
+    finally:
+        _label.reset(token)
+
+
 _survey: contextvars.ContextVar[Callable[..., Any] | None] = contextvars.ContextVar("survey", default=None)
 
 
@@ -179,7 +192,7 @@ def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_pol
         raise OptionError(f"materialize_jacobian={materialize_jacobian!r}; expected None, True or False.")
     if nan_policy is None:
         nan_policy = "raise" if jax.config.jax_debug_nans else "propagate"  # type: ignore[attr-defined]
-    return Options(vmap_method or "auto", materialize_jacobian, nan_policy)  # type: ignore[arg-type]
+    return Options(vmap_method or "auto", materialize_jacobian, nan_policy, _label.get())  # type: ignore[arg-type]
 
 
 def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: InputLayout, options: Options) -> Any:

@@ -32,6 +32,9 @@ class Options:
     vmap_method: VmapMethod = "auto"
     materialize_jacobian: bool | None = None
     nan_policy: NanPolicy = "propagate"
+    label: str | None = dataclasses.field(
+        default=None, compare=False
+    )  # what the call is called, if not as its component
 
 
 @dataclasses.dataclass(frozen=True)

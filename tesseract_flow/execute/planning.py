@@ -186,7 +186,7 @@ def _named(arrivals: Sequence[Hashable]) -> list[Hashable]:
 def _node(step: Step, index: int, producers: tuple[int, ...], wave: int, origins: tuple[int, ...]) -> Node:
     call: Call = step.eqn.params["call"]
     primitive = step.eqn.primitive
-    label = f"{call.tesseract.name}.{_VERBS[ENDPOINTS[primitive]]}"
+    label = f"{call.options.label or call.tesseract.name}.{_VERBS[ENDPOINTS[primitive]]}"
     if call.batch is not None:
         label += f" x {call.batch.size}"
     return Node(index, label, call, primitive, step.inputs, step.outputs, producers, wave, origins)

@@ -1,0 +1,173 @@
+"""`Pipeline`: named nodes and the wires between them, as one JAX function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tesseract_flow.client import AbstractTesseract, open_tesseract
+from tesseract_flow.errors import PipelineError, did_you_mean
+from tesseract_flow.pipeline.description import Connection, Coupling, Description, Group, Input, Node
+from tesseract_flow.pipeline.groups import Coupled, open_up, solve
+from tesseract_flow.pipeline.running import Evaluation, Work
+from tesseract_flow.pipeline.validation import faults_of
+from tesseract_flow.pipeline.wiring import Wiring, flaws
+
+
+class Pipeline:
+    """Several components as one function: `pipeline(inputs) -> outputs`, two dictionaries by name.
+
+    The function is ordinary JAX: `jit`, `grad`, `vmap` and `tf.concurrent` go around it, and calls are labelled by the
+    names of nodes. What no output needs is not called. Nothing is asked while it is made; `check` asks for shapes.
+
+    Args:
+        nodes: by name; see `tesseract_flow.pipeline.Node`.
+        outputs: by name, where each comes from; see `tesseract_flow.pipeline.Connection`.
+        inputs: names, or what is known of each by name; see `tesseract_flow.pipeline.Input`.
+        groups: coupled nodes by name; see `tesseract_flow.pipeline.Group`.
+        coupling: `"mdf"`: groups are solved at each evaluation, by `tf.fixed_point`. `"idf"`: each value that is fed
+            back is a further input, its target (`targets`), named after the output, such as `"y2.y2"`; and the answer
+            less the target is a further output, `"<group>.y2.y2"`, which an optimiser has to bring to zero.
+        folder: where paths to components and files begin; default the working directory.
+
+    Raises:
+        PipelineError: with everything that is wrong: `error.faults`.
+
+    >>> import jax
+    >>> pipeline = Pipeline(
+    ...     inputs=["x"],
+    ...     nodes={"square": {"function": lambda x: x**2, "inputs": {"x": "x"}}},
+    ...     outputs={"y": {"from": "square", "scale": 3.0}},
+    ... )
+    >>> jax.grad(lambda x: pipeline({"x": x})["y"])(2.0)
+    Array(12., dtype=float32, weak_type=True)
+    """
+
+    def __init__(
+        self,
+        nodes: Mapping[str, Node | Mapping[str, Any]],
+        outputs: Mapping[str, Connection | Mapping[str, Any] | str],
+        inputs: Sequence[str] | Mapping[str, Input | Mapping[str, Any] | None] = (),
+        groups: Mapping[str, Group | Mapping[str, Any]] | None = None,
+        *,
+        coupling: Coupling = "mdf",
+        folder: str | os.PathLike[str] | None = None,
+    ):
+        given = {"nodes": nodes, "outputs": outputs, "inputs": inputs, "groups": groups or {}, "coupling": coupling}
+        try:
+            self.description = Description.model_validate(given)
+        except ValidationError as error:
+            raise flaws(faults_of(error, Description)) from None
+        self._wiring = Wiring(self.description)
+        self.folder = Path.cwd() if folder is None else Path(folder)
+        self._groups = {name: Coupled.of(name, self._wiring) for name in self.description.groups}
+        self._work = self._opened()
+
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(self.description.inputs)} -> {', '.join(self.description.outputs)})"
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs at these inputs.
+
+        Raises:
+            PipelineError: an input is missing or is none, or a value does not fit what is done with it.
+            CallError, NotConverged, ...: as `apply_tesseract` and `fixed_point` do.
+        """
+        self._check_names(inputs)
+        evaluation = Evaluation(self._wiring, self._work, inputs)
+        gaps: dict[str, Any] = {}
+        for unit in self._wiring.order:
+            if unit not in self._groups:
+                evaluation.run(unit)
+            elif self.coupling == "mdf":
+                solve(self._groups[unit], evaluation)
+            else:
+                gaps |= open_up(self._groups[unit], evaluation, inputs)
+        found = {str(wire.keys[0]): evaluation.arriving(wire) for wire in self._wiring.inputs_of(None)}
+        return {**found, **gaps}
+
+    @property
+    def coupling(self) -> Coupling:
+        return self.description.coupling
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs, targets not among them."""
+        return tuple(self.description.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, distances from targets not among them."""
+        return tuple(self.description.outputs)
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """With `coupling="idf"`: the further inputs, and the further output that belongs to each."""
+        if self.coupling != "idf":
+            return {}
+        groups = [group for name, group in self._groups.items() if name in self._wiring.order]
+        return {str(source): f"{one.name}.{source}" for one in groups for source in one.fed_back(one.order())}
+
+    @property
+    def tesseracts(self) -> dict[str, AbstractTesseract]:
+        """The handle of each node that is a Tesseract."""
+        return {name: work for name, work in self._work.items() if isinstance(work, AbstractTesseract)}
+
+    def _check_names(self, inputs: Mapping[str, Any]) -> None:
+        if not isinstance(inputs, Mapping):
+            raise PipelineError(
+                f"A pipeline takes its inputs by name, in a dictionary; received {type(inputs).__name__}."
+            )
+        known = [*self.inputs, *self.targets]
+        for name in inputs:
+            if name not in known:
+                raise PipelineError(
+                    f"The pipeline has no input {name!r}.{did_you_mean(str(name), known)} It takes: {', '.join(known)}."
+                )
+        if missing := [name for name in known if name not in inputs]:
+            raise PipelineError(
+                f"The pipeline also needs {', '.join(map(repr, missing))}. It takes: {', '.join(known)}."
+            )
+
+    def _opened(self) -> dict[str, Work]:
+        """A handle or a function per node. Nobody is asked, and no process starts."""
+        found: dict[str, Work] = {}
+        faults = []
+        for name, node in self.description.nodes.items():
+            try:
+                found[name] = self._function(node.function) if node.tesseract is None else self._handle(name, node)
+            except Exception as error:
+                kind = "function" if node.tesseract is None else "tesseract"
+                faults.append((("nodes", name, kind), str(error)))
+        if faults:
+            raise flaws(faults)
+        return found
+
+    def _handle(self, name: str, node: Node) -> AbstractTesseract:
+        source = node.tesseract
+        if not isinstance(source, str | os.PathLike | list | tuple):
+            return open_tesseract(source)
+        return open_tesseract(self._located(source), **{"label": name, **node.options})
+
+    def _located(self, source: Any) -> Any:
+        """A path to a component as one from here."""
+        if isinstance(source, list | tuple):
+            return source
+        text = os.fspath(source)
+        if text.startswith("block:"):
+            raise PipelineError(
+                f"{text!r} is the name of a Prefect block, which is given from outside: declare a setting for this "
+                "node's tesseract, and give it to the flow"
+            )
+        here = self.folder / text
+        return here if "://" not in text and here.exists() else source
+
+    def _function(self, function: Callable[..., Any] | str | None) -> Callable[..., Any]:
+        assert function is not None
+        if not isinstance(function, str):
+            return function
+        raise PipelineError(f"{function!r}: give the function itself")
