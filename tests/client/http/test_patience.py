@@ -122,9 +122,9 @@ def test_a_call_takes_its_time_and_says_so(line_server, caplog, monkeypatch):
     monkeypatch.setattr("tesseract_flow.client.http.handle.FIRST_WORD", 0.1)
 
     def slow(line: Line) -> None:
-        line.read_request()
-        threading.Event().wait(0.5)
-        line.send(OK)
+        while line.read_request():
+            threading.Event().wait(0.5)
+            line.send(OK)
 
     handle = HttpTesseract(line_server(slow), question_timeout=0.05)
     assert handle.request("apply", {"inputs": {}}) == {}
