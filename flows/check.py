@@ -3,19 +3,19 @@
 No `from __future__ import annotations` here: Prefect builds the form from live annotations.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from prefect import flow
-from prefect.logging import get_run_logger
 
 from tesseract_flow.blocks import TesseractEndpoint
 from tesseract_flow.checks import GradientReport, Report, check, check_gradients
 from tesseract_flow.checks.views import as_markdown, gradient_markdown
 from tesseract_flow.errors import ProblemError, TesseractFlowError
 from tesseract_flow.optimize import Problem, Result, load_problem
-from tesseract_flow.tasks.check import publish_check
-from tesseract_flow.tasks.log import warnings_in_run_log
-from tesseract_flow.tasks.publish import artifact_key
+from tesseract_flow.tasks.cards import Cards
+from tesseract_flow.tasks.log import own_log, run_logger
+from tesseract_flow.tasks.run import ended, label_of_run, name_run
 
 _MOST_REQUESTS = 500  # to find out whose gradients are wrong
 
@@ -34,8 +34,9 @@ def check_design(
     Returns:
         ok, and findings with kind, where, message, remedy and severity. The run fails if one of them is an error.
     """
-    loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
-    return require_soundness(loaded).to_json()
+    with own_log():
+        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        return looked_at(loaded, flow=check_design.fn)
 
 
 @flow(name="check-gradients")
@@ -61,36 +62,42 @@ def check_gradients_of_design(
         ok, and verdicts with status, component, endpoint, output, input, message and remedy. The run fails if a
         derivative is wrong.
     """
-    with warnings_in_run_log():
+    with own_log():
         loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
-        report = check_gradients(
-            loaded,
-            at=None if at is None else (at, at_design),
-            components=components or None,
-            max_requests=max_requests,
-        )
-        logger = get_run_logger()
-        for verdict in report.verdicts:
-            say = {"wrong": logger.error, "unsure": logger.warning, "right": logger.info}[verdict.status]
-            say("%s", verdict)
-        _publish_gradients(loaded, report)
-        if not report.ok:
-            raise ProblemError("\n".join([report.headline, *map(str, report.faults)]))
-        logger.info("%s", report.headline)
-        return report.to_json()
+        where = None if at is None else (at, at_design)
+        return compared(loaded, where, components, max_requests, flow=check_gradients_of_design.fn)
 
 
-def require_soundness(problem: Problem) -> Report:
-    """Check a problem, leave the report as an artifact and in the log, and refuse to go on with an error in it."""
-    logger = get_run_logger()
+def looked_at(problem: Problem, *, flow: Callable[..., Any]) -> Any:
+    """Check a problem inside of the run of a flow, or without one; what the function of that flow returns."""
+    name_run(f"{problem.name} check")
+    report = require_soundness(problem, Cards(problem.name, label_of_run(None)))
+    return ended(report.to_json(), converged=True, message=report.headline, flow=flow)
+
+
+def compared(problem: Problem, at: Any, components: bool, max_requests: int, *, flow: Callable[..., Any]) -> Any:
+    """Check the gradients of a problem, likewise."""
+    name_run(f"{problem.name} gradients")
+    report = check_gradients(problem, at=at, components=components or None, max_requests=max_requests)
+    logger = run_logger()
+    for verdict in report.verdicts:
+        say = {"wrong": logger.error, "unsure": logger.warning, "right": logger.info}[verdict.status]
+        say("%s", verdict)
+    _show_gradients(Cards(problem.name, label_of_run(None)), report)
+    if not report.ok:
+        raise ProblemError("\n".join([report.headline, *map(str, report.faults)]))
+    logger.info("%s", report.headline)
+    return ended(report.to_json(), converged=True, message=report.headline, flow=flow)
+
+
+def require_soundness(problem: Problem, cards: Cards) -> Report:
+    """Check a problem, leave the report as a card and in the log, and refuse to go on with an error in it."""
+    logger = run_logger()
     report = check(problem)
     for finding in report.findings:
         say = {"error": logger.error, "warning": logger.warning, "note": logger.info}[finding.severity]
         say("%s", finding)
-    try:
-        publish_check("check", artifact_key(problem.name), as_markdown(report), report.headline)
-    except Exception as error:
-        logger.warning("The report of the check could not be published, the run goes on: %s", error)
+    cards.markdown("check", as_markdown(report), report.headline)
     if not report.ok:
         lines = "\n".join(str(finding) for finding in report.errors)
         raise ProblemError(f"{report.headline} Nothing was solved.\n{lines}")
@@ -98,23 +105,20 @@ def require_soundness(problem: Problem) -> Report:
     return report
 
 
-def blamed(problem: Problem, result: Result) -> None:
-    """Find out whose derivatives are wrong where a run stopped because of them, for its log and as an artifact."""
-    logger = get_run_logger()
+def blamed(problem: Problem, result: Result, cards: Cards) -> None:
+    """Find out whose derivatives are wrong where a run stopped because of them, for its log and as a card."""
+    logger = run_logger()
     try:
         report = check_gradients(problem, at=result, components=True, max_requests=_MOST_REQUESTS)
     except TesseractFlowError as error:
         logger.warning("Whose gradients are wrong could not be found out: %s", error)
         return
     logger.warning("%s", report)
-    _publish_gradients(problem, report)
+    _show_gradients(cards, report)
 
 
-def _publish_gradients(problem: Problem, report: GradientReport) -> None:
-    try:
-        publish_check("gradients", artifact_key(problem.name), gradient_markdown(report), report.headline)
-    except Exception as error:
-        get_run_logger().warning("The report on the gradients could not be published: %s", error)
+def _show_gradients(cards: Cards, report: GradientReport) -> None:
+    cards.markdown("gradients", gradient_markdown(report), report.headline)
 
 
 def resolved(value: Any) -> Any:

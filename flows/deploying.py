@@ -32,7 +32,7 @@ from tesseract_flow.flows.check import check_design, check_gradients_of_design, 
 from tesseract_flow.flows.optimize import optimize_design
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.storage import without_secrets
-from tesseract_flow.tasks.publish import artifact_key
+from tesseract_flow.tasks.cards import artifact_key
 
 _FLOWS: tuple[Flow[..., Any], ...] = (optimize_design, check_design, check_gradients_of_design)
 _SAYS = ("Optimise", "Look for all that is wrong with", "Compare the gradients with the values of")

@@ -4,20 +4,21 @@ No `from __future__ import annotations` here: Prefect builds the form from live 
 """
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow
-from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
 from tesseract_flow import study
 from tesseract_flow.flows.check import require_soundness, resolved
-from tesseract_flow.flows.optimize import Failures, Optimizer, Stop
+from tesseract_flow.flows.forms import Failures, Optimizer, Stop
 from tesseract_flow.optimize import load_problem
 from tesseract_flow.storage import folder_name, is_url, place_in
 from tesseract_flow.study import AbstractStudy, StudyProgress
-from tesseract_flow.tasks.log import warnings_in_run_log
+from tesseract_flow.tasks.cards import Cards
+from tesseract_flow.tasks.log import own_log, run_logger
+from tesseract_flow.tasks.run import ended, key_of_run, label_of_run, name_run
 from tesseract_flow.tasks.study import StudyPublisher
 
 
@@ -62,12 +63,15 @@ def multi_start(
     Returns:
         value, reason, converged and feasible of the best run, how many runs ended how, and the folder with all.
     """
-    with warnings_in_run_log():
+    with own_log():
         loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        label = label_of_run(run_key)
+        name_run(f"{loaded.name} {label}")
+        cards = Cards(loaded.name, label)
         if check:
-            require_soundness(loaded)
-        out = place_in(folder, folder_name(run_key or str(flow_run.id)))
-        get_run_logger().info("Optimising %s from %d starts; journals and results in %s", loaded.name, n, out)
+            require_soundness(loaded, cards)
+        out = place_in(folder, folder_name(key_of_run(run_key)))
+        run_logger().info("Optimising %s from %d starts; journals and results in %s", loaded.name, n, out)
         found = study.multi_start(
             loaded,
             n,
@@ -77,11 +81,11 @@ def multi_start(
             spread=spread,
             journal=place_in(out, "runs"),
             max_workers=max_workers,
-            observers=[StudyProgress(), StudyPublisher(loaded.name)],
+            observers=[StudyProgress(), StudyPublisher(cards)],
             accept_changes=accept_changes,
             **options_of(optimizer, stop, on_failure),
         )
-        return concluded(found, out)
+        return concluded(found, out, flow=multi_start.fn)
 
 
 def options_of(optimizer: Optimizer, stop: Stop, on_failure: Failures) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def options_of(optimizer: Optimizer, stop: Stop, on_failure: Failures) -> dict[s
     }
 
 
-def concluded(found: AbstractStudy, out: str) -> dict[str, Any]:
+def concluded(found: AbstractStudy, out: str, *, flow: Callable[..., Any]) -> Any:
     """Write the report of a study, and say in brief what it found.
 
     Raises:
@@ -104,8 +108,8 @@ def concluded(found: AbstractStudy, out: str) -> dict[str, Any]:
     found.report(out)
     best, run = found.best, found.best_run
     counts = Counter(run.status for run in found.runs)
-    get_run_logger().info("%s; best is run %d: value %.10g. Results in %s", found.summary, run.index, best.value, out)
-    return {
+    run_logger().info("%s; best is run %d: value %.10g. Results in %s", found.summary, run.index, best.value, out)
+    summary = {
         "value": best.value,
         "reason": best.reason,
         "converged": best.converged,
@@ -115,3 +119,4 @@ def concluded(found: AbstractStudy, out: str) -> dict[str, Any]:
         "requests": found.requests,
         "folder": out if is_url(out) else str(Path(out).resolve()),
     }
+    return ended(summary, converged=best.converged, message=found.summary, flow=flow)

@@ -1,4 +1,4 @@
-"""The flow that optimises a design: a form in, artifacts and a folder of results out.
+"""The flow that optimises a design: a form in, cards and a folder of results out.
 
 No `from __future__ import annotations` here: Prefect builds the form from live annotations, and a served run fails on
 postponed ones.
@@ -11,98 +11,33 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from prefect import flow
-from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
-from pydantic import BaseModel, Field
 
 from tesseract_flow.checks import Report
 from tesseract_flow.checks.views import finding_rows
 from tesseract_flow.client import own_requests
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.flows.check import blamed, require_soundness, resolved
-from tesseract_flow.optimize import (
-    FailureAction,
-    FileJournal,
-    Result,
-    WhichDesign,
-    load_problem,
-    optimize,
-)
+from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop
+from tesseract_flow.optimize import FileJournal, Problem, Result, WhichDesign, load_problem, optimize
 from tesseract_flow.report import Reporting, TerminalProgress
 from tesseract_flow.storage import is_url, place_in
 from tesseract_flow.tasks import (
     ArtifactPublisher,
+    Cards,
     ObservedSubmitter,
     ObserveLevel,
     PrefectJournal,
     PrefectSubmitter,
+    ProgressLog,
     observation_of,
+    own_log,
     run_step_as_task,
-    warnings_in_run_log,
 )
+from tesseract_flow.tasks.log import run_logger
+from tesseract_flow.tasks.run import ended, in_flow_run, key_of_run, label_of_run, name_run
 from tesseract_flow.tasks.run_folder import in_run_folder
 
 T = TypeVar("T")
-
-# The drivers worth offering in a form; the settings of each are those of its library.
-_OfOptax = Literal[
-    "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
-]
-_ForMisfits = Literal["levenberg-marquardt", "gauss-newton", "dogleg"]
-OptimizerName = Literal[
-    "auto", _OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", _ForMisfits, "cma-es"
-]
-
-
-class Optimizer(BaseModel):
-    """Which optimiser, of Optax, SciPy, NLopt or Optimistix, and its settings."""
-
-    name: OptimizerName = Field(
-        default="auto",
-        description="auto: slsqp with constraints, unless there are many unknowns or constraints, else adam. Or an "
-        "Optax optimiser (lbfgs searches along a line); or one of SciPy's: slsqp, l-bfgs-b (bounds only), "
-        "trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), ld_slsqp; for least squares "
-        "levenberg-marquardt, gauss-newton or dogleg; or cma-es, which asks for no gradients",
-    )
-    learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        description="Of an Optax optimiser, in units of the problem's scale; empty for the optimiser's default",
-    )
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description='Further settings, such as {"schedule": "cosine", "schedule_steps": 300}'
-    )
-
-
-class Stop(BaseModel):
-    """When to stop; whichever comes first. Empty fields do not count."""
-
-    max_steps: int = Field(default=200, ge=0, description="Steps, over all runs with this run key")
-    gradient_tolerance: float | None = Field(
-        default=1e-6,
-        ge=0,
-        description="Of first-order optimality: stationarity and complementarity; constraints must be met as well",
-    )
-    patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
-    stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")
-    wall_time: float | None = Field(default=None, gt=0, description="Seconds, over all runs with this run key")
-    max_requests: int | None = Field(default=None, ge=1, description="Requests of this run to Tesseracts")
-
-
-class Failures(BaseModel):
-    """What to do when an evaluation fails: NaN, a component's own error, a time-out, an answer that is not valid."""
-
-    action: FailureAction = Field(
-        default="shrink",
-        description="shrink: back along the step until it can be evaluated; skip: drop the update; stop: end with the "
-        "best so far; raise: fail",
-    )
-    retries: int = Field(default=0, ge=0, description="Evaluate the same design again first, for what may pass")
-    shrinks: int = Field(default=10, ge=0, description="How often a step is shortened before it is given up")
-    factor: float = Field(default=0.5, gt=0, lt=1, description="By which it is shortened each time")
-    memory: Literal["keep", "reset"] = Field(default="keep", description="Of the optimiser, after a dropped update")
-    in_a_row: int = Field(default=30, ge=1, description="Failed evaluations in a row after which the run ends")
-    patience: float = Field(default=300.0, ge=0, description="Seconds to wait for a component that is away")
 
 
 @flow(name="optimize-design")
@@ -147,54 +82,76 @@ def optimize_design(
             log and in an artifact.
 
     Returns:
-        value, reason, steps, constraints, requests, and the folder with everything else.
+        value, reason, converged, feasible, steps, constraints, requests, and the folder with everything else. As a flow
+        run it ends in a state whose message is the reason, called NotConverged if the design is not a first-order
+        optimum. `optimize_design.fn(...)` does the same without Prefect, and asks for no server.
     """
-    with warnings_in_run_log():
-        logger = get_run_logger()
-        key = run_key or str(flow_run.id)
+    how = Running(
+        run_key=run_key,
+        observe=observe,
+        folder=folder,
+        check=check,
+        verify_gradients=verify_gradients,
+        start_from=start_from,
+        start_design=start_design,
+        accept_changes=accept_changes,
+    )
+    with own_log():
         loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
-        report = require_soundness(loaded) if check else None
-        observation = observation_of(observe)
-        submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
+        return optimise(loaded, optimizer, stop, on_failure, how, flow=optimize_design.fn)
 
-        def attempt(out: str) -> Result:
-            logger.info("Optimising %s with %s; journal and results in %s", loaded.name, optimizer.name, out)
-            journal = FileJournal(place_in(out, "journal"))
-            reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
-            with reporting:
-                return optimize(
-                    loaded,
-                    optimizer.name,
-                    learning_rate=optimizer.learning_rate,
-                    driver_settings=optimizer.settings,
-                    stop=stop.model_dump(),
-                    on_failure=on_failure.model_dump(),
-                    journal=PrefectJournal(journal, observation),
-                    transform=partial(concurrent, submitter=submitter),
-                    run_step=_step_runner(submitter, observe),
-                    observers=[
-                        ArtifactPublisher(stop.max_steps, lambda: dict(requests)),
-                        TerminalProgress(max_steps=stop.max_steps),
-                        reporting,
-                    ],
-                    start_from=None if start_from is None else (start_from, start_design),
-                    accept_changes=accept_changes,
-                    verify_gradients=verify_gradients,
-                )
 
-        with own_requests() as requests:
-            out, result = in_run_folder(folder, key, attempt)
-            if result.history[-1].contradiction:
-                blamed(loaded, result)
-        logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
-        return {
-            "value": result.value,
-            "reason": result.reason,
-            "steps": result.steps,
-            "constraints": {name: value.tolist() for name, value in result.constraints.items()},
-            "requests": result.requests,
-            "folder": out if is_url(out) else str(Path(out).resolve()),
-        }
+def optimise(
+    problem: Problem, optimizer: Optimizer, stop: Stop, on_failure: Failures, how: Running, *, flow: Callable[..., Any]
+) -> Any:
+    """Optimise a problem inside of the run of a flow, or without one; what the function of that flow returns."""
+    label = label_of_run(how.run_key)
+    name_run(f"{problem.name} {label}")
+    cards, logger = Cards(problem.name, label), run_logger()
+    report = require_soundness(problem, cards) if how.check else None
+    observe = how.observe if in_flow_run() else "run"  # nobody there to see
+    observation = observation_of(observe)
+    submitter = ObservedSubmitter(PrefectSubmitter(), default_submitter(), observation)
+
+    def attempt(out: str) -> Result:
+        logger.info("Optimising %s with %s; journal and results in %s", problem.name, optimizer.name, out)
+        journal = FileJournal(place_in(out, "journal"))
+        reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
+        publisher = ArtifactPublisher(cards, journal, stop.max_steps, lambda: dict(requests))
+        with reporting, publisher:
+            return optimize(
+                problem,
+                optimizer.name,
+                learning_rate=optimizer.learning_rate,
+                driver_settings=optimizer.settings,
+                stop=stop.model_dump(),
+                on_failure=on_failure.model_dump(),
+                journal=PrefectJournal(journal, observation),
+                transform=partial(concurrent, submitter=submitter),
+                run_step=_step_runner(submitter, observe),
+                observers=[ProgressLog(), publisher, TerminalProgress(max_steps=stop.max_steps), reporting],
+                start_from=None if how.start_from is None else (how.start_from, how.start_design),
+                accept_changes=how.accept_changes,
+                verify_gradients=how.verify_gradients,
+            )
+
+    with own_requests() as requests:
+        out, result = in_run_folder(how.folder, key_of_run(how.run_key), attempt)
+        if result.history[-1].contradiction:
+            blamed(problem, result, cards)
+    logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)
+    summary = {
+        "value": result.value,
+        "reason": result.reason,
+        "converged": result.converged,
+        "feasible": result.feasible,
+        "steps": result.steps,
+        "constraints": {name: value.tolist() for name, value in result.constraints.items()},
+        "requests": result.requests,
+        "folder": out if is_url(out) else str(Path(out).resolve()),
+    }
+    message = result.reason if result.feasible else f"{result.reason}; no design met the constraints"
+    return ended(summary, converged=result.converged, message=message, flow=flow)
 
 
 def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callable[[int, Callable[[], T]], T]:

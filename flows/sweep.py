@@ -6,16 +6,16 @@ No `from __future__ import annotations` here: Prefect builds the form from live 
 from typing import Any
 
 from prefect import flow
-from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
 
 from tesseract_flow import study
 from tesseract_flow.flows.check import resolved
+from tesseract_flow.flows.forms import Failures, Optimizer, Stop
 from tesseract_flow.flows.multi_start import concluded, options_of
-from tesseract_flow.flows.optimize import Failures, Optimizer, Stop
 from tesseract_flow.storage import folder_name, place_in
 from tesseract_flow.study import StudyProgress
-from tesseract_flow.tasks.log import warnings_in_run_log
+from tesseract_flow.tasks.cards import Cards
+from tesseract_flow.tasks.log import own_log, run_logger
+from tesseract_flow.tasks.run import key_of_run, label_of_run, name_run
 from tesseract_flow.tasks.study import StudyPublisher
 
 
@@ -52,19 +52,21 @@ def sweep(
     Returns:
         value, reason, converged and feasible of the best run, how many runs ended how, and the folder with all.
     """
-    with warnings_in_run_log():
-        out = place_in(folder, folder_name(run_key or str(flow_run.id)))
+    with own_log():
+        label = label_of_run(run_key)
+        name_run(f"sweep {label}")
+        out = place_in(folder, folder_name(key_of_run(run_key)))
         fixed = {name: [resolved(value)] for name, value in settings.items()}
         swept = {name: [resolved(value) for value in values] for name, values in over.items()}
-        get_run_logger().info("Sweeping %s over %s; journals and results in %s", problem, ", ".join(swept), out)
+        run_logger().info("Sweeping %s over %s; journals and results in %s", problem, ", ".join(swept), out)
         found = study.sweep(
             problem,
             {**fixed, **swept},
             optimizer.name,
             journal=place_in(out, "runs"),
             max_workers=max_workers,
-            observers=[StudyProgress(), StudyPublisher(problem)],
+            observers=[StudyProgress(), StudyPublisher(Cards(problem, label))],
             accept_changes=accept_changes,
             **options_of(optimizer, stop, on_failure),
         )
-        return concluded(found, out)
+        return concluded(found, out, flow=sweep.fn)

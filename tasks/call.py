@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,17 +39,25 @@ class Outputs(list[np.ndarray]):
     """
 
 
-@task(
-    name="tesseract-call",
-    task_run_name="{label}",
-    retries=DEFAULT_RETRY.n_retries,
-    retry_delay_seconds=DEFAULT_RETRY.delays(),
-    retry_jitter_factor=DEFAULT_RETRY.jitter,
-    retry_condition_fn=retry_if_transient,
+# How a task around a call is repeated, and that nothing of it is stored.
+REPEATED: dict[str, Any] = {
+    "retries": DEFAULT_RETRY.n_retries,
+    "retry_delay_seconds": DEFAULT_RETRY.delays(),
+    "retry_jitter_factor": DEFAULT_RETRY.jitter,
+    "retry_condition_fn": retry_if_transient,
     # The call's own key is exact and cheap; Prefect's default would hash every array once more, and store nothing.
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+def wait_as_asked(error: Overloaded, sleep: Callable[[float], object]) -> None:
+    """Wait as long as an overloaded server asks for, within reason; the task's own pause comes on top."""
+    if error.retry_after is not None:
+        sleep(min(error.retry_after, _LONGEST_WAIT))
+
+
+@task(name="tesseract-call", task_run_name="{label}", **REPEATED)
 def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_id: str) -> Outputs:
     """One request to one Tesseract: `apply`, a pushforward or a pullback.
 
@@ -63,8 +71,7 @@ def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_i
         with somebody_else():  # this task repeats it
             return Outputs(node.run(operands, run_id))
     except Overloaded as error:
-        if error.retry_after is not None:
-            time.sleep(min(error.retry_after, _LONGEST_WAIT))
+        wait_as_asked(error, time.sleep)
         raise
 
 

@@ -140,7 +140,7 @@ def _apply(tesseract: TesseractLike, inputs: Mapping[str, Any], options: Options
     handle = client.opened(tesseract)  # imported with the first call, and HTTP with the first address
     for template, field in array_templates(handle.schema.outputs):
         require_precision(handle, template, field.dtype)
-    operands, layout = _split_inputs(handle, inputs)
+    operands, layout = split_inputs(handle, inputs)
     script = current_script()
     number = None if script is None else script.next_call()
     if not is_staging() and not any(isinstance(x, Tracer) for x in operands):
@@ -230,7 +230,7 @@ def _plain_floats(answer: Any) -> dict[Keys, np.ndarray]:
     return {keys_of(path): np.asarray(leaf) for path, leaf in leaves if isinstance(leaf, float)}
 
 
-def _split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], InputLayout]:
+def split_inputs(handle: AbstractTesseract, inputs: Any) -> tuple[list[Any], InputLayout]:
     """Array operands in JAX's order, and the layout of everything else."""
     root = handle.schema.inputs
     inputs = plain_tree(root, inputs)

@@ -71,7 +71,7 @@ def problem(tmp_path: Path) -> str:
 def artifact(key: str) -> str:
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), sort=ArtifactSort.CREATED_DESC
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(like_=key)), sort=ArtifactSort.CREATED_DESC
         )
     return str(found[0].data)
 
@@ -80,7 +80,7 @@ def test_a_sound_problem(prefect_harness, problem):
     report = check_design(problem)
     assert report["ok"]
     assert [finding["kind"] for finding in report["findings"]] == ["fixed-number"]
-    assert "does not vary" in artifact("square-sums-check")
+    assert "does not vary" in artifact("square-sums-%-check")
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_faults_end_the_run_before_a_solve(prefect_harness, problem, tmp_path):
     with tf.count_requests() as requests, pytest.raises(ProblemError, match="Nothing was solved"):
         optimize_design(problem, settings, folder=str(tmp_path / "runs"), run_key="faulty")
     assert requests.n_of("apply") == 0
-    assert "expected shape" in artifact("square-sums-check")
+    assert "expected shape" in artifact("square-sums-%-check")
 
 
 @pytest.mark.slow
@@ -113,13 +113,13 @@ def test_gradients_that_are_right(prefect_harness, problem):
     report = check_gradients_of_design(problem, components=True)
     assert report["ok"]
     assert [verdict["component"] for verdict in report["verdicts"]] == ["total", "square"]
-    assert "| right | square.vector_jacobian_product |" in artifact("square-sums-gradients")
+    assert "| right | square.vector_jacobian_product |" in artifact("square-sums-%-gradients")
 
 
 def test_gradients_that_are_wrong_end_the_run_with_whose_they_are(prefect_harness, wrong):
     with pytest.raises(ProblemError, match=r"(?s)are wrong: look at drag.*drag\.vector_jacobian_product: y by x"):
         check_gradients_of_design(wrong)
-    assert "its sign is wrong" in artifact("wrong-drag-gradients")
+    assert "its sign is wrong" in artifact("wrong-drag-%-gradients")
     with pytest.raises(OptionError, match="max_requests is 3"):
         check_gradients_of_design(wrong, max_requests=3)
 
@@ -143,7 +143,7 @@ def test_a_run_that_contradicts_itself_says_whose_gradients_are_wrong(prefect_ha
         result = optimize_design(wrong, folder=str(tmp_path), run_key="contradicts")
     assert "check the gradients of drag, mesh" in result["reason"]
     assert requests.n_total - requests.n_of("abstract_eval") <= 500 + result["requests"]
-    page = artifact("wrong-drag-gradients")
+    page = artifact("wrong-drag-%-gradients")
     assert "| wrong | drag.vector_jacobian_product: y by x |" in page
     assert "| right | mesh.vector_jacobian_product |" in page
     assert "drag.vector_jacobian_product: y by x: its sign is wrong" in caplog.text

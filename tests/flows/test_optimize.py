@@ -3,19 +3,24 @@
 import contextvars
 import json
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import StateType
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tesseract_flow import errors
 from tesseract_flow.flows import Optimizer, Stop, optimize_design
 from tesseract_flow.optimize import driver_names, read_contents
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
 from tesseract_flow.storage import open_store
+from tesseract_flow.tasks import ArtifactPublisher, Cards
 
 PROBLEM = """
 import os
@@ -149,23 +154,44 @@ def test_steps_are_task_runs_when_asked_for(prefect_harness, problem, tmp_path):
     assert not any("misfit" in name for name in task_runs(state))
 
 
-def test_artifacts_show_progress_picture_history_and_result(prefect_harness, problem, tmp_path):
-    state = run(problem, tmp_path, observe="run", stop=Stop(max_steps=3))
-    state.result()
+def test_run_page_says_how_the_run_went(prefect_harness, problem, tmp_path, monkeypatch):
+    """Its name and state, a card for each thing, and a log that one can read."""
+    renewed = []
+    put = Cards._put
+    monkeypatch.setattr(Cards, "_put", lambda self, what, *rest: (renewed.append(what), put(self, what, *rest)))
+    monkeypatch.setattr(ArtifactPublisher.__init__, "__kwdefaults__", EAGER)
+    state = run(problem, tmp_path, run_key="Mach 0.8", observe="calls", stop=Stop(max_steps=3))
+    assert (state.type, state.name) == (StateType.COMPLETED, "NotConverged")
+    assert state.message == "maximum number of steps reached (3)" == state.result()["reason"]
+    APILogWorker.drain_all(timeout=30)
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
-        )
-    kinds = {artifact.key: artifact.type for artifact in found}
-    assert kinds == {
-        "rosenbrock-s-valley-check": "markdown",
-        "rosenbrock-s-valley-progress": "progress",
-        "rosenbrock-s-valley-convergence": "image",
-        "rosenbrock-s-valley-history": "table",
-        "rosenbrock-s-valley-result": "markdown",
-    }
-    (progress,) = [artifact.data for artifact in found if artifact.type == "progress"]
-    assert progress == 100.0
+        assert client.read_flow_run(state.state_details.flow_run_id).name == "Rosenbrock's valley Mach 0.8"
+        mine = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+        found = client.read_artifacts(flow_run_filter=mine)
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id])))
+    cards = {artifact.key.removeprefix("rosenbrock-s-valley-mach-0-8-"): artifact for artifact in found}
+    assert len(cards) == len(found) < len(renewed)
+    kinds = {"progress": "progress", "history": "table"}
+    kinds |= dict.fromkeys(("check", "convergence", "design", "result"), "markdown")
+    assert {name: card.type for name, card in cards.items()} == kinds
+    assert cards["progress"].data == 100.0
+    assert cards["convergence"].data.startswith("![convergence](data:image/png;base64,")
+    assert [row["step"] for row in json.loads(cards["history"].data)] == [0, 1, 2, 3]
+    assert sum(len(str(card.data)) for card in found) < 100_000
+    lines = [log.message for log in logs]
+    assert any(line.startswith("Step 3: value ") for line in lines)
+    assert sum("Finished in state" in line for line in lines) == 1  # the flow's own, and none of its calls
+
+
+EAGER = {"progress_every": 0.0, "pictures_every": 0.0, "clock": time.monotonic}
+
+
+def test_flow_is_a_plain_function_without_prefect(problem, tmp_path):
+    """No run and no server: with `.fn`, and neither tasks nor cards."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        told = optimize_design.fn(problem, folder=str(tmp_path), optimizer=Optimizer(name="lbfgs"), run_key="valley")
+    assert told["converged"] and told["value"] < 1e-10
+    assert json.loads((tmp_path / "valley" / "result.json").read_text())["value"] == told["value"]
 
 
 @pytest.mark.slow

@@ -54,10 +54,10 @@ def test_a_multi_start_leaves_table_picture_and_best_run_and_goes_on_by_its_key(
     assert {path.name for path in out.iterdir()} >= {"runs", "runs.csv", "runs.txt", "report.html", "result.json"}
     rows = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
     assert [row["rank"] for row in rows] == ["1", "2", "3"] and float(rows[0]["value"]) == first["value"]
-    shown = artifacts("square-sums")
-    assert {"square-sums-progress", "square-sums-runs", "square-sums-all-runs", "square-sums-best"} <= set(shown)
-    assert len(json.loads(shown["square-sums-runs"])) == 3
-    assert "multi-start of Square sums" in shown["square-sums-best"]
+    shown = artifacts("square-sums-study-")
+    assert {"progress", "runs", "all-runs", "best"} <= {key.removeprefix("square-sums-study-") for key in shown}
+    assert len(json.loads(shown["square-sums-study-runs"])) == 3
+    assert "multi-start of Square sums" in shown["square-sums-study-best"]
     with tf.count_requests() as requests:
         again = multi_start(problem, **options)
     assert requests.n_solves == 0 and again == first

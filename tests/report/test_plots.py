@@ -145,6 +145,14 @@ def test_png_and_addresses():
         assert base64.b64decode(body, validate=True).startswith(start)
 
 
+def test_few_colours_make_a_small_picture_that_looks_the_same():
+    figure = plots.convergence_figure(HISTORIES["violated"])
+    whole, small = plots.figure_to_png(figure, dpi=60), plots.figure_to_png(figure, dpi=60, colours=64)
+    assert len(small) < 0.6 * len(whole)
+    a, b = (np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.int16) for png in (whole, small))
+    assert np.abs(a - b).mean() < 1.0  # of 255
+
+
 @pytest.mark.slow
 def test_threads_draw_what_one_thread_draws():
     before = dict(mpl.rcParams)

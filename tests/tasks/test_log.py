@@ -2,11 +2,13 @@
 
 import logging
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from tesseract_flow.optimize import StepRecord
 from tesseract_flow.tasks import log
-from tesseract_flow.tasks.log import warnings_in_run_log
+from tesseract_flow.tasks.log import ProgressLog, warnings_in_run_log
 
 LOGGER = logging.getLogger("tesseract_flow")
 
@@ -85,3 +87,58 @@ def test_outside_of_a_flow_warnings_go_where_python_sends_them(caplog):
         assert LOGGER.handlers == before
         LOGGER.warning("seen")
     assert "seen" in caplog.text
+
+
+def record(step, **changes):
+    return StepRecord(
+        step=step,
+        value=2.0 - step,
+        gradient_norm=1.0,
+        violation=0.0,
+        residual=0.0,
+        feasible=True,
+        best_value=1.0,
+        best_step=1,
+        best_feasible=True,
+        move=0.1,
+        changes=0,
+        evaluations=1,
+        requests=2,
+        seconds=61.0 + step,
+        **changes,
+    )
+
+
+def test_progress_is_said_often_at_first_and_then_rarely(caplog):
+    clock = Clock()
+    told = ProgressLog(clock, first=1.0, longest=30.0)
+    with caplog.at_level(logging.INFO, "tesseract_flow"):
+        told.on_start(None, [record(152)])
+        for second in range(100):
+            clock.now = float(second)
+            told.on_step(record(153 + second), None, None)
+        told.on_finish(None)
+    lines = [line.getMessage() for line in caplog.records]
+    assert lines[0] == "Going on after step 152: value -150, best 1, violation 0, 3 min 33 s"
+    said = [int(line.split(":")[0].removeprefix("Step ")) - 153 for line in lines[1:]]
+    assert said == [1, 2, 4, 8, 16, 32, 62, 92, 99]
+
+
+def test_tasks_that_went_well_say_nothing_and_failures_do():
+    logger, lines = logging.getLogger("prefect.task_runs"), Lines()
+    run = SimpleNamespace(flow_run=SimpleNamespace(id="this run"))
+    logger.addHandler(lines)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(log.FlowRunContext, "get", lambda: run)
+            patch.setattr(logger, "level", logging.INFO)
+            with log.quiet_tasks():
+                for of in ("this run", "another run"):
+                    logger.info("Finished in state Completed()", extra={"flow_run_id": of})
+                logger.error("Finished in state Failed('gone')", extra={"flow_run_id": "this run"})
+                logger.info("Task run failed: it is tried again", extra={"flow_run_id": "this run"})
+        logger.info("Finished in state Completed()", extra={"flow_run_id": "this run"})
+    finally:
+        logger.removeHandler(lines)
+    assert len(lines.texts) == 4
+    assert lines.texts[1] == "Finished in state Failed('gone')"

@@ -1,0 +1,111 @@
+"""What a form asks for besides the problem: the optimiser, when to stop, what to do on failure, how the run goes.
+
+No `from __future__ import annotations` here: Prefect builds the form from live annotations, and a served run fails on
+postponed ones. Unknown fields are refused, so that a form that is filled in by a script says so when it is submitted.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tesseract_flow.optimize import FailureAction, WhichDesign
+from tesseract_flow.tasks.observe import ObserveLevel
+
+# The drivers worth offering in a form; the settings of each are those of its library.
+_OfOptax = Literal[
+    "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
+]
+_ForMisfits = Literal["levenberg-marquardt", "gauss-newton", "dogleg"]
+OptimizerName = Literal[
+    "auto", _OfOptax, "slsqp", "l-bfgs-b", "trust-constr", "mma", "ccsaq", "ld_slsqp", _ForMisfits, "cma-es"
+]
+
+
+class Optimizer(BaseModel):
+    """Which optimiser, of Optax, SciPy, NLopt or Optimistix, and its settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: OptimizerName = Field(
+        default="auto",
+        description="auto: slsqp with constraints, unless there are many unknowns or constraints, else adam. Or an "
+        "Optax optimiser (lbfgs searches along a line); or one of SciPy's: slsqp, l-bfgs-b (bounds only), "
+        "trust-constr; or of NLopt's, if it is installed: mma, ccsaq (inequalities only), ld_slsqp; for least squares "
+        "levenberg-marquardt, gauss-newton or dogleg; or cma-es, which asks for no gradients",
+    )
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Of an Optax optimiser, in units of the problem's scale; empty for the optimiser's default",
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description='Further settings, such as {"schedule": "cosine", "schedule_steps": 300}'
+    )
+
+
+class Stop(BaseModel):
+    """When to stop; whichever comes first. Empty fields do not count."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_steps: int = Field(default=200, ge=0, description="Steps, over all runs with this run key")
+    gradient_tolerance: float | None = Field(
+        default=1e-6,
+        ge=0,
+        description="Of first-order optimality: stationarity and complementarity; constraints must be met as well",
+    )
+    patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
+    stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")
+    wall_time: float | None = Field(default=None, gt=0, description="Seconds, over all runs with this run key")
+    max_requests: int | None = Field(default=None, ge=1, description="Requests of this run to Tesseracts")
+
+
+class Failures(BaseModel):
+    """What to do when an evaluation fails: NaN, a component's own error, a time-out, an answer that is not valid."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: FailureAction = Field(
+        default="shrink",
+        description="shrink: back along the step until it can be evaluated; skip: drop the update; stop: end with the "
+        "best so far; raise: fail",
+    )
+    retries: int = Field(default=0, ge=0, description="Evaluate the same design again first, for what may pass")
+    shrinks: int = Field(default=10, ge=0, description="How often a step is shortened before it is given up")
+    factor: float = Field(default=0.5, gt=0, lt=1, description="By which it is shortened each time")
+    memory: Literal["keep", "reset"] = Field(default="keep", description="Of the optimiser, after a dropped update")
+    in_a_row: int = Field(default=30, ge=1, description="Failed evaluations in a row after which the run ends")
+    patience: float = Field(default=300.0, ge=0, description="Seconds to wait for a component that is away")
+
+
+class Running(BaseModel):
+    """Where the run is kept, what of it is seen, and how it begins."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_key: str | None = Field(
+        default=None,
+        description="Name of the run's folder; the same key goes on with the same run. Empty: this flow run's own",
+    )
+    observe: ObserveLevel = Field(
+        default="auto",
+        description="What becomes a task run: every call, every step, nothing, or as much as the pace allows (auto)",
+    )
+    folder: str = Field(
+        default="runs", description="Where the run's folder is made: a folder, or a URL such as s3://bucket/runs"
+    )
+    check: bool = Field(
+        default=True,
+        description="Look for all that is wrong before the first solve, and refuse to start with an error",
+    )
+    verify_gradients: Literal["start"] | int | None = Field(
+        default="start",
+        description="Whether gradients fit the values: at the start, or at the start and every so many steps",
+    )
+    start_from: str | None = Field(
+        default=None, description="Folder or URL of another run, from whose design this one starts, under a new run key"
+    )
+    start_design: WhichDesign = Field(default="best", description="Which design of that run")
+    accept_changes: bool = Field(
+        default=False, description="Go on with the run of this key although its problem is another one now"
+    )
