@@ -22,6 +22,8 @@ FINAL = [
     errors.AccessDenied,
     errors.NotServed,
     errors.OverBudget,
+    errors.NotRecorded,
+    errors.StaleRecording,
 ]
 
 
