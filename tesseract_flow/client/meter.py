@@ -82,6 +82,7 @@ class Account:
 _NOBODY = Account(0, ())
 _accounts: dict[int, Account] = {}  # those that are open, by number
 _account: ContextVar[Account | None] = ContextVar("account", default=None)
+_is_counted: ContextVar[bool] = ContextVar("is_counted", default=True)
 
 
 @contextlib.contextmanager
@@ -113,6 +114,16 @@ def charged_to(account: Account | None) -> Iterator[None]:
         _account.reset(token)
 
 
+@contextlib.contextmanager
+def uncounted() -> Iterator[None]:
+    """Requests of this thread are nobody's: they serve one that was counted where it was sent."""
+    token = _is_counted.set(False)
+    try:
+        yield
+    finally:
+        _is_counted.reset(token)
+
+
 def current_account() -> Account | None:
     """The one that this thread's requests are charged to."""
     return _account.get()
@@ -127,6 +138,8 @@ def open_account(number: int) -> Account | None:
 def record_request(tesseract: str, endpoint: str) -> None:
     """Report one request to every open `count_requests()` block, and to those whose it is."""
     account = _account.get()
+    if not _is_counted.get():
+        return
     with _lock:
         charged = list(_open)
         if account is not None:

@@ -20,7 +20,7 @@ from tesseract_flow.schema.model import TesseractSchema
 from tesseract_flow.schema.paths import Keys, array_templates, field_at, follow, format_path, parse_path, template_of
 from tesseract_flow.schema.plain import plain_tree
 from tesseract_flow.schema.validate import array_leaves, check_inputs, is_arraylike, is_castable, resolve
-from tesseract_flow.schema.writing import schema_from_json, schema_to_json
+from tesseract_flow.schema.writing import openapi_of, schema_from_json, schema_to_json
 
 __all__ = [
     "ANY",
@@ -50,6 +50,7 @@ __all__ = [
     "is_castable",
     "is_same_kind",
     "lossless",
+    "openapi_of",
     "parse_path",
     "plain_tree",
     "resolve",

@@ -1,4 +1,4 @@
-"""A schema as JSON and back, for files that outlive the server that said it."""
+"""A schema as JSON and back, for files that outlive the server that said it; and as the document of a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tesseract_flow.errors import SchemaError
-from tesseract_flow.schema.fields import ArrayField, DictField, Field, LeafField, ListField, ModelField, UnionField
+from tesseract_flow.schema.fields import (
+    DTYPES,
+    ArrayField,
+    DictField,
+    Field,
+    LeafField,
+    ListField,
+    ModelField,
+    UnionField,
+)
 from tesseract_flow.schema.model import TesseractSchema
 
 
@@ -106,3 +115,98 @@ def _text(value: Any) -> str:
 
 def _words(value: Any) -> frozenset[str] | None:
     return None if value is None else frozenset(map(_text, value))
+
+
+def openapi_of(schema: TesseractSchema) -> dict[str, Any]:
+    """An OpenAPI document that says what the schema says, for a component that has none; its digest is another.
+
+    Raises:
+        SchemaError: it has a pydantic RootModel, which needs the component's own document.
+    """
+    component = {
+        "Inputs": _node(schema.inputs),
+        "Outputs": _node(schema.outputs),
+        "Body": {"type": "object", "properties": {"inputs": {"$ref": "#/components/schemas/Inputs"}}},
+    }
+
+    def content(name: str) -> dict[str, Any]:
+        return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
+
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": schema.name, "version": schema.version},
+        "paths": {
+            f"/{name}": {"get" if name == "health" else "post": {"responses": {"200": {"description": "done"}}}}
+            for name in sorted(schema.endpoints | {"apply"})
+        },
+        "components": {"schemas": component},
+    }
+    answer = {"description": "done", **content("Outputs")}
+    document["paths"]["/apply"]["post"] = {"requestBody": content("Body"), "responses": {"200": answer}}
+    if schema.encodings is not None:
+        document["x-supported-output-formats"] = sorted(schema.encodings)
+    if schema.compressions is not None:
+        document["x-supported-compressions"] = sorted(schema.compressions)
+    return document
+
+
+_LEAVES: dict[str, dict[str, Any]] = {
+    "str": {"type": "string"},
+    "int": {"type": "integer"},
+    "float": {"type": "number"},
+    "bool": {"type": "boolean"},
+    "null": {"type": "null"},
+    "path": {"type": "string", "format": "path"},
+    "any": {},
+}
+
+
+def _node(field: Field | None) -> Any:
+    match field:
+        case None:
+            return False
+        case ArrayField(dtype=dtype, shape=shape, differentiable=differentiable):
+            lengths = {"items": {"type": "integer"}} if shape is None else _lengths(shape)
+            return {
+                "type": "object",
+                "properties": {
+                    "object_type": {"const": "array"},
+                    "shape": {"type": "array", **lengths},
+                    "dtype": {"enum": list(DTYPES)} if dtype is None else {"const": dtype},
+                },
+                "array_flags": ["DIFFERENTIABLE"] if differentiable else [],
+            }
+        case ModelField(is_root=True):
+            raise SchemaError("A RootModel has no document of its own; take that of the component.")
+        case ModelField(fields=fields, required=required, extra=extra):
+            properties = {name: _node(one) for name, one in fields.items()}
+            return {
+                "type": "object",
+                "properties": properties,
+                "required": sorted(required),
+                "additionalProperties": _node(extra),
+            }
+        case DictField(value=value, keys=keys):
+            names = {"propertyNames": {"enum": list(keys)}} if keys else {}
+            return {"type": "object", "additionalProperties": _node(value), **names}
+        case ListField(item=item, prefix=prefix, min_items=least, max_items=most):
+            is_fixed = bool(prefix) and most == len(prefix)
+            return {
+                "type": "array",
+                "items": False if is_fixed else _node(item),
+                **({"prefixItems": [_node(one) for one in prefix]} if prefix else {}),
+                "minItems": least,
+                **({} if most is None else {"maxItems": most}),
+            }
+        case UnionField(options=options):
+            return {"anyOf": [_node(one) for one in options]}
+        case LeafField(kind="enum", choices=choices):
+            return {"enum": list(choices)}
+        case LeafField(kind=kind):
+            return _LEAVES[kind]
+
+
+def _lengths(shape: tuple[int | None, ...]) -> dict[str, Any]:
+    if not shape:
+        return {"maxItems": 0}
+    return {"prefixItems": [{"minimum": 0} if n is None else {"const": n} for n in shape]}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
+from tesseract_flow.testing.faults import FaultyServer, of_function
 from tests.faults.component import tesseract_api
-from tests.faults.server import FaultyServer
 
 
 @functools.cache
@@ -25,5 +25,5 @@ def document() -> bytes:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultyServer]:
-    with FaultyServer(tesseract_api.answer, document()) as server:
+    with FaultyServer(of_function(tesseract_api.answer, document())) as server:
         yield server

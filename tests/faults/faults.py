@@ -11,7 +11,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.faults.server import Act
+from tesseract_flow.testing.faults import Act
 
 CALLS = ("apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product")
 SOLVES = tuple(endpoint for endpoint in CALLS if endpoint != "abstract_eval")

@@ -6,8 +6,9 @@ import gzip
 import itertools
 import threading
 
+from tesseract_flow.testing import faults
+from tesseract_flow.testing.faults import Exchange
 from tests.faults.faults import QUESTIONS, Comes, fault
-from tests.faults.server import Exchange
 
 LATE = 1.2  # seconds, more than the client's read_timeout in these tests
 AWAY = 0.03  # seconds, less than all attempts of a policy take
@@ -15,17 +16,10 @@ AWAY = 0.03  # seconds, less than all attempts of a policy take
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-@fault(Comes.RIGHT)
-def latency(x: Exchange) -> None:
-    x.body()
-    x.pause(0.03)
-    x.answer()
+fault(Comes.RIGHT, name="latency")(faults.latency(0.03))
 
 
-@fault(Comes.REFUSED, "CallTimeout", says="no answer")
-def hang(x: Exchange) -> None:
-    x.read()
-    x.hang()
+fault(Comes.REFUSED, "CallTimeout", says="no answer")(faults.hang)
 
 
 @fault(Comes.REFUSED, "CallTimeout")
@@ -40,20 +34,10 @@ def frozen_without_reading(x: Exchange) -> None:
     x.wait_for_the_client_to_go()
 
 
-@fault(Comes.REFUSED, "CallTimeout")
-def answer_after_the_clients_patience(x: Exchange) -> None:
-    x.body()
-    x.pause(LATE)
-    x.answer()
+fault(Comes.REFUSED, "CallTimeout", name="answer after the client's patience")(faults.latency(LATE))
 
 
-@fault(Comes.RIGHT)
-def slow_drip_that_ends(x: Exchange) -> None:
-    whole = x.head(length=len(x.body())) + x.body()
-    step = max(1, len(whole) // 8)
-    for start in range(0, len(whole), step):
-        x.send(whole[start : start + step])
-        x.pause(0.005)
+fault(Comes.RIGHT, name="slow drip that ends")(faults.slow_drip(0.04))
 
 
 @fault(Comes.REFUSED, "CallTimeout", at=QUESTIONS)
@@ -111,10 +95,7 @@ def dies_and_comes_back(x: Exchange) -> None:
     x.reset()
 
 
-@fault(Comes.RECOVERED, "ConnectionLost")
-def reset_before_the_answer(x: Exchange) -> None:
-    x.read()
-    x.reset()
+fault(Comes.RECOVERED, "ConnectionLost", name="reset before the answer")(faults.reset)
 
 
 @fault(Comes.RECOVERED, "ConnectionLost", "Unreachable")
@@ -129,11 +110,7 @@ def reset_in_the_head_of_the_answer(x: Exchange) -> None:
     x.reset()
 
 
-@fault(Comes.RECOVERED, "ConnectionLost")
-def reset_in_the_middle_of_the_answer(x: Exchange) -> None:
-    body = x.body()
-    x.send(x.head(length=len(body)) + body[: len(body) // 2])
-    x.reset()
+fault(Comes.RECOVERED, "ConnectionLost", name="reset in the middle of the answer")(faults.reset_in_the_middle)
 
 
 @fault(Comes.RECOVERED, "ConnectionLost")
@@ -149,11 +126,7 @@ def close_in_the_head_of_the_answer(x: Exchange) -> None:
     x.close()
 
 
-@fault(Comes.RECOVERED, "ConnectionLost")
-def truncated_answer(x: Exchange) -> None:
-    body = x.body()
-    x.send(x.head(length=len(body)) + body[: len(body) // 2])
-    x.close()
+fault(Comes.RECOVERED, "ConnectionLost", name="truncated answer")(faults.truncated)
 
 
 @fault(Comes.RECOVERED, "ConnectionLost")
@@ -186,10 +159,7 @@ def reset_after_the_answer(x: Exchange) -> None:
 # --- more than one answer, or another one -----------------------------------------------------------------------------
 
 
-@fault(Comes.RIGHT)
-def surplus_answer(x: Exchange) -> None:
-    body = x.body()
-    x.send(2 * (x.head(length=len(body)) + body))
+fault(Comes.RIGHT, name="surplus answer")(faults.surplus)
 
 
 # Where another question follows at once, the surplus is taken for its answer unless it has another form.

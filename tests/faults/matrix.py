@@ -15,6 +15,7 @@ import functools
 import inspect
 import itertools
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,9 +30,9 @@ from tesseract_flow import errors
 from tesseract_flow.autodiff import memory
 from tesseract_flow.client import HttpTesseract, RetryPolicy
 from tesseract_flow.execute import AbstractSubmitter, ThreadSubmitter
+from tesseract_flow.testing.faults import FaultyServer, at
 from tests.faults.component.tesseract_api import answer, derivatives
 from tests.faults.faults import EVERYWHERE, FAULTS, MAX_BYTES, QUESTIONS, Comes, Fault
-from tests.faults.server import FaultyServer, always, first, watched
 
 LIMIT = 8.0  # seconds for a call, in which several attempts and time-outs have room
 PATIENCE = 0.8  # seconds that the handle waits for an answer
@@ -170,7 +171,7 @@ class Bench:
         server.clear()
         server.asked.clear()
         call = self._call(cell)
-        server.plant(cell.fault.act, cell.endpoint, first(1) if passes else always)
+        server.plant(at(cell.endpoint, cell.fault.act, first=1 if passes else None))
         with watched(server, LIMIT) as barked:
             got, error = _outcome(call, inputs(0))
         n_attempts = server.n_faulty
@@ -238,6 +239,24 @@ class Bench:
         if comes is Comes.RIGHT or (comes is Comes.RECOVERED and passes):
             return [failing("NOT RECOVERED", f"{mode}: after {n_attempts} attempts: {_said(error)}")]
         return [failing(kind, f"{mode}: {what}") for kind, what in complaints(cell, error, self.server, n_attempts)]
+
+
+@contextlib.contextmanager
+def watched(server: FaultyServer, seconds: float) -> Iterator[threading.Event]:
+    """Let go of everything that still hangs after so many seconds; the event says that it came to that."""
+    barked = threading.Event()
+
+    def bark() -> None:
+        barked.set()
+        server.release()
+
+    timer = threading.Timer(seconds, bark)
+    timer.start()
+    try:
+        yield barked
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 @contextlib.contextmanager

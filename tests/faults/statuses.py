@@ -7,8 +7,9 @@ import time
 
 import orjson
 
+from tesseract_flow.testing import faults
+from tesseract_flow.testing.faults import Exchange
 from tests.faults.faults import CALLS, Comes, fault
-from tests.faults.server import Exchange
 
 DETAIL = [{"loc": ["body", "inputs", "x"], "msg": "Input should be positive", "type": "value_error"}]
 TRACEBACK = 'Traceback (most recent call last):\n  File "tesseract_api.py", line 3, in apply\nValueError: no mesh'
@@ -47,22 +48,15 @@ REFUSED = {
 TRANSIENT = (429, 502, 503, 504)
 
 
-def replies(status: int, body: bytes, *headers: tuple[str, str]):
-    def act(x: Exchange) -> None:
-        x.answer(body, status, *headers)
-
-    return act
-
-
 for _status, _errors in REFUSED.items():
     fault(Comes.REFUSED, *_errors.split(), name=f"status {_status}", says=str(_status))(
-        replies(_status, b'{"detail":"no"}')
+        faults.status(_status, b'{"detail":"no"}')
     )
 for _status in TRANSIENT:
-    fault(Comes.RECOVERED, "Overloaded", name=f"status {_status}", says=str(_status))(replies(_status, b"busy"))
+    fault(Comes.RECOVERED, "Overloaded", name=f"status {_status}", says=str(_status))(faults.status(_status))
 for _status in (301, 302, 307, 308):
     fault(Comes.REFUSED, "InvalidAnswer", name=f"redirect {_status}", says="http://elsewhere/apply")(
-        replies(_status, b"", ("Location", "http://elsewhere/apply"))
+        faults.redirect("http://elsewhere/apply", _status)
     )
 
 
@@ -106,14 +100,14 @@ def refused_inputs_in_a_sentence(x: Exchange) -> None:
     x.answer(b'{"detail":"negative volume"}', 422)
 
 
-@fault(Comes.REFUSED, "ComponentFailed", at=CALLS, name="500 as text", says="TESSERACT_DEBUG")
-def failed_in_silence(x: Exchange) -> None:
-    x.answer(b"Internal Server Error", 500, ("Content-Type", "text/plain"))
+fault(Comes.REFUSED, "ComponentFailed", at=CALLS, name="500 as text", says="TESSERACT_DEBUG")(
+    faults.failed("Internal Server Error")
+)
 
 
-@fault(Comes.REFUSED, "ComponentFailed", at=CALLS, name="500 with a traceback", says="ValueError: no mesh")
-def failed_with_a_traceback(x: Exchange) -> None:
-    x.answer(TRACEBACK.encode(), 500, ("Content-Type", "text/plain"))
+fault(Comes.REFUSED, "ComponentFailed", at=CALLS, name="500 with a traceback", says="ValueError: no mesh")(
+    faults.failed(TRACEBACK)
+)
 
 
 @fault(Comes.REFUSED, "ComponentFailed", at=CALLS, name="500 as JSON", says="no mesh")
@@ -145,10 +139,6 @@ def failed_and_closed(x: Exchange) -> None:
 # --- patience ---------------------------------------------------------------------------------------------------------
 
 
-def asks_for_patience(status: int, header: str, value: str):
-    return replies(status, b"busy", (header, value))
-
-
 for _name, _value in {
     "0": "0",
     "fractions of a second": "0.01",
@@ -159,10 +149,8 @@ for _name, _value in {
     "empty": "",
     "date that is none": "Mon, 99 Foo 9999 99:99:99 GMT",
 }.items():
-    fault(Comes.RECOVERED, "Overloaded", name=f"429 with Retry-After: {_name}")(
-        asks_for_patience(429, "Retry-After", _value)
-    )
+    fault(Comes.RECOVERED, "Overloaded", name=f"429 with Retry-After: {_name}")(faults.status(429, retry_after=_value))
     if _name in ("0", "nonsense"):
         fault(Comes.RECOVERED, "Overloaded", name=f"503 with Retry-After: {_name}")(
-            asks_for_patience(503, "Retry-After", _value)
+            faults.status(503, retry_after=_value)
         )

@@ -22,8 +22,7 @@ from tesseract_flow import errors
 from tesseract_flow.cli import main
 from tesseract_flow.client import RetryPolicy
 from tesseract_flow.optimize import load_problem
-from tests.faults.faults import FAULTS
-from tests.faults.server import Exchange, FaultyServer, always, every, first
+from tesseract_flow.testing.faults import Exchange, FaultyServer, at, status
 from tests.planted import SECRET, files_with_it, forms, is_in
 
 INPUTS = {"x": np.ones(3), "w": np.ones((2, 3)), "s": np.float64(2.0)}
@@ -97,8 +96,7 @@ def test_the_search_finds_every_form_of_a_secret(tmp_path):
 @pytest.mark.parametrize("given", CREDENTIALS)
 def test_a_run_and_all_that_it_writes(server, problem, given, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level(logging.DEBUG)
-    busy = next(fault for fault in FAULTS if fault.name == "429 with Retry-After: 0")
-    server.plant(busy.act, "vector_jacobian_product", every(4))  # so that there is something to log
+    server.plant(at("pullback", status(429, retry_after=0), every=4))  # so that there is something to log
     settings = {**CREDENTIALS[given](server, monkeypatch), "cache": str(tmp_path / "cache")}
     made = tf.optimize(
         load_problem(problem, settings),
@@ -120,7 +118,7 @@ def test_the_command_line_and_its_report(server, problem, tmp_path, capsys, capl
     assert credentials_seen(server)
     assert (folder / "report.html").stat().st_size > 0
     # Another solver is another run; what tells them apart names none of the two.
-    server.plant(lambda x: x.answer(b"no", 403), "apply", always)
+    server.plant(at("apply", status(403)))
     assert main([*command, "--journal", str(tmp_path / "other")]) != 0
     assert not is_in("\n".join([caplog.text, *capsys.readouterr()]))
     assert not list(files_with_it(tmp_path))
@@ -146,7 +144,7 @@ def test_errors_tell_no_secret(server, given, fault, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     settings = CREDENTIALS[given](server, monkeypatch)
     handle = tf.open_tesseract(settings.pop("solver"), **settings, retry=RetryPolicy(n_retries=0))
-    server.plant(TELLING[fault], "apply")
+    server.plant(at("apply", TELLING[fault]))
     with pytest.raises(errors.CallError) as caught:
         handle.apply(INPUTS)
     told = [*traceback.format_exception(caught.value), repr(caught.value), str(caught.value.__dict__), caplog.text]
@@ -187,14 +185,13 @@ def test_a_flow_with_a_block_and_the_database_of_prefect(server, tmp_path, prefe
     )
     problem = f"{tmp_path / 'blocks.py'}:weight"
     options = {"stop": Stop(max_steps=1), "observe": "calls", "folder": str(tmp_path / "runs")}
-    busy = next(fault for fault in FAULTS if fault.name == "status 503")
-    server.plant(busy.act, "vector_jacobian_product", first(1))  # so that there is something to log
+    server.plant(at("pullback", status(503), first=1))  # so that there is something to log
     settings = {"solver": "block:planted-token", "cache": str(tmp_path / "cache")}
     optimize_design(problem, settings=settings, run_key="good", **options)
     assert credentials_seen(server)
     server.asked.clear()
     # And one that fails, with whatever Prefect writes of a failure.
-    server.plant(echoes, "apply")
+    server.plant(at("apply", echoes))
     with pytest.raises((errors.ComponentFailed, errors.EvaluationFailed)):
         optimize_design(problem, settings={"solver": "block:planted-password"}, run_key="bad", **options)
     assert credentials_seen(server)

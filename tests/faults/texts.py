@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import zlib
 
+from tesseract_flow.testing import faults
+from tesseract_flow.testing.faults import Exchange
 from tests.faults.faults import CALLS, MAX_BYTES, SOLVES, Comes, fault
-from tests.faults.server import Exchange
 
 NOT_UNDERSTOOD = ("InvalidAnswer", "SchemaError")
 
@@ -71,15 +72,14 @@ def deep_nesting_of_objects(x: Exchange) -> None:
     x.answer(b'{"y":' * 20_000 + b"1" + b"}" * 20_000)
 
 
-@fault(Comes.REFUSED, "InvalidAnswer", "SchemaError", says="max_bytes")
-def gigantic_answer(x: Exchange) -> None:
-    x.answer(b" " * (2 * MAX_BYTES))
+fault(Comes.REFUSED, "InvalidAnswer", "SchemaError", says="max_bytes", name="gigantic answer")(
+    faults.gigantic(2 * MAX_BYTES)
+)
 
 
-@fault(Comes.REFUSED, "InvalidAnswer", "SchemaError", says="max_bytes")
-def gigantic_answer_of_unknown_length(x: Exchange) -> None:
-    x.answer(b" " * (2 * MAX_BYTES), length=None)
-    x.close()
+fault(Comes.REFUSED, "InvalidAnswer", "SchemaError", says="max_bytes", name="gigantic answer of unknown length")(
+    faults.gigantic(2 * MAX_BYTES, says_so=False)
+)
 
 
 TEXTS = {
@@ -101,7 +101,7 @@ TEXTS = {
     "binary": bytes(range(256)),
 }
 for _name, _body in TEXTS.items():
-    fault(Comes.REFUSED, *NOT_UNDERSTOOD, name=f"answer is {_name}")(lambda x, body=_body: x.answer(body))
+    fault(Comes.REFUSED, *NOT_UNDERSTOOD, name=f"answer is {_name}")(faults.said(_body))
 
 
 @fault(Comes.REFUSED, *NOT_UNDERSTOOD)

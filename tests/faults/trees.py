@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tesseract_flow import wire
+from tesseract_flow.testing import faults
+from tesseract_flow.testing.faults import NULL, Exchange
+from tesseract_flow.testing.faults import decoded as values
+from tesseract_flow.testing.faults import encoded as array
 from tests.faults.faults import CALLS, SOLVES, Comes, fault
-from tests.faults.server import Exchange
 
 Leaf = dict[str, Any]
 REFUSED = ("InvalidAnswer",)
-NULL = object()  # where a function returns None for "changed in place"
 
 
 def place(endpoint: str) -> tuple[str, ...]:
@@ -34,28 +35,12 @@ def spoils(
 
     def enter(spoil: Callable[[Leaf], Any]) -> Callable[[Leaf], Any]:
         def act(x: Exchange) -> None:
-            tree = x.tree()
-            *above, last = place(x.asked.endpoint)
-            parent = tree
-            for key in above:
-                parent = parent[key]
-            leaf = parent[last]
-            changed = spoil(leaf)
-            parent[last] = leaf if changed is None else None if changed is NULL else changed
-            x.answer(orjson.dumps(tree))
+            faults.spoiled(spoil, ".".join(place(x.asked.endpoint)))(x)
 
         fault(comes, *errors, at=at, free=free, name=name or spoil.__name__.replace("_", " "))(act)
         return spoil
 
     return enter
-
-
-def values(leaf: Leaf) -> np.ndarray:
-    return wire.decode_array(leaf)
-
-
-def array(value: Any) -> Leaf:
-    return orjson.loads(wire.dumps({"a": np.asarray(value)}))["a"]
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -243,7 +228,6 @@ encoded("json of flags", Comes.REFUSED, as_json(lambda x: [True] * x.size))
 encoded("json of an object", Comes.REFUSED, as_json(lambda x: {"0": 1.0}))
 encoded("json of one number", Comes.REFUSED, as_json(lambda x: 1.0))
 encoded("binref without a folder", Comes.REFUSED, lambda x: {"encoding": "binref", "buffer": "a.bin:0"})
-encoded("binref that climbs", Comes.REFUSED, lambda x: {"encoding": "binref", "buffer": "../../etc/passwd:0"})
 encoded("binref from the root", Comes.REFUSED, lambda x: {"encoding": "binref", "buffer": "/etc/passwd:0"})
 encoded("binref with an address", Comes.REFUSED, lambda x: {"encoding": "binref", "buffer": "http://a/b.bin:0"})
 encoded("encoding unknown", Comes.REFUSED, lambda x: {"encoding": "hex", "buffer": x.tobytes().hex()})
@@ -254,10 +238,6 @@ encoded("data null", Comes.REFUSED, lambda x: None)
 encoded("data a text", Comes.REFUSED, lambda x: text(x.tobytes()))
 encoded("lz4 that is none", Comes.REFUSED, lambda x: compressed(text(x.tobytes())))
 encoded("compression unknown", Comes.REFUSED, lambda x: compressed(text(x.tobytes()), "snappy"))
-# A block that says it unpacks to 4 GB.
-encoded(
-    "lz4 bomb", Comes.REFUSED, lambda x: compressed(text(b"\xff\xff\xff\xff" + b"\x1f\x00\x01\x00" + b"\xff" * 4096))
-)
 
 
 def compressed(data: str, by: str = "lz4") -> dict[str, Any]:
@@ -284,6 +264,16 @@ def without_object_type(leaf):
 @spoils(Comes.REFUSED, *REFUSED, at=SOLVES, name="object_type unknown")
 def unknown_object_type(leaf):
     leaf["object_type"] = "matrix"
+
+
+def at_the_array(comes: Comes, name: str, make: Callable[[str], Callable[[Exchange], object]]) -> None:
+    """A fault of the library's, for its array."""
+    errors = () if comes is Comes.ASKED_FOR else REFUSED
+    fault(comes, *errors, at=SOLVES, name=name)(lambda x: make(".".join(place(x.asked.endpoint)))(x))
+
+
+at_the_array(Comes.REFUSED, "lz4 bomb", faults.lz4_bomb)
+at_the_array(Comes.REFUSED, "binref that climbs", lambda at: faults.path_escape(at=at))
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
@@ -357,9 +347,7 @@ def other_values(leaf):
     return array(values(leaf) + 1.0)
 
 
-@spoils(Comes.ASKED_FOR, at=SOLVES)
-def values_that_are_nan(leaf):
-    return array(np.full_like(values(leaf), np.nan))
+at_the_array(Comes.ASKED_FOR, "values that are nan", faults.nan)
 
 
 @spoils(Comes.ASKED_FOR, at=SOLVES)

@@ -12,10 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from tesseract_flow.optimize import driver_names
+from tesseract_flow.testing.faults import FaultyServer, at, of_function, status
 from tests.faults.component import tesseract_api
 from tests.faults.conftest import document
-from tests.faults.faults import FAULTS
-from tests.faults.server import FaultyServer, every
 
 ROOT = pathlib.Path(__file__).parents[2]
 KINDS = ("free", "bounded", "constrained", "walled")
@@ -84,8 +83,7 @@ def test_every_driver_survives_three_kills(killed, driver, kind, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_killed_while_it_calls_a_component_that_fails_now_and_then(killed, driver):
-    busy = next(fault for fault in FAULTS if fault.name == "429 with Retry-After: 0")
-    with FaultyServer(tesseract_api.answer, document()) as server:
-        server.plant(busy.act, "vector_jacobian_product", every(5))
+    with FaultyServer(of_function(tesseract_api.answer, document())) as server:
+        server.plant(at("pullback", status(429, retry_after=0), every=5))
         killed(driver, server.url, 3, 4)
         assert server.n_faulty > 2

@@ -28,9 +28,9 @@ from tesseract_flow.optimize import (
 from tesseract_flow.optimize.drivers.least_squares import bidiagonal
 from tesseract_flow.optimize.linearised import cheaper_side, endpoints_of
 from tesseract_flow.testing import FunctionTesseract
+from tesseract_flow.testing.faults import FaultyServer, of_function
 from tests.faults.component import tesseract_api
 from tests.faults.conftest import document
-from tests.faults.server import FaultyServer
 from tests.optimize.helpers import Counted, same_bits
 
 METHODS = ("gauss-newton", "levenberg-marquardt", "dogleg")
@@ -261,7 +261,7 @@ def test_single_precision():
 
 def test_a_served_component_in_the_misfit():
     matrix = np.random.default_rng(0).normal(size=(2, 6))
-    with FaultyServer(tesseract_api.answer, document()) as server:
+    with FaultyServer(of_function(tesseract_api.answer, document())) as server:
 
         def evaluate(x):
             inputs = {"x": x, "w": matrix, "s": jnp.asarray(0.5), "mode": "plain"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -17,6 +18,7 @@ from tesseract_flow.schema import (
     ModelField,
     TesseractSchema,
     UnionField,
+    openapi_of,
     schema_from_json,
     schema_to_json,
 )
@@ -44,6 +46,16 @@ def test_round_trip() -> None:
     assert again == SCHEMA
     assert list(again.inputs.fields) == list(INPUTS.fields)
     assert schema_to_json(again) == schema_to_json(SCHEMA)
+
+
+def test_as_a_document() -> None:
+    fields = {name: field for name, field in INPUTS.fields.items() if name != "nested"}
+    inputs = dataclasses.replace(INPUTS, fields=fields)
+    schema = dataclasses.replace(SCHEMA, inputs=inputs)
+    read = TesseractSchema.from_openapi(json.loads(json.dumps(openapi_of(schema))))
+    assert dataclasses.replace(read, digest=SCHEMA.digest) == schema
+    with pytest.raises(SchemaError, match="RootModel"):
+        openapi_of(SCHEMA)
 
 
 @pytest.mark.parametrize(
