@@ -28,7 +28,8 @@ def check_design(
     """Report all that is wrong with a problem, without a solve.
 
     Args:
-        problem: what is to be optimised, as folder/problem.py:factory or package.module:factory.
+        problem: what is to be optimised, as folder/problem.py:factory, package.module:factory or
+            folder/problem.yaml.
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
 
     Returns:
@@ -51,7 +52,8 @@ def check_gradients_of_design(
     """Compare the gradients of a problem with its values, and find out whose are wrong.
 
     Args:
-        problem: what is to be optimised, as folder/problem.py:factory or package.module:factory.
+        problem: what is to be optimised, as folder/problem.py:factory, package.module:factory or
+            folder/problem.yaml.
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
         at: folder or URL of a run, at whose design to look; empty: at the problem's start.
         at_design: which design of that run, its best or its last one.

@@ -60,7 +60,8 @@ def deploy_problem(
     checked.
 
     Args:
-        problem: folder/problem.py:factory, relative to the working directory, or package.module:factory.
+        problem: folder/problem.py:factory or folder/problem.yaml, relative to the working directory, or
+            package.module:factory.
         name: of the three deployments; that of the problem, if there is none.
         settings: arguments of the factory, which forms then show. "block:NAME" stands for an endpoint block.
         pool: the work pool; Prefect's default one, or the only one there is.
@@ -92,7 +93,8 @@ def serve_problem(
     interrupted.
 
     Args:
-        problem: folder/problem.py:factory, relative to the working directory, or package.module:factory.
+        problem: folder/problem.py:factory or folder/problem.yaml, relative to the working directory, or
+            package.module:factory.
         name: of the three deployments; that of the problem, if there is none.
         settings: arguments of the factory, which forms then show. "block:NAME" stands for an endpoint block.
         limit: runs at once (one).

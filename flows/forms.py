@@ -60,6 +60,11 @@ class Stop(BaseModel):
     max_requests: int | None = Field(default=None, ge=1, description="Requests of this run to Tesseracts")
 
 
+def said(stop: Stop) -> dict[str, Any] | None:
+    """What the form says of when to stop. As it stands there it says nothing, and a problem may do so itself."""
+    return None if stop == Stop() else stop.model_dump()
+
+
 class Failures(BaseModel):
     """What to do when an evaluation fails: NaN, a component's own error, a time-out, an answer that is not valid."""
 

@@ -12,7 +12,7 @@ from prefect import flow
 
 from tesseract_flow import study
 from tesseract_flow.flows.check import require_soundness, resolved
-from tesseract_flow.flows.forms import Failures, Optimizer, Stop
+from tesseract_flow.flows.forms import Failures, Optimizer, Stop, said
 from tesseract_flow.optimize import load_problem
 from tesseract_flow.storage import folder_name, is_url, place_in
 from tesseract_flow.study import AbstractStudy, StudyProgress
@@ -45,7 +45,8 @@ def multi_start(
     goes on with the others where they stopped.
 
     Args:
-        problem: what to optimise, as folder/problem.py:factory or package.module:factory.
+        problem: what to optimise, as folder/problem.py:factory, package.module:factory or
+            folder/problem.yaml.
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
         n: how many runs.
         starts: how starts are chosen between the bounds.
@@ -93,7 +94,7 @@ def options_of(optimizer: Optimizer, stop: Stop, on_failure: Failures) -> dict[s
     return {
         "learning_rate": optimizer.learning_rate,
         "driver_settings": optimizer.settings,
-        "stop": stop.model_dump(),
+        "stop": said(stop),
         "on_failure": on_failure.model_dump(),
         "verify_gradients": "start",
     }

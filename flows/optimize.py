@@ -17,7 +17,7 @@ from tesseract_flow.checks.views import finding_rows
 from tesseract_flow.client import own_requests
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.flows.check import blamed, require_soundness, resolved
-from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop
+from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop, said
 from tesseract_flow.optimize import FileJournal, Problem, Result, WhichDesign, load_problem, optimize
 from tesseract_flow.report import Reporting, TerminalProgress
 from tesseract_flow.storage import is_url, place_in
@@ -62,10 +62,11 @@ def optimize_design(
     run key continues from its last finished step.
 
     Args:
-        problem: what to optimise, as folder/problem.py:factory or package.module:factory.
+        problem: what to optimise, as folder/problem.py:factory, package.module:factory or
+            folder/problem.yaml.
         settings: arguments of the factory. "block:NAME" stands for the Tesseract of the endpoint block NAME.
         optimizer: the optimiser and its settings.
-        stop: when to stop.
+        stop: when to stop. As it stands here, a problem that says it itself is believed.
         on_failure: what to do when an evaluation fails.
         run_key: name of the run's folder; the same key goes on with the same run. Empty: this flow run's own.
         observe: what becomes a task run: every call, every step, nothing, or as much as the pace allows (auto).
@@ -117,19 +118,21 @@ def optimise(
         logger.info("Optimising %s with %s; journal and results in %s", problem.name, optimizer.name, out)
         journal = FileJournal(place_in(out, "journal"))
         reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
-        publisher = ArtifactPublisher(cards, journal, stop.max_steps, lambda: dict(requests))
+        own = (problem.defaults or {}).get("stop") or {}
+        most_steps = own.get("max_steps", stop.max_steps) if said(stop) is None else stop.max_steps
+        publisher = ArtifactPublisher(cards, journal, most_steps, lambda: dict(requests))
         with reporting, publisher:
             return optimize(
                 problem,
                 optimizer.name,
                 learning_rate=optimizer.learning_rate,
                 driver_settings=optimizer.settings,
-                stop=stop.model_dump(),
+                stop=said(stop),
                 on_failure=on_failure.model_dump(),
                 journal=PrefectJournal(journal, observation),
                 transform=partial(concurrent, submitter=submitter),
                 run_step=_step_runner(submitter, observe),
-                observers=[ProgressLog(), publisher, TerminalProgress(max_steps=stop.max_steps), reporting],
+                observers=[ProgressLog(), publisher, TerminalProgress(max_steps=most_steps), reporting],
                 start_from=None if how.start_from is None else (how.start_from, how.start_design),
                 accept_changes=how.accept_changes,
                 verify_gradients=how.verify_gradients,

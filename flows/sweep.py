@@ -38,7 +38,8 @@ def sweep(
     goes on with the others where they stopped.
 
     Args:
-        problem: the factory, as folder/problem.py:factory or package.module:factory.
+        problem: the factory, as folder/problem.py:factory, package.module:factory or
+            folder/problem.yaml.
         over: values of each setting that is swept, such as {"load": [1, 2, 5]}; all combinations are run.
         settings: arguments of the factory for all runs. "block:NAME" stands for the Tesseract of the block NAME.
         optimizer: the optimiser and its settings.

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # "tesseract_flow" is the package's own __init__, the public names: what is under it must not import through it.
 ORDER = [
     {"errors", "packages", "derivatives", "exact"},
-    {"wire", "schema", "storage"},
+    {"wire", "schema", "storage", "named"},
     {"client"},
     {"autodiff", "torch", "recipes"},
     {"execute"},
@@ -51,7 +51,7 @@ ONLY = {
     "testing": {"testing", "errors", "wire", "schema", "client"},
 }
 # They run inside JAX's callbacks and in small processes.
-WITHOUT_JAX = {"errors", "derivatives", "exact", "wire", "schema", "storage", "client"}
+WITHOUT_JAX = {"errors", "derivatives", "exact", "wire", "schema", "storage", "named", "client"}
 JAX = {"jax", "jaxlib", "equinox", "optax"}
 # What may be needed in a component's image.
 NEEDS = {"derivatives": {"numpy"}, "exact": {"numpy"}, "recipes": {"jax", "equinox", "numpy", "pydantic"}}

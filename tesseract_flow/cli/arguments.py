@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 else:
     Commands = Any
 
+PROBLEM = "folder/problem.py:factory, package.module:factory or folder/problem.yaml"
+
 _PYTHON = {"True": True, "False": False, "None": None, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 

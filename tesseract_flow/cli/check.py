@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 
-from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
 from tesseract_flow.cli.output import show
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("check", help="report all that is wrong with a problem, without a solve")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     parser.add_argument("--patience", type=float, default=None, metavar="SECONDS", help="for a component's description")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -6,13 +6,13 @@ import argparse
 import json
 import logging
 
-from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
 from tesseract_flow.cli.output import show
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("check-gradients", help="compare derivatives with values, and say whose are wrong")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     parser.add_argument(
         "--at", metavar="JOURNAL", help="look at the design of a run, by the folder or URL of its journal"

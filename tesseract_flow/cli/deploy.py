@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("deploy", help="deploy a problem to a Prefect work pool, whose workers run it")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--name", help="of the deployments (default: that of the problem)")
     parser.add_argument("--pool", help="work pool (default: Prefect's default one, or the only one there is)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")

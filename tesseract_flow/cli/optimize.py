@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tesseract_flow.cli.arguments import Commands, assignments, at_least_one
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments, at_least_one
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("optimize", help="optimise a problem in this process")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     add_run_options(parser)
     parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     from tesseract_flow.report import Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
+    own = (problem.defaults or {}).get("stop") or {}
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
@@ -114,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
             journal=journal,
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
             observers=[
-                TerminalProgress(max_steps=arguments.max_steps or DEFAULT_MAX_STEPS),
+                TerminalProgress(max_steps=arguments.max_steps or own.get("max_steps", DEFAULT_MAX_STEPS)),
                 Observer(on_start=_say_of_start),
                 *([] if reporting is None else [reporting]),
             ],

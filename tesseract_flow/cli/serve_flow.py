@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from tesseract_flow.cli.arguments import Commands, assignments, at_least_one
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments, at_least_one
 
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("serve-flow", help="run a problem from the Prefect UI, on this machine")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--name", help="of the deployments (default: that of the problem)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     parser.add_argument("--limit", type=at_least_one, default=1, metavar="N", help="runs at once (default 1)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tesseract_flow.cli.arguments import Commands, assignments
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
 from tesseract_flow.cli.optimize import add_run_options, run_options, say
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser("multi-start", help="optimise a problem from several starts")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     parser.add_argument("-n", "--n", type=int, default=None, metavar="N", help="how many runs (default 16)")
     parser.add_argument(
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     parser.set_defaults(run=run_multi_start)
 
     parser = commands.add_parser("sweep", help="optimise a factory's problems for several settings")
-    parser.add_argument("problem", help="folder/problem.py:factory or package.module:factory")
+    parser.add_argument("problem", help=PROBLEM)
     parser.add_argument(
         "--over",
         action="append",

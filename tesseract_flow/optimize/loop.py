@@ -95,12 +95,13 @@ def optimize(
     Args:
         problem: what to optimise.
         driver: a name (see `driver_names()`), or any `optax.GradientTransformation`, line searches included. Default:
-            `"auto"`, which is `slsqp` for a problem with constraints, up to 500 unknowns and 100 values under
-            constraints, and `adam` for others, or where something is asked for that only drivers of Optax have (a
-            learning rate, `constraint_method`, `on_failure="skip"`).
+            `"auto"`, which is the problem's own (`Problem.defaults`); or else `slsqp` for a problem with constraints,
+            up to 500 unknowns and 100 values under constraints, and `adam` for others, or where something is asked for
+            that only drivers of Optax have (a learning rate, `constraint_method`, `on_failure="skip"`).
         learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
-        stop: one rule, several, or settings as in `stop_rules_from`. Default: a small gradient, or 200 steps.
+        stop: one rule, several, or settings as in `stop_rules_from`. Default: the problem's own, or else a small
+            gradient, or 200 steps.
         journal: a folder, a URL such as `s3://bucket/runs/beam`, or a journal. If it holds a run of the same problem,
             that run goes on; another run is refused.
         transform: applied to `jax.value_and_grad(lagrangian, has_aux=True)`; decides how evaluations run.
@@ -152,6 +153,13 @@ def optimize(
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
+    own = problem.defaults or {}
+    if isinstance(driver, str) and driver == AUTO and "driver" in own:
+        driver = own["driver"]
+        learning_rate = own.get("learning_rate") if learning_rate is None else learning_rate
+        driver_settings = driver_settings or own.get("driver_settings")
+    stop = own.get("stop") if stop is None else stop
+    objective_scale = own.get("objective_scale") if objective_scale is None else objective_scale
     if isinstance(driver, str) and driver == AUTO:
         driver = automatic_driver(
             problem,

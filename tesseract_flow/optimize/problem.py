@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from tesseract_flow.optimize.scaling import scaled
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.function import FlatFunction
+    from tesseract_flow.pipeline import Pipeline
 
 
 class Evaluation(eqx.Module):
@@ -44,6 +46,9 @@ class Evaluation(eqx.Module):
     constraints: dict[str, Array] = eqx.field(default_factory=dict)
     aux: PyTree = None
     misfit: PyTree = None
+
+
+_DEFAULTS = ("driver", "learning_rate", "driver_settings", "stop", "objective_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +84,8 @@ class Problem:
             without being named here (`origin`), and so are constants inside of `evaluate`.
         picture: `(design, evaluation) -> matplotlib Figure`, for reports.
         origin: filled in by `load_problem`.
+        defaults: what `optimize` is to take where its caller says nothing: `driver`, `learning_rate`,
+            `driver_settings`, `stop`, `objective_scale`. What a problem's file says.
 
     Raises:
         ProblemError: nothing varies, a leaf that cannot vary, a start or a scale that is not usable.
@@ -99,6 +106,7 @@ class Problem:
     settings: Mapping[str, Any] | None = None
     picture: Callable[[PyTree, Evaluation], Any] | None = None
     origin: Origin | None = None
+    defaults: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         if not callable(self.evaluate):
@@ -119,8 +127,43 @@ class Problem:
                 f"settings of problem {self.name!r} must be plain JSON values (they are written to the journal): "
                 f"{error}."
             ) from error
+        if unknown := [key for key in self.defaults or {} if key not in _DEFAULTS]:
+            raise ProblemError(
+                f"defaults of problem {self.name!r}: there is no {unknown[0]!r}."
+                f"{did_you_mean(str(unknown[0]), _DEFAULTS)} There are: {', '.join(_DEFAULTS)}."
+            )
         # Touched here so that mistakes surface where the problem is written down; both are cached.
         _ = self.partition, self.box
+
+    @classmethod
+    def from_pipeline(cls, pipeline: Pipeline, design: Mapping[str, Any], **about: Any) -> Problem:
+        """The problem of a pipeline's outputs.
+
+        With `coupling="idf"` the targets of coupled nodes join the design, and that they are met the constraints.
+
+        Args:
+            design: the start of each input, by name; of targets where it is not the groups' own.
+            about: `objective` (the name of an output) or `misfit` (names); `constraints` by output; `vary` (names of
+                inputs), `bounds={name: (lower, upper)}`, `scale`, `ref` and `ref0` by input; `valid`, `picture`,
+                `name`, `settings`, `defaults` as above. Further outputs are in `aux`, by name.
+
+        Raises:
+            ProblemError: a name is none of the pipeline's.
+        """
+        from tesseract_flow.optimize.of_pipeline import problem_of_pipeline  # which needs problems
+
+        return problem_of_pipeline(pipeline, design, **about)
+
+    @classmethod
+    def from_yaml(cls, file: str | os.PathLike[str], **settings: Any) -> Problem:
+        """The problem that a file describes, as `load_problem(file, settings)`.
+
+        Raises:
+            PipelineError: with everything that is wrong in the file, each with line, column and path.
+        """
+        from tesseract_flow.optimize.loading import load_problem  # which makes problems
+
+        return load_problem(os.fspath(file), settings)
 
     @property
     def valid_names(self) -> tuple[str, ...]:

@@ -7,15 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from pydantic import ValidationError
 
 from tesseract_flow.client import AbstractTesseract, open_tesseract
 from tesseract_flow.errors import PipelineError, did_you_mean
+from tesseract_flow.named import named_function
+from tesseract_flow.pipeline.checking import Shapes, look, target_starts
 from tesseract_flow.pipeline.description import Connection, Coupling, Description, Group, Input, Node
+from tesseract_flow.pipeline.document import Document, declared_settings
 from tesseract_flow.pipeline.groups import Coupled, open_up, solve
 from tesseract_flow.pipeline.running import Evaluation, Work
 from tesseract_flow.pipeline.validation import faults_of
-from tesseract_flow.pipeline.wiring import Wiring, flaws
+from tesseract_flow.pipeline.wiring import Place, Wiring, flaws
+
+_FUNCTION = "Name a function as file.py:function (beside the file that names it) or package.module:function."
 
 
 class Pipeline:
@@ -33,6 +39,7 @@ class Pipeline:
             back is a further input, its target (`targets`), named after the output, such as `"y2.y2"`; and the answer
             less the target is a further output, `"<group>.y2.y2"`, which an optimiser has to bring to zero.
         folder: where paths to components and files begin; default the working directory.
+        tell: how faults become one error; a file says its lines.
 
     Raises:
         PipelineError: with everything that is wrong: `error.faults`.
@@ -56,16 +63,54 @@ class Pipeline:
         *,
         coupling: Coupling = "mdf",
         folder: str | os.PathLike[str] | None = None,
+        tell: Callable[[Sequence[tuple[Place, str]]], PipelineError] = flaws,
     ):
         given = {"nodes": nodes, "outputs": outputs, "inputs": inputs, "groups": groups or {}, "coupling": coupling}
         try:
             self.description = Description.model_validate(given)
         except ValidationError as error:
-            raise flaws(faults_of(error, Description)) from None
-        self._wiring = Wiring(self.description)
+            raise tell(faults_of(error, Description)) from None
+        self._tell = tell
+        self._wiring = Wiring(self.description, tell)
         self.folder = Path.cwd() if folder is None else Path(folder)
         self._groups = {name: Coupled.of(name, self._wiring) for name in self.description.groups}
         self._work = self._opened()
+
+    @classmethod
+    def from_yaml(cls, file: str | os.PathLike[str], **settings: Any) -> Pipeline:
+        """The pipeline that a file describes: the arguments above as keys, or under the key `pipeline`.
+
+        Paths and files of functions begin at the file's folder.
+
+        Args:
+            settings: values for those that the file declares under `settings`; `$name` stands for them.
+
+        Raises:
+            PipelineError: with everything that is wrong, each with line, column and path.
+        """
+        document = Document(file)
+        data = document.filled(declared_settings(document, settings), keep=["settings"])
+        if "pipeline" in data:
+            return cls.described(data["pipeline"], document, ("pipeline",))
+        return cls.described({key: value for key, value in data.items() if key != "settings"}, document)
+
+    @classmethod
+    def described(cls, data: Any, document: Document, place: Place = ()) -> Pipeline:
+        """A pipeline from (a part of) a file.
+
+        Args:
+            data: what the file says there, settings filled in.
+            place: where it says so.
+        """
+
+        def tell(faults: Sequence[tuple[Place, str]]) -> PipelineError:
+            return document.error([((*place, *at), message) for at, message in faults])
+
+        try:
+            Description.model_validate(data)
+        except ValidationError as error:
+            raise tell(faults_of(error, Description)) from None
+        return cls(**data, folder=document.file.parent, tell=tell)
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(self.description.inputs)} -> {', '.join(self.description.outputs)})"
@@ -89,6 +134,53 @@ class Pipeline:
                 gaps |= open_up(self._groups[unit], evaluation, inputs)
         found = {str(wire.keys[0]): evaluation.arriving(wire) for wire in self._wiring.inputs_of(None)}
         return {**found, **gaps}
+
+    def check(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Shapes and dtypes of the outputs, if nothing is wrong: names against schemas, shapes along all wires.
+
+        Components are asked for descriptions and shapes alone; no request goes to `apply` or a derivative. Outputs of
+        which nothing can be told without one are left out.
+
+        Args:
+            inputs: values or shapes; default: those in the description (`inputs: {x: {shape: [3]}}`).
+
+        Raises:
+            PipelineError: with everything that is wrong.
+        """
+        shapes = self.shapes(inputs)
+        if shapes.faults:
+            raise self._tell(shapes.faults)
+        return shapes.outputs
+
+    def shapes(self, inputs: Mapping[str, Any] | None = None) -> Shapes:
+        """What `check` finds out, faults among it."""
+        known: dict[str, Any] = {
+            name: jax.ShapeDtypeStruct(tuple(one.shape), jax.dtypes.canonicalize_dtype(one.dtype))
+            for name, one in self.description.inputs.items()
+            if one.shape is not None
+        }
+        known |= {name: value for name, value in (inputs or {}).items() if name in self.inputs}
+        found = look(self._wiring, self._work, self._groups, known)
+        used = {s.owner for wire in self._wiring.wires for s in wire.sources.values() if s.is_input}
+        for name in self.inputs:
+            if name not in known and name in used:
+                message = "its shape is not known: give it here (shape: [3]), or values to check with"
+                found.faults.append((("inputs", name), message))
+        return found
+
+    def starts(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """With `coupling="idf"`: where the targets begin, as the groups say, in the shapes that belong to them.
+
+        Raises:
+            PipelineError: as `check` does.
+        """
+        if not self.targets:
+            return {}
+        shapes = self.shapes(inputs)
+        if shapes.faults:
+            raise self._tell(shapes.faults)
+        groups = {name: group for name, group in self._groups.items() if name in self._wiring.order}
+        return target_starts(groups, shapes, inputs, self._wiring.source)
 
     @property
     def coupling(self) -> Coupling:
@@ -144,7 +236,7 @@ class Pipeline:
                 kind = "function" if node.tesseract is None else "tesseract"
                 faults.append((("nodes", name, kind), str(error)))
         if faults:
-            raise flaws(faults)
+            raise self._tell(faults)
         return found
 
     def _handle(self, name: str, node: Node) -> AbstractTesseract:
@@ -170,4 +262,4 @@ class Pipeline:
         assert function is not None
         if not isinstance(function, str):
             return function
-        raise PipelineError(f"{function!r}: give the function itself")
+        return named_function(function, _FUNCTION, folder=self.folder)[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tesseract_flow.errors import Fault, PipelineError, SchemaError, did_you_mean
@@ -88,7 +88,7 @@ class Wiring:
         PipelineError: with all that is wrong.
     """
 
-    def __init__(self, description: Description):
+    def __init__(self, description: Description, tell: Callable[[Sequence[tuple[Place, str]]], PipelineError]):
         self.description = description
         self.faults: list[tuple[Place, str]] = []
         self._names()
@@ -98,7 +98,7 @@ class Wiring:
         self.order: tuple[str, ...] = ()
         self._order()
         if self.faults:
-            raise flaws(self.faults)
+            raise tell(self.faults)
 
     @functools.cached_property
     def wires_to(self) -> Mapping[str | None, tuple[Wire, ...]]:
@@ -354,12 +354,12 @@ class Wiring:
         return frozenset(name for name in self.description.nodes if self.unit_of_node(name) not in self.order)
 
 
-def flaws(found: Sequence[tuple[Place, str]], where: str = "The pipeline") -> PipelineError:
+def flaws(found: Sequence[tuple[Place, str]]) -> PipelineError:
     """One error with all that is wrong, each with its place."""
     faults = [Fault(".".join(map(str, place)), message) for place, message in found]
     count = "" if len(faults) == 1 else f" ({len(faults)} faults)"
     lines = "\n".join(f"  {fault}" for fault in faults)
-    return PipelineError(f"{where} is not what it should be{count}:\n{lines}", faults=faults)
+    return PipelineError(f"The pipeline is not what it should be{count}:\n{lines}", faults=faults)
 
 
 def _overlap(a: Keys, b: Keys) -> bool:

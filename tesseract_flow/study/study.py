@@ -112,7 +112,8 @@ def sweep(
     """One run for each of several settings of a factory, each of a problem of its own.
 
     Args:
-        factory: makes a problem of settings: a function, or its name as `folder/problem.py:factory`.
+        factory: makes a problem of settings: a function, or its name as `folder/problem.py:factory`,
+            or a `folder/problem.yaml`.
         settings: lists of values by name, of which all combinations are run, the last name fastest; or a list of
             settings.
         driver, journal, max_workers, recheck, observers, options: as for `multi_start`. A run belongs to its settings:
