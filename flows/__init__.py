@@ -3,6 +3,7 @@
 from tesseract_flow.flows.check import check_design, check_gradients_of_design
 from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop
 from tesseract_flow.flows.multi_start import multi_start
+from tesseract_flow.flows.of_problem import flow_of
 from tesseract_flow.flows.optimize import optimize_design
 from tesseract_flow.flows.sweep import sweep
 
@@ -13,6 +14,7 @@ __all__ = [
     "Stop",
     "check_design",
     "check_gradients_of_design",
+    "flow_of",
     "multi_start",
     "optimize_design",
     "sweep",

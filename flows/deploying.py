@@ -21,21 +21,24 @@ from typing import Any
 from prefect import Flow, serve
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.deployments.runner import RunnerDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, ParameterTypeError, SignatureMismatchError
 from prefect.runner.storage import LocalStorage
 from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 
 from tesseract_flow.errors import DeploymentError, did_you_mean
-from tesseract_flow.flows.check import check_design, check_gradients_of_design, resolved
-from tesseract_flow.flows.optimize import optimize_design
+from tesseract_flow.flows.check import resolved
+from tesseract_flow.flows.of_problem import Kind, entrypoint_of, flow_of, form_of
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.tasks.cards import artifact_key
 
-_FLOWS: tuple[Flow[..., Any], ...] = (optimize_design, check_design, check_gradients_of_design)
-_SAYS = ("Optimise", "Look for all that is wrong with", "Compare the gradients with the values of")
+_KINDS: dict[Kind, str] = {
+    "optimize": "Optimise",
+    "check": "Look for all that is wrong with",
+    "gradients": "Compare the gradients with the values of",
+}
 _TAGS = ("tesseract-flow",)
 
 
@@ -159,26 +162,26 @@ def _deployments(
     named = name or artifact_key(problem.name)
     if "/" in named or "%" in named:
         raise DeploymentError(f"A deployment cannot be called {named!r}: Prefect takes no slash and no percent sign.")
-    parameters = {"problem": path, "settings": _storable(settings)}
     made = []
-    for flow, says in zip(_FLOWS, _SAYS, strict=True):
+    for kind, says in _KINDS.items():
+        flow = flow_of(path, kind=kind)
         deployment = RunnerDeployment.from_flow(
             flow,
             named,
-            parameters=parameters,
+            parameters=_storable(flow, settings),
             description=f"{says} {problem.name} through Tesseracts.",
             tags=list(_TAGS),
             entrypoint_type=EntrypointType.MODULE_PATH,
         )
-        # With a colon: Prefect 3.8 enters no folder before it imports a name without one.
-        deployment.entrypoint = f"{flow.fn.__module__}:{flow.fn.__name__}"
+        deployment._parameter_openapi_schema = form_of(flow)
+        deployment.entrypoint = entrypoint_of(path, kind)
         deployment._path = "."
         made.append(deployment)
     return tuple(made)
 
 
-def _storable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Prefect keeps parameters as JSON, in clear."""
+def _storable(flow: Flow[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Prefect keeps parameters as JSON, in clear, and those that have a place in the form."""
     try:
         json.dumps(settings, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -197,6 +200,10 @@ def _storable(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(secret)} looks like a secret, and a deployment keeps its settings in clear. Put the Tesseract "
             f'into an endpoint block, and name that: {secret[0]}="block:NAME".'
         )
+    try:
+        flow.validate_parameters(dict(settings))
+    except (ParameterTypeError, SignatureMismatchError) as error:
+        raise DeploymentError(f"The form of {flow.name} does not take these settings: {error}") from error
     return dict(settings)
 
 

@@ -88,10 +88,6 @@ class Running(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    run_key: str | None = Field(
-        default=None,
-        description="Name of the run's folder; the same key goes on with the same run. Empty: this flow run's own",
-    )
     observe: ObserveLevel = Field(
         default="auto",
         description="What becomes a task run: every call, every step, nothing, or as much as the pace allows (auto)",

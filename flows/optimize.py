@@ -88,7 +88,6 @@ def optimize_design(
         optimum. `optimize_design.fn(...)` does the same without Prefect, and asks for no server.
     """
     how = Running(
-        run_key=run_key,
         observe=observe,
         folder=folder,
         check=check,
@@ -99,14 +98,21 @@ def optimize_design(
     )
     with own_log():
         loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
-        return optimise(loaded, optimizer, stop, on_failure, how, flow=optimize_design.fn)
+        return optimise(loaded, optimizer, stop, on_failure, how, run_key=run_key, flow=optimize_design.fn)
 
 
 def optimise(
-    problem: Problem, optimizer: Optimizer, stop: Stop, on_failure: Failures, how: Running, *, flow: Callable[..., Any]
+    problem: Problem,
+    optimizer: Optimizer,
+    stop: Stop,
+    on_failure: Failures,
+    how: Running,
+    *,
+    run_key: str | None,
+    flow: Callable[..., Any],
 ) -> Any:
     """Optimise a problem inside of the run of a flow, or without one; what the function of that flow returns."""
-    label = label_of_run(how.run_key)
+    label = label_of_run(run_key)
     name_run(f"{problem.name} {label}")
     cards, logger = Cards(problem.name, label), run_logger()
     report = require_soundness(problem, cards) if how.check else None
@@ -139,7 +145,7 @@ def optimise(
             )
 
     with own_requests() as requests:
-        out, result = in_run_folder(how.folder, key_of_run(how.run_key), attempt)
+        out, result = in_run_folder(how.folder, key_of_run(run_key), attempt)
         if result.history[-1].contradiction:
             blamed(problem, result, cards)
     logger.info("%s after %d steps: value %.10g. Results in %s", result.reason, result.steps, result.value, out)

@@ -4,6 +4,7 @@ Outside of a flow run (`optimize_design.fn(...)`) there is nobody to say it to, 
 """
 
 import contextlib
+import re
 import uuid
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,11 @@ from tesseract_flow.tasks.log import run_logger
 
 NOT_CONVERGED = "NotConverged"  # the name of a completed state
 _LONGEST_NAME = 120
+# How the form of Prefect's V2 pages fills in a name: one of these adjectives and an animal, all with capitals.
+_OF_V2 = re.compile(
+    r"(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|Ergonomic|"
+    r"Handcrafted|Tasty|Handmade|Incredible)-[A-Z]\w*"
+)
 
 
 def in_flow_run() -> bool:
@@ -72,9 +78,9 @@ def ended(summary: dict[str, Any], *, converged: bool, message: str, flow: Calla
 
 
 def _is_made_up(name: str) -> bool:
-    """Whether Prefect has chosen the name, from two words of its dictionary."""
+    """Whether Prefect has chosen the name: its server, from two words of a dictionary, or the pages of V2."""
     words = name.split("-")
-    return len(words) == 2 and all(word in _dictionary() for word in words)
+    return _OF_V2.fullmatch(name) is not None or (len(words) == 2 and all(word in _dictionary() for word in words))
 
 
 @cache

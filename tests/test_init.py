@@ -47,10 +47,10 @@ def test_own_tests_of_the_folder_pass(folder):
 @pytest.mark.server
 def test_commands_of_the_readme_do_what_they_say(folder):
     commands = re.findall(r"^\$ tesseract-flow (.*?)(?: *#.*)?$", (folder / "README.md").read_text(), re.MULTILINE)
-    done = [command.split()[0] for command in commands if not command.startswith("serve-flow")]
+    done = [command.split()[0] for command in commands if not command.startswith("up")]
     assert done == ["check", "check-gradients", "optimize"]
     for command in commands:
-        if not command.startswith("serve-flow"):
+        if not command.startswith("up"):
             run_in(folder, "tesseract_flow", *command.split())
     result = json.loads((folder / "runs" / "rod" / "result.json").read_text())
     assert result["converged"]

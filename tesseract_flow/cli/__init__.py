@@ -23,11 +23,12 @@ from tesseract_flow.cli import (
     serve,
     serve_flow,
     study,
+    up,
 )
 from tesseract_flow.errors import TesseractFlowError
 
 # In the order of --help.
-_COMMANDS = (init, inspect, serve, check, check_gradients, optimize, study, report, serve_flow, deploy, cache)
+_COMMANDS = (init, inspect, serve, check, check_gradients, optimize, study, report, up, serve_flow, deploy, cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

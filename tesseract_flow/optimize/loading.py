@@ -19,12 +19,12 @@ from tesseract_flow.optimize.problem_file import is_problem_file, problem_file
 _FORM = "Name a problem as folder/problem.py:factory, package.module:factory or folder/problem.yaml."
 
 
-def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Problem:
+def load_problem(path: str | Callable[..., Any], settings: Mapping[str, Any] | None = None) -> Problem:
     """The problem that a factory makes of `settings`, or that a file describes.
 
     Args:
         path: `folder/problem.py:factory` or `folder/problem.yaml` (relative to the working directory), or
-            `package.module:factory`.
+            `package.module:factory`; or the factory itself.
         settings: keyword arguments of the factory, or settings that the file declares; with its name they are part of
             the identity of a run.
 
@@ -32,7 +32,8 @@ def load_problem(path: str, settings: Mapping[str, Any] | None = None) -> Proble
         ProblemError: there is no such file, module, function or setting; the message names the nearest ones.
     """
     settings = dict(settings or {})
-    factory, name = _found(path)
+    factory, name = _found(path) if isinstance(path, str) else (path, _name_of(path))
+    path = path if isinstance(path, str) else name
     check_settings(factory, settings, path)
     problem = executed(lambda: factory(**settings), _called(path, settings))
     if not isinstance(problem, Problem):
@@ -47,6 +48,14 @@ def load_factory(path: str) -> Callable[..., Any]:
         ProblemError: there is no such file, module or function; the message names the nearest ones.
     """
     return _found(path)[0]
+
+
+def _name_of(factory: Callable[..., Any]) -> str:
+    """The name that a factory has where it is written, which is that of its runs however they begin."""
+    function = inspect.unwrap(factory)
+    name = getattr(function, "__qualname__", type(function).__name__)
+    file = inspect.getsourcefile(function) if inspect.isroutine(function) else None
+    return f"{Path(file).stem if file else getattr(function, '__module__', 'problem').rpartition('.')[2]}:{name}"
 
 
 def _found(path: str) -> tuple[Callable[..., Any], str]:

@@ -1,5 +1,6 @@
 """Deployments of a problem, from a folder that is no checkout: what Prefect knows of them, and who can run them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.utilities.importtools import import_object
@@ -92,14 +94,15 @@ def test_three_flows_are_deployed_with_the_folder_in_which_runs_start(elsewhere,
     for name in ("optimize-design/my-bowl", "check-design/my-bowl", "check-gradients/my-bowl"):
         assert f"{name}: http" in said
         deployment = known(name)
-        assert deployment.parameters == {"problem": "problem.py:bowl", "settings": {"center": 2}}
+        assert deployment.parameters == {"center": 2}
         assert deployment.work_pool_name == pool
         assert deployment.pull_steps == [{"tesseract_flow.flows.deploying.enter_folder": {"directory": str(elsewhere)}}]
-        assert "problem" in (deployment.parameter_openapi_schema or {})["properties"]
+        schema = deployment.parameter_openapi_schema or {}
+        assert "center" in schema["properties"] and schema["additionalProperties"] is False
     assert f"prefect worker start --pool {pool}" in said
     # Again, under the same name: the deployment is another one now, not a second one.
     assert main(["deploy", "problem.py:bowl", "--pool", pool, "--set", "center=4"]) == 0
-    assert known("optimize-design/my-bowl").parameters["settings"] == {"center": 4}
+    assert known("optimize-design/my-bowl").parameters == {"center": 4}
 
 
 def test_flow_of_a_deployment_is_found_from_anywhere_and_runs_in_its_folder(elsewhere, pool, tmp_path_factory):
@@ -108,7 +111,7 @@ def test_flow_of_a_deployment_is_found_from_anywhere_and_runs_in_its_folder(else
         os.chdir(tmp_path_factory.mktemp("worker"))
         flow = found(name)
         assert Path.cwd() == elsewhere
-    assert flow(problem="problem.py:bowl")["ok"]
+    assert flow(center=2.5)["ok"]
 
 
 def test_worker_without_the_folder_says_so(elsewhere, pool):
@@ -148,6 +151,7 @@ def test_image_needs_a_pool_of_containers_and_brings_its_own_folder(elsewhere, p
     [
         ({"center": float("inf")}, "JSON"),
         ({"token": "abc"}, "token looks like a secret"),
+        ({"center": "middle"}, "(?s)does not take these settings.*center"),
     ],
 )
 def test_settings_that_a_deployment_should_not_keep(elsewhere, pool, settings, says):
@@ -191,12 +195,15 @@ def test_served_flow_runs_in_this_folder_and_ends_with_ctrl_c(elsewhere, prefect
                 assert line, "the command ended"
             with get_client(sync_client=True) as client:
                 deployment = client.read_deployment_by_name("optimize-design/served")
-                parameters = {"run_key": "first", "observe": "run"}
+                with pytest.raises(PrefectHTTPStatusError, match="409"):
+                    client.create_flow_run_from_deployment(deployment.id, parameters={"centre": 1.0})
+                parameters = {"center": 1.5, "driver": {"name": "lbfgs"}, "run_key": "first"}
                 run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
                 while not ((state := client.read_flow_run(run.id).state) and state.is_final()):
                     assert served.poll() is None
                     time.sleep(0.5)
-            assert state.is_completed(), state
+            assert state.is_completed() and state.name == "Completed", state
         finally:
             served.send_signal(signal.SIGINT)
-    assert (elsewhere / "runs" / "first" / "result.json").is_file()
+    result = json.loads((elsewhere / "runs" / "first" / "result.json").read_text())
+    assert result["converged"] and result["value"] < 1e-10

@@ -14,12 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import tesseract_flow as tf
+from tesseract_flow.client import TesseractLike
 
 HERE = Path(__file__).resolve().parent
 
 
 def problem(
-    n_pieces: int = 6, budget: float = 1.0, section: Any = None, rod: Any = None, price: Any = None
+    n_pieces: int = 6,
+    budget: float = 1.0,
+    section: TesseractLike | None = None,
+    rod: TesseractLike | None = None,
+    price: TesseractLike | None = None,
 ) -> tf.Problem:
     """Minimise the work of the loads over the width of each piece.
 
