@@ -5,14 +5,12 @@ The environment is set before anything that reads it is imported, and processes 
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
@@ -21,6 +19,9 @@ from tests.planted import files_with_it
 
 if TYPE_CHECKING:
     import jax
+
+# Also where the checkout was installed before it had the plugin.
+pytest_plugins = ["tesseract_flow.testing.plugin"]
 
 # Many tests compile the same programs. For one worker and one session, so that no two processes write one file.
 _compiled = tempfile.TemporaryDirectory(prefix="tesseract-flow-compiled-", ignore_cleanup_errors=True)
@@ -119,15 +120,5 @@ def key(request: pytest.FixtureRequest) -> jax.Array:
 
 
 @pytest.fixture(scope="session")
-def prefect_harness(request: pytest.FixtureRequest) -> Iterator[None]:
+def prefect_harness(prefect_offline: None) -> None:
     """Prefect's API on a database of its own. It takes some 10 s once, so only tests that run a flow ask for it."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=180):
-        # Prefect 3.8 opens a client at the start of every flow to ask for the default result storage, and never
-        # closes it. Only Prefect connects to this port, so no leak of ours can hide behind the exception.
-        port = urlsplit(PREFECT_API_URL.value() or "").port
-        request.config.addinivalue_line("filterwarnings", rf"ignore:unclosed <socket.*, {port}\)>:ResourceWarning")
-        yield
-        gc.collect()  # while the server answers: afterwards a forgotten socket no longer knows its port

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ PAGES = [
     "failures",
     "journals",
     "study",
+    "testing",
 ]
 
 
@@ -44,6 +48,48 @@ def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch):
     for value in names.values():
         if isinstance(value, ServedTesseract):
             value.stop()
+
+
+def suite(folder: Path, *arguments: str, cwd: Path | None = None) -> str:
+    """What pytest says of the tests in a folder, as a user starts it; in a process of its own."""
+    plugin = ["-p", "tesseract_flow.testing.plugin", "-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugin, "-c", os.devnull, "--rootdir", str(folder), *arguments]
+    done = subprocess.run([*command, str(folder)], cwd=cwd or folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_pipeline_that_is_tested_in_five_minutes(tmp_path: Path):
+    """The files of the page, in an empty folder, with nothing but what the page says."""
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    files = re.findall(r"```python file=(\S+)\n(.*?)```", text, re.DOTALL)
+    assert [name for name, _ in files] == ["pipeline.py", "test_pipeline.py"]
+    for name, content in files:
+        (tmp_path / name).write_text(content)
+    assert "4 passed" in suite(tmp_path)
+
+
+def test_the_tests_of_the_readme(tmp_path: Path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def test_" in block)
+    (tmp_path / "test_readme.py").write_text(block)
+    assert "2 passed" in suite(tmp_path, cwd=ROOT)  # it names a component of the checkout
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_the_test_with_a_recording(tmp_path: Path):
+    text = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "(cassette" in block)
+    imports = (
+        "import jax\nimport jax.numpy as jnp\nimport tesseract_flow as tf\njax.config.update('jax_enable_x64', True)\n"
+    )
+    test = tmp_path / "test_recorded.py"
+    component = str(ROOT / "examples" / "beam" / "section")
+    test.write_text(imports + block.replace("http://sections:8000", component).replace(", no_network", ""))
+    suite(tmp_path, "--cassettes=record")
+    test.write_text(imports + block)
+    assert "1 passed" in suite(tmp_path)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)

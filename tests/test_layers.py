@@ -31,12 +31,13 @@ ORDER = [
     {"client"},
     {"autodiff", "torch", "recipes"},
     {"execute"},
-    {"compose", "pipeline", "optimize", "report", "testing"},
+    {"compose", "pipeline", "optimize", "report"},
     {"checks", "study"},
     {"tesseract_flow"},
     {"blocks"},
     {"tasks"},
     {"flows"},
+    {"testing"},
     {"cli", "__main__"},
     {"deployments"},
 ]
@@ -48,7 +49,6 @@ ONLY = {
     "derivatives": {"derivatives"},
     "exact": {"exact"},
     "recipes": {"recipes", "derivatives", "exact"},
-    "testing": {"testing", "errors", "wire", "schema", "client"},
 }
 # They run inside JAX's callbacks and in small processes.
 WITHOUT_JAX = {"errors", "derivatives", "exact", "wire", "schema", "storage", "named", "client"}
@@ -207,7 +207,7 @@ PLANTED: Mapping[str, tuple[Source, str]] = {
     "equinox in the wire": (Source("tesseract_flow.wire.x", "import equinox as eqx"), "wire imports equinox"),
     "prefect too low": (Source("tesseract_flow.optimize.x", "from prefect import task"), "optimize imports prefect"),
     "torch elsewhere": (Source("tesseract_flow.execute.x", "import torch"), "execute imports torch"),
-    "testing reaches up": (Source("tesseract_flow.testing.x", "import tesseract_flow.execute"), "testing imports exec"),
+    "testing is leaned on": (Source("tesseract_flow.tasks.x", "import tesseract_flow.testing"), "tasks imports test"),
     "recipes lean on us": (Source("tesseract_flow.recipes.x", "import tesseract_flow.wire"), "recipes imports wire"),
     "recipes lean on others": (Source("tesseract_flow.recipes.x", "import optax"), "recipes imports optax"),
     "derivatives lean on us": (

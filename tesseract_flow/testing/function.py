@@ -1,4 +1,4 @@
-"""A Tesseract made from a JAX function, for tests without a server: same handles, same semantics, milliseconds."""
+"""A Tesseract made from a function, for tests without a server: same handles, same semantics, milliseconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
-from tesseract_flow.errors import ComponentFailed
+from tesseract_flow.errors import ComponentFailed, OptionError
 from tesseract_flow.schema import (
     ArrayField,
     Field,
@@ -29,7 +29,8 @@ ALL_ENDPOINTS = ("apply", "abstract_eval", "jacobian", "jacobian_vector_product"
 
 
 class FunctionTesseract(AbstractTesseract):
-    """A Tesseract whose endpoints are a JAX function and its derivatives, in this process.
+    """A Tesseract whose endpoints are a JAX function and its derivatives, in this process; or one of NumPy, with
+    derivatives by hand.
 
     Its schema is read off an example: floating-point arrays are differentiable and keep their rank, with any length;
     nested dicts become models. It works in the precision of its example, whatever the caller's, as a served component
@@ -45,11 +46,24 @@ class FunctionTesseract(AbstractTesseract):
         before: called with (endpoint, inputs) before each endpoint: raise there to inject a fault.
         inputs, outputs: fields to use instead of those of the same name that the example gives: fixed lengths, any
             rank, arrays that are not differentiable.
+        derivatives: derivatives by hand, by the names of their endpoints and with the signatures that they have in a
+            `tesseract_api.py`, so that those can be passed as they are. `fn` is then not looked into: it gets NumPy
+            arrays and may be any Python, and the component has `apply`, `abstract_eval` (at ones, of whatever shape is
+            asked for) and these. An empty dict makes a component without derivatives.
         version: your word that name and version tell `fn` from other functions, for caches that outlive this process.
 
     >>> square = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(3)})
     >>> square.apply({"x": np.array([1.0, 2.0, 3.0])})["y"]
     array([1., 4., 9.])
+    >>> cube = FunctionTesseract(
+    ...     lambda i: {"y": i["x"] ** 3, "solver": "direct"},
+    ...     {"x": np.ones(3)},
+    ...     derivatives={
+    ...         "vector_jacobian_product": lambda inputs, vjp_inputs, vjp_outputs, cotangent_vector: {
+    ...             "x": 3 * inputs["x"] ** 2 * cotangent_vector["y"]
+    ...         }
+    ...     },
+    ... )
     """
 
     def __init__(
@@ -63,9 +77,18 @@ class FunctionTesseract(AbstractTesseract):
         before: Callable[[str, Any], object] | None = None,
         inputs: Mapping[str, Field] | None = None,
         outputs: Mapping[str, Field] | None = None,
+        derivatives: Mapping[str, Callable[..., Any]] | None = None,
         version: str | None = None,
     ):
         self.fn = fn
+        self.derivatives = derivatives
+        if derivatives is not None:
+            if unknown := set(derivatives) - set(ALL_ENDPOINTS[2:]):
+                raise OptionError(
+                    f"FunctionTesseract: {sorted(unknown)} are no derivative endpoints; expected some of "
+                    f"{', '.join(ALL_ENDPOINTS[2:])}."
+                )
+            endpoints = set(endpoints) & {"apply", "abstract_eval", *derivatives}
         self.delay = delay
         self.before = before
         self._name = name
@@ -73,7 +96,7 @@ class FunctionTesseract(AbstractTesseract):
         self._is_64_bit = any(_is_64_bit(leaf) for leaf in jax.tree_util.tree_leaves(example))
         with self._own_jax():
             # Outputs that are no arrays cannot pass through eval_shape; one evaluation of the example shows them.
-            answer = fn(_arrays(example))
+            answer = fn(_arrays(example) if derivatives is None else _own_arrays(example))
         self._schema = TesseractSchema(
             name=name,
             version="test" if version is None else version,
@@ -106,6 +129,9 @@ class FunctionTesseract(AbstractTesseract):
             time.sleep(self.delay)
         try:
             with self._own_jax():
+                if self.derivatives is not None and endpoint in self.derivatives:
+                    inputs = self._received(payload["inputs"])
+                    return _as_answered(self.derivatives[endpoint](**{**payload, "inputs": inputs}))
                 return _as_answered(getattr(self, f"_{endpoint}")(**payload))
         except Exception as error:
             raise ComponentFailed(
@@ -121,8 +147,10 @@ class FunctionTesseract(AbstractTesseract):
             yield
 
     def _abstract_eval(self, inputs: Tree) -> Tree:
+        # What is no JAX function divides by what it gets, or takes its logarithm.
+        fill = np.zeros if self.derivatives is None else np.ones
         zeros = jax.tree_util.tree_map(
-            lambda leaf: np.zeros(leaf["shape"], leaf["dtype"]) if _is_abstract(leaf) else leaf,
+            lambda leaf: fill(leaf["shape"], leaf["dtype"]) if _is_abstract(leaf) else leaf,
             inputs,
             is_leaf=_is_abstract,
         )
@@ -135,10 +163,12 @@ class FunctionTesseract(AbstractTesseract):
         return self.fn(self._received(inputs))
 
     def _received(self, inputs: Tree) -> Tree:
-        """The inputs as JAX arrays, in the dtypes of the schema."""
-        received = _arrays(inputs)
+        """The inputs as JAX arrays (of NumPy, if the derivatives are by hand), in the dtypes of the schema."""
+        is_jax = self.derivatives is None
+        received = _arrays(inputs) if is_jax else inputs
         for keys, field in array_leaves(self._schema.inputs, inputs):
-            received = _replaced(received, keys, _array(_at(inputs, keys), field.dtype))
+            value = _at(inputs, keys)
+            received = _replaced(received, keys, _array(value, field.dtype) if is_jax else np.array(value, field.dtype))
         return received
 
     def _jacobian_vector_product(self, inputs, jvp_inputs, jvp_outputs, tangent_vector):
@@ -169,6 +199,9 @@ class FunctionTesseract(AbstractTesseract):
         return fn, {path: _at(received, parse_path(path)) for path in in_paths}
 
 
+jax.tree_util.register_static(FunctionTesseract)
+
+
 def _model_of(example: Mapping[str, Any], fields: Mapping[str, Field]) -> ModelField:
     return ModelField({key: fields.get(key) or _field_of(item) for key, item in example.items()}, frozenset(example))
 
@@ -189,6 +222,10 @@ def _field_of(value: Any) -> Field:
 
 def _arrays(tree: Any) -> Any:
     return jax.tree_util.tree_map(lambda leaf: _array(leaf) if hasattr(leaf, "dtype") else leaf, tree)
+
+
+def _own_arrays(tree: Any) -> Any:
+    return jax.tree_util.tree_map(lambda leaf: np.array(leaf) if hasattr(leaf, "dtype") else leaf, tree)
 
 
 def _array(value: Any, dtype: Any = None) -> jax.Array:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import count_requests
-from tesseract_flow.errors import ComponentFailed, EndpointNotFound, Unreachable
+from tesseract_flow.errors import ComponentFailed, EndpointNotFound, OptionError, Unreachable
 from tesseract_flow.schema import ArrayField, LeafField, ListField, array_leaves, check_inputs, format_path
 from tesseract_flow.testing import FunctionTesseract
 from tests.cases import CASES, Case
-from tests.helpers import Faults, assert_close
+from tests.helpers import Faults, assert_close, maybe_jit
 
 over_cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 X = np.array([1.0, 2.0, 3.0])
@@ -207,3 +208,45 @@ def test_delay_is_for_solves_only():
         t.abstract_eval({"x": {"shape": [3], "dtype": "float64"}})
         t.vector_jacobian_product({"x": X}, ["x"], ["y"], {"y": X})
     assert slept == [0.05]
+
+
+# Derivatives by hand
+
+
+def by_hand(**options: Any) -> FunctionTesseract:
+    """y = 1/x, with NumPy that JAX could not trace, and a name that is no array."""
+
+    def apply(inputs: Any) -> Any:
+        assert type(inputs["x"]) is np.ndarray
+        return {"y": np.array([1.0 / float(x) for x in inputs["x"]]), "solver": "direct", "n": len(inputs["x"])}
+
+    def vector_jacobian_product(inputs: Any, vjp_inputs: Any, vjp_outputs: Any, cotangent_vector: Any) -> Any:
+        assert (list(vjp_inputs), list(vjp_outputs)) == (["x"], ["y"])
+        return {"x": -cotangent_vector["y"] / inputs["x"] ** 2}
+
+    derivatives = {"vector_jacobian_product": vector_jacobian_product}
+    return FunctionTesseract(apply, {"x": np.ones(2)}, derivatives=derivatives, **options)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_numpy_with_a_pullback_by_hand(jit: bool) -> None:
+    from tesseract_flow.testing import assert_gradients
+
+    handle = by_hand()
+    assert handle.schema.endpoints == {"apply", "abstract_eval", "vector_jacobian_product"}
+    loss = maybe_jit(lambda x: jnp.sum(apply_tesseract(handle, {"x": x})["y"] ** 2), jit)
+    x = jnp.array([1.0, 2.0, 4.0])
+    assert_close(jax.grad(loss)(x), -2.0 * np.asarray(x) ** -3.0)
+    assert_gradients(loss, at=x)
+    out = apply_tesseract(handle, {"x": x})
+    assert (out["solver"], out["n"]) == ("direct", 3)
+    assert handle.apply({"x": np.ones(2, np.float32)})["y"].dtype == np.float64
+
+
+def test_numpy_without_derivatives() -> None:
+    handle = FunctionTesseract(lambda i: {"y": np.sort(i["x"])}, {"x": np.ones(2)}, derivatives={})
+    assert handle.schema.endpoints == {"apply", "abstract_eval"}
+    with pytest.raises(EndpointNotFound):
+        jax.grad(lambda x: apply_tesseract(handle, {"x": x})["y"][0])(jnp.ones(2))
+    with pytest.raises(OptionError, match="no derivative endpoints"):
+        FunctionTesseract(lambda i: i, {"x": np.ones(2)}, derivatives={"pullback": lambda: None})

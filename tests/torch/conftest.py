@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,11 +45,8 @@ def in_process() -> Any:
 
 
 @pytest.fixture(scope="session")
-def served() -> Iterator[Any]:
+def served(served: Any) -> Any:
     """The same component in a process of its own."""
-    from tesseract_flow.client import ServedTesseract
     from tests.torch.helpers import CONTAINERS
 
-    handle = ServedTesseract(CONTAINERS)
-    yield handle
-    handle.stop()
+    return served(CONTAINERS)
