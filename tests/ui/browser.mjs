@@ -27,13 +27,17 @@ const context = await chromium.launchPersistentContext(mkdtempSync(join(options.
   viewport: { width: WIDTH, height: 1000 },
 });
 context.setDefaultTimeout(options.patience);
+// Where the pages of V2 ask for the settings of their telemetry.
+const TELEMETRY = "sr-client-cfg.amplitude.com";
+await context.route((url) => url.host === TELEMETRY, (route) => route.abort());
 context.on("request", (request) => {
   const { protocol, host } = new URL(request.url());
+  if (host === TELEMETRY) return;
   if (protocol.startsWith("http") || protocol.startsWith("ws")) hosts.add(host);
 });
 const page = await context.newPage();
 try {
-  const answer = await { form, run, artifacts, retry }[task]();
+  const answer = await { form, run, card, retry }[task]();
   console.log(JSON.stringify({ answer, hosts: [...hosts] }));
 } catch (error) {
   await page.screenshot({ path: join(options.pictures, "failure.png") });
@@ -44,53 +48,42 @@ try {
 
 // Reads the form of a deployment, fills it in, and submits it.
 async function form() {
-  await visit(`/deployments/deployment/${options.deployment}`);
-  await page.getByRole("button", { name: "Run", exact: true }).click();
-  await page.getByText("Custom run", { exact: true }).click();
-  await page.locator(".schema-form-property").first().waitFor();
-  const fields = await page.locator(".schema-form-property").evaluateAll(describeFields);
-  await page.locator(".flow-run-name-input input").fill(options.name);
-  await field("Max Steps").locator("input[type=number]").fill(String(options.maxSteps));
-  const optimizers = await choose("Name", "adam");
-  await choose("observe", options.observe);
-  await page.getByText("Parameters", { exact: true }).click(); // takes the focus out of the field
-  await page.locator(".flow-run-name-input").scrollIntoViewIfNeeded();
-  await picture("ui-form", 1560);
-  await field("run_key").getByRole("button", { name: "str", exact: true }).click();
-  await field("run_key").locator("textarea").fill(options.runKey);
+  await visit(`/v2/deployments/deployment/${options.deployment}/run`);
+  await page.getByRole("tab", { name: "Adam", exact: true }).click();
+  await page.getByText("Schedule (Optional)").waitFor();
+  const tabs = (await page.getByRole("tab").allInnerTexts()).filter((tab) => /^[A-Z]/.test(tab) && !["None", "TesseractEndpoint"].includes(tab));
+  const text = await page.locator("main, body").first().innerText();
+  const labels = [...text.matchAll(/^(.+) \(Optional\)$/gm)].map((match) => match[1]);
+  await picture("ui-form", 1500);
+  await page.getByLabel("Run Name").or(page.locator("input").first()).first().fill(options.name);
+  await input("Max Steps").fill("8");
+  await pick("run_key", "str", options.runKey);
   const answer = page.waitForResponse((response) => response.url().endsWith("/create_flow_run"));
   await page.getByRole("button", { name: "Submit" }).click();
   const created = await (await answer).json();
-  return { fields, optimizers, run: created.id, parameters: created.parameters };
+  return { labels, tabs, text, run: created.id, parameters: created.parameters };
 }
 
-// The page of a short run: the graph of its first calls, large enough to read, and its artifacts.
+// The page of a run: its state, and its cards.
 async function run() {
-  await visit(`/runs/flow-run/${options.run}`);
-  await layOut("Dependency grid");
-  const artifacts = await openArtifacts();
-  await rest();
-  await zoomIn(9);
-  await picture("ui-run", 1240);
-  return { artifacts, greenShare: await greenShare() };
+  await visit(`/v2/runs/flow-run/${options.run}`);
+  await page.getByText("NotConverged").first().waitFor();
+  await picture("ui-run", 1000);
+  const details = await everything();
+  await page.getByRole("tab", { name: "Artifacts" }).click();
+  await page.getByText("-progress").first().waitFor();
+  await picture("ui-cards", 900);
+  return { text: details, cards: await everything() };
 }
 
-// The artifacts of a long run, and those with a picture opened.
-async function artifacts() {
-  await visit(`/runs/flow-run/${options.run}`);
-  const artifacts = await openArtifacts();
-  const widths = {};
-  for (const { key, href } of artifacts.filter(({ kind }) => kind === "image")) {
-    await visit(href);
-    const image = page.locator("img[src^='data:image']");
-    await image.waitFor();
-    widths[key] = await image.evaluate((it) => it.decode().then(() => it.naturalWidth));
-    if (key.endsWith("-convergence")) {
-      const { y, height } = await image.boundingBox();
-      await picture("ui-artifacts", Math.ceil(y + height) + 16); // below is the address of the image, which is the image
-    }
-  }
-  return { artifacts, widths };
+// The page of a card with a picture.
+async function card() {
+  await visit(`/v2/artifacts/artifact/${options.artifact}`);
+  const image = page.locator("img[src^='data:image']").first();
+  await image.waitFor();
+  const width = await image.evaluate((it) => it.decode().then(() => it.naturalWidth));
+  if (options.what === "convergence") await picture("ui-artifacts", 1000);
+  return { width, text: await everything() };
 }
 
 // Presses Retry on the page of a run that is over.
@@ -106,75 +99,21 @@ async function visit(path) {
   await page.goto(options.pages + path);
 }
 
-// The field with this label, and no other field inside.
-function field(label) {
-  const text = page.locator(".schema-form-property__label").filter({ hasText: new RegExp(`^${label}( \\(Optional\\))?$`) });
-  return page.locator(".schema-form-property").filter({ has: text }).last();
+async function everything() {
+  await rest();
+  return page.locator("body").innerText();
 }
 
-// Selects a value in a menu, and returns all that it offers.
-async function choose(label, value) {
-  await field(label).locator(".p-select-button button").press("Space"); // a click this quick opens it and closes it again
-  const menu = page.getByRole("option");
-  await menu.first().waitFor();
-  const offered = (await menu.allInnerTexts()).map((text) => text.trim());
-  await menu.filter({ hasText: new RegExp(`^\\s*${value}\\s*$`) }).click();
-  await menu.first().waitFor({ state: "hidden" });
-  return offered;
+// The box of a field with this label: the nearest one that follows it.
+function input(label) {
+  return page.getByText(`${label} (Optional)`, { exact: true }).locator("xpath=following::*[self::input or self::textarea][1]");
 }
 
-// Chooses a layout of the graph, and waits for the graph: the canvas is there long before anything is on it.
-async function layOut(name) {
-  await page.locator(".run-graph canvas").waitFor();
-  const gear = page.getByRole("button", { name: "Run Graph Options" });
-  await gear.click();
-  await page.getByText(name, { exact: true }).click();
-  await gear.click();
-  await page.getByText(name, { exact: true }).waitFor({ state: "hidden" });
-  const end = Date.now() + options.patience;
-  do {
-    if (Date.now() > end) throw new Error("no bars of completed task runs appear in the graph");
-    await page.getByTitle("Recenter graph").click();
-    await rest();
-  } while ((await greenShare()) < 0.005);
-}
-
-// How much of the graph is green, the colour of what is completed. It is drawn with WebGL, so there is nothing to read.
-async function greenShare() {
-  const clip = await page.locator(".run-graph canvas").boundingBox();
-  const shot = (await page.screenshot({ clip })).toString("base64");
-  return page.evaluate(async (data) => {
-    const image = await createImageBitmap(await (await fetch(`data:image/png;base64,${data}`)).blob());
-    const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
-    canvas.drawImage(image, 0, 0);
-    const { data: rgba } = canvas.getImageData(0, 0, image.width, image.height);
-    let nGreen = 0;
-    for (let i = 0; i < rgba.length; i += 4) nGreen += rgba[i + 1] > 120 && rgba[i + 1] > 1.5 * Math.max(rgba[i], rgba[i + 2]);
-    return nGreen / (image.width * image.height);
-  }, shot);
-}
-
-async function openArtifacts() {
-  await page.getByRole("tab", { name: "Artifacts" }).or(page.locator(".p-tabs").getByText("Artifacts")).first().click();
-  const cards = page.locator("a[href*='/artifacts/artifact/']");
-  await cards.nth(options.nArtifacts - 1).waitFor();
-  return cards.evaluateAll((links) =>
-    links.map((link) => ({
-      href: link.getAttribute("href"),
-      kind: link.querySelector(".artifact-card__subheader").textContent.trim(),
-      key: link.querySelector(".artifact-card__title").textContent.trim(),
-    })),
-  );
-}
-
-// Turns the wheel over the middle of the graph's upper edge, so that it grows downwards and to both sides.
-async function zoomIn(nTurns) {
-  const { x, y, width } = await page.locator(".run-graph canvas").boundingBox();
-  await page.mouse.move(x + width / 2, y + 8);
-  for (let i = 0; i < nTurns; i++) {
-    await page.mouse.wheel(0, -100);
-    await rest();
-  }
+// Chooses one of the kinds of a field, and fills in a text.
+async function pick(label, kind, text) {
+  const name = page.getByText(`${label} (Optional)`, { exact: true });
+  await name.locator(`xpath=following::*[@role='tab' and normalize-space()='${kind}'][1]`).click();
+  await name.locator("xpath=following::textarea[1]").fill(text);
 }
 
 async function picture(name, height) {
@@ -195,26 +134,4 @@ async function rest() {
     before = now;
   }
   return before;
-}
-
-// In the page: label and kind of each field, those of groups included.
-function describeFields(properties) {
-  const kindOf = (property) => {
-    const body = property.querySelector(":scope > .p-label__body");
-    if (body.querySelector(".schema-form-property")) return "group";
-    const choice = body.querySelector(":scope > .p-button-group");
-    if (choice) return [...choice.querySelectorAll("button")].map((button) => button.innerText.trim()).join(" or ");
-    if (body.querySelector(".p-code-input")) return "json";
-    if (body.querySelector(".p-select")) return "menu";
-    if (body.querySelector("input[type=number]")) return "number";
-    if (body.querySelector("textarea.p-textarea__control")) return "text";
-    return "unknown";
-  };
-  const labelOf = (property) =>
-    property.querySelector(":scope > .p-label__header .schema-form-property__label").innerText.replace(" (Optional)", "");
-  const nameOf = (property) => {
-    const group = property.parentElement.closest(".schema-form-property");
-    return (group ? `${nameOf(group)}.` : "") + labelOf(property);
-  };
-  return Object.fromEntries(properties.map((property) => [nameOf(property), kindOf(property)]));
 }

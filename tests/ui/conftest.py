@@ -47,7 +47,8 @@ def components() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def optimised(api: Prefect, components: dict[str, str], checkout: Path) -> Run:
     """A run that was triggered by the API and went to the optimum, with the solver's address in a block."""
-    api.save_endpoint_block("beam-fem", url=components["fem"], label="fem", token="a secret that nobody asks for")
-    settings = {**components, "fem": "block:beam-fem"}
-    run = api.trigger("beam", {"run_key": "optimised", "settings": settings, "stop": {"max_steps": 300}})
+    block = api.save_endpoint_block("beam-fem", url=components["fem"], label="fem", token="a secret nobody asks for")
+    chosen = {**components, "fem": {"$ref": {"block_document_id": block}}}  # as the form says it
+    adam = {"driver": {"name": "adam"}, "stop": {"max_steps": 300}}
+    run = api.trigger("beam", {"run_key": "optimised", **chosen, **adam})
     return api.completed(run, checkout)

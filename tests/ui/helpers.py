@@ -117,13 +117,12 @@ class Prefect:
         names = {node["id"]: node["label"] for node in nodes}
         return {node["label"]: {names[parent["id"]] for parent in node["parents"]} for node in nodes}
 
-    def save_endpoint_block(self, name: str, **data: Any) -> None:
-        """As the page "Blocks" does it. The server knows the type because it comes with the installed package."""
+    def save_endpoint_block(self, name: str, **data: Any) -> str:
+        """Its id. As the page "Blocks" does it; the server knows the type from the installed package."""
         kind = self.get("block_types/slug/tesseract-endpoint")["id"]
         (schema,) = self.post("block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})
-        self.post(
-            "block_documents/", {"name": name, "data": data, "block_type_id": kind, "block_schema_id": schema["id"]}
-        )
+        document = {"name": name, "data": data, "block_type_id": kind, "block_schema_id": schema["id"]}
+        return self.post("block_documents/", document)["id"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +144,7 @@ class Browser:
         )
         assert done.returncode == 0, f"browser.mjs {task} failed:\n{done.stdout}\n{done.stderr}"
         report = json.loads(done.stdout.splitlines()[-1])
-        # Whoever runs this on a closed network, or does not like to be watched, relies on it.
+        # Whoever runs this on a closed network, or does not like to be watched, relies on it. (The pages of V2 ask one
+        # host for the settings of their telemetry, which browser.mjs keeps from them.)
         assert report["hosts"] == [self.pages.removeprefix("http://")], "the pages asked somebody else"
         return report["answer"]

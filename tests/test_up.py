@@ -1,0 +1,128 @@
+"""`tesseract-flow up`, with a real Prefect server: from a folder of one's own, to the end of all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tesseract_flow.cli import main
+
+PROBLEM = """
+import jax.numpy as jnp
+import tesseract_flow as tf
+
+def bowl(center: float = 3.0):
+    return tf.Problem({"x": jnp.zeros(2)}, lambda design: jnp.sum((design["x"] - center) ** 2), name="My bowl")
+"""
+# What a shell starts in the background ignores Ctrl-C, and so would what it starts.
+COMMAND = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from tesseract_flow.cli import main; sys.exit(main())"
+)
+PATIENCE = 240.0
+
+
+class Up:
+    """The command at work, in a process group of its own."""
+
+    def __init__(self, folder: Path, *arguments: str):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "JAX_"))}
+        environment |= {"HOME": str(folder / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+        self.log = folder / f"{'-'.join(arguments) or 'up'}.log"
+        with open(self.log, "wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", COMMAND, "up", "problem.py:bowl", *arguments],
+                cwd=folder,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def api(self) -> str:
+        """Its address, once it serves."""
+        end = time.monotonic() + PATIENCE
+        while "Serving until interrupted" not in self.log.read_text():
+            assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.2)
+        pages = re.search(r"The pages: (http://127\.0\.0\.1:\d+)", self.log.read_text())
+        assert pages is not None
+        return f"{pages[1]}/api"
+
+    def end(self, kind: signal.Signals) -> None:
+        self.process.send_signal(kind)
+        self.process.wait(PATIENCE)
+
+
+@contextlib.contextmanager
+def up(folder: Path, *arguments: str) -> Iterator[Up]:
+    running = Up(folder, *arguments)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.end(signal.SIGTERM)
+
+
+def is_up(api: str) -> bool:
+    try:
+        return httpx.get(f"{api}/health", trust_env=False).json() is True
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "problem.py").write_text(PROBLEM)
+    (tmp_path / "home").mkdir()
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_all_of_it_comes_up_is_shared_and_ends_and_its_runs_stay(folder: Path):
+    with up(folder) as first, up(folder, "--name", "second") as second:
+        api = first.api()
+        assert second.api() == api  # two servers would lock each other out of one database
+        deployments = {name: f"{api}/deployments/name/optimize-design/{name}" for name in ("my-bowl", "second")}
+        found = {name: httpx.get(url, trust_env=False).json() for name, url in deployments.items()}
+        start = f"{api}/deployments/{found['second']['id']}/create_flow_run"
+        refused = httpx.post(start, json={"parameters": {"centre": 1.0}}, trust_env=False)
+        assert refused.status_code == 409 and "'centre' was unexpected" in refused.json()["detail"]
+        parameters = {"center": 1.5, "driver": {"name": "lbfgs"}, "run_key": "one"}
+        run = httpx.post(start, json={"parameters": parameters}, trust_env=False).json()["id"]
+        end = time.monotonic() + PATIENCE
+        while (state := httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()["state"])["type"] != "COMPLETED":
+            assert state["type"] not in ("FAILED", "CRASHED") and time.monotonic() < end, state
+            time.sleep(0.5)
+        assert json.loads((folder / "runs" / "one" / "result.json").read_text())["converged"]
+        first.end(signal.SIGINT)
+        assert is_up(api)  # for the second one
+        second.end(signal.SIGTERM)
+        assert not is_up(api)
+    with up(folder) as again:
+        api = again.api()
+        known = httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()
+        assert known["name"] == "My bowl one" and known["state"]["name"] == "Completed"
+        assert not httpx.get(f"{api}/deployments/name/optimize-design/my-bowl", trust_env=False).json()["paused"]
+        again.end(signal.SIGINT)
+    assert not is_up(api)
+
+
+def test_a_problem_that_is_none_starts_nothing(folder: Path, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    assert main(["up", "problem.py:bowl", "--set", "centre=1"]) == 1
+    assert "Did you mean 'center'" in capsys.readouterr().err
+    assert not list((folder / "home").iterdir())
