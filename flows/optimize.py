@@ -126,7 +126,7 @@ def optimise(
         reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
         own = (problem.defaults or {}).get("stop") or {}
         most_steps = own.get("max_steps", stop.max_steps) if said(stop) is None else stop.max_steps
-        publisher = ArtifactPublisher(cards, journal, most_steps, lambda: dict(requests))
+        publisher = ArtifactPublisher(cards, journal, most_steps, lambda: dict(requests), submitter.graph.rows)
         with reporting, publisher:
             return optimize(
                 problem,

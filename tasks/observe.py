@@ -7,8 +7,9 @@ second would bury solvers of a millisecond. `auto` looks at the calls of the fir
 import abc
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ ObserveLevel = Literal["auto", "calls", "steps", "run"]
 # From `auto`'s point of view a call is long when a task run around it costs less than a twentieth of it.
 _LONG_CALL = 0.1  # seconds
 _FIRST_STEPS = 20  # always shown call by call
+_MOST_MADE = 1000  # calls of a step whose followers are looked for
 _MANY_STEPS = 200  # beyond, a run is long and fewer steps stand for the rest
 
 
@@ -84,6 +86,46 @@ def observation_of(level: ObserveLevel) -> AbstractObservation:
     return AutoObservation() if level == "auto" else FixedObservation(level)
 
 
+class CallGraph:
+    """Which call waits for which, how often each was made, and how long it took; from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._after: dict[str, set[str]] = {}
+        self._n_calls: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._made: list[tuple[AbstractFuture, str]] = []
+
+    def begin_step(self, step: int) -> None:
+        with self._lock:
+            self._made.clear()  # they hold results, which may be large
+
+    def note_call(self, label: str, future: AbstractFuture, producers: Sequence[AbstractFuture]) -> None:
+        with self._lock:
+            if label not in self._after:
+                self._after[label] = {name for made, name in self._made if any(made is one for one in producers)}
+            if len(self._made) < _MOST_MADE:
+                self._made.append((future, label))
+
+    def note_end(self, label: str, seconds: float) -> None:
+        with self._lock:
+            self._n_calls[label] += 1
+            self._seconds[label] += seconds  # type: ignore[assignment]  # of floats
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per call, in the order of the first step."""
+        with self._lock:
+            return [
+                {
+                    "call": label,
+                    "waits for": ", ".join(sorted(after)),
+                    "calls": self._n_calls[label],
+                    "seconds each": self._seconds[label] / max(self._n_calls[label], 1),
+                }
+                for label, after in self._after.items()
+            ]
+
+
 class ObservedSubmitter(AbstractSubmitter):
     """Sends the calls of shown steps one way and those of the others another way, and times them all.
 
@@ -103,12 +145,14 @@ class ObservedSubmitter(AbstractSubmitter):
         self.shown = shown
         self.hidden = hidden
         self.observation = observation
+        self.graph = CallGraph()
         self._clock = clock
         self._shows_calls = observation.shows_calls(0)
 
     def begin_step(self, step: int) -> None:
         """Told the number of each step before its first call."""
         self.shown.step = step
+        self.graph.begin_step(step)
         # Decided once per step, so that the graph of a shown step is complete.
         self._shows_calls = self.observation.shows_calls(step)
 
@@ -116,5 +160,10 @@ class ObservedSubmitter(AbstractSubmitter):
         submitter = self.shown if self._shows_calls else self.hidden
         start = self._clock()
         future = submitter.submit(node, operands, producers)
-        future.add_done_callback(lambda _: self.observation.note_call(self._clock() - start))
+        self.graph.note_call(node.label, future, producers)
+        future.add_done_callback(lambda _: self._note_end(node.label, self._clock() - start))
         return future
+
+    def _note_end(self, label: str, seconds: float) -> None:
+        self.graph.note_end(label, seconds)
+        self.observation.note_call(seconds)

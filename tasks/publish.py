@@ -38,6 +38,7 @@ class ArtifactPublisher(AbstractObserver):
         journal: of this run, which knows the outcome where an error or a cancellation ends it.
         n_steps: the length of the progress bar.
         requests: counts by call, for the summary at the end.
+        graph: which call waits for which, as rows.
         progress_every, pictures_every: seconds.
     """
 
@@ -47,6 +48,7 @@ class ArtifactPublisher(AbstractObserver):
         journal: FileJournal,
         n_steps: int,
         requests: Callable[[], dict[str, int]],
+        graph: Callable[[], list[dict[str, Any]]] = list,
         *,
         progress_every: float = 1.5,
         pictures_every: float = 20.0,
@@ -56,6 +58,7 @@ class ArtifactPublisher(AbstractObserver):
         self.journal = journal
         self.n_steps = max(n_steps, 1)
         self.requests = requests
+        self.graph = graph
         self.progress_every = progress_every
         self.pictures_every = pictures_every
         self._clock = clock
@@ -124,6 +127,8 @@ class ArtifactPublisher(AbstractObserver):
 
         self.cards.picture("convergence", lambda: convergence_figure(history), f"Convergence up to step {step}")
         self.cards.picture("design", drawn, f"Design at step {step}")
+        if calls := self.graph():
+            self.cards.table("graph", calls, "Which call waits for which, and how long they take")
         self.cards.table("history", history_rows(history, TABLE_ROWS), f"History up to step {step}")
 
     def _percent(self) -> float:

@@ -171,12 +171,16 @@ def test_run_page_says_how_the_run_went(prefect_harness, problem, tmp_path, monk
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[state.state_details.flow_run_id])))
     cards = {artifact.key.removeprefix("rosenbrock-s-valley-mach-0-8-"): artifact for artifact in found}
     assert len(cards) == len(found) < len(renewed)
-    kinds = {"progress": "progress", "history": "table"}
+    kinds = {"progress": "progress", "history": "table", "graph": "table"}
     kinds |= dict.fromkeys(("check", "convergence", "design", "result"), "markdown")
     assert {name: card.type for name, card in cards.items()} == kinds
     assert cards["progress"].data == 100.0
     assert cards["convergence"].data.startswith("![convergence](data:image/png;base64,")
     assert [row["step"] for row in json.loads(cards["history"].data)] == [0, 1, 2, 3]
+    graph = {row["call"]: row for row in json.loads(cards["graph"].data)}
+    assert graph["square.apply"]["waits for"] == "misfit.apply"
+    assert graph["misfit.pullback"]["waits for"] == "square.pullback"
+    assert graph["misfit.apply"]["calls"] >= 4
     assert sum(len(str(card.data)) for card in found) < 100_000
     lines = [log.message for log in logs]
     assert any(line.startswith("Step 3: value ") for line in lines)

@@ -60,6 +60,7 @@ def test_artifacts_tell_the_outcome(api: Prefect, optimised: Run) -> None:
         "progress": "progress",
         "convergence": "markdown",
         "design": "markdown",
+        "graph": "table",
         "history": "table",
         "result": "markdown",
     }
