@@ -4,19 +4,20 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.utilities.annotations import opaque
 
 from tesseract_flow.client import RetryPolicy, is_transient
 from tesseract_flow.client.retry import DEFAULT_RETRY, somebody_else
 from tesseract_flow.errors import Overloaded
-from tesseract_flow.execute import AbstractFuture, AbstractSubmitter, Node
+from tesseract_flow.execute import AbstractFuture, AbstractSubmitter, Answer, Node
+
+T = TypeVar("T")
 
 # A server may ask for any patience; beyond this a failed task that says so serves its owner better.
 _LONGEST_WAIT = 300.0
@@ -28,15 +29,6 @@ def retry_if_transient(task: Task[Any, Any], task_run: TaskRun, state: State[Any
     A plain function, because Prefect 3.8 silently drops retries whose condition is a partial or a callable object.
     """
     return isinstance(state.data, BaseException) and is_transient(state.data)
-
-
-class Outputs(list[np.ndarray]):
-    """The arrays of a call, as a list that weak references can point to.
-
-    Prefect remembers by address which task returned what, and notices that an address has a new owner by a weak
-    reference alone, which a plain list refuses: the graph would show edges from results that are long gone, see
-    https://github.com/PrefectHQ/prefect/issues/20558.
-    """
 
 
 # How a task around a call is repeated, and that nothing of it is stored.
@@ -57,8 +49,21 @@ def wait_as_asked(error: Overloaded, sleep: Callable[[float], object]) -> None:
         sleep(min(error.retry_after, _LONGEST_WAIT))
 
 
+class Sealed(Generic[T]):
+    """An argument that nobody looks into.
+
+    Prefect would walk into lists and dataclasses, element by element, looking for futures. Its own word against that,
+    `opaque`, is a tuple, which Dask takes apart on the way to another process.
+    """
+
+    def __init__(self, value: T):
+        self.value = value
+
+
 @task(name="tesseract-call", task_run_name="{label}", **REPEATED)
-def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_id: str) -> Outputs:
+def call_tesseract(
+    label: str, node: Node | Sealed[Node], operands: Sequence[np.ndarray] | Sealed[Sequence[np.ndarray]], run_id: str
+) -> Answer:
     """One request to one Tesseract: `apply`, a pushforward or a pullback.
 
     Args:
@@ -67,9 +72,11 @@ def call_tesseract(label: str, node: Node, operands: Sequence[np.ndarray], run_i
         operands: its arrays.
         run_id: names the server's output folder, so that its logs can be matched with this run.
     """
+    node = node.value if isinstance(node, Sealed) else node
+    operands = operands.value if isinstance(operands, Sealed) else operands
     try:
         with somebody_else():  # this task repeats it
-            return Outputs(node.run(operands, run_id))
+            return node.run(operands, run_id)
     except Overloaded as error:
         wait_as_asked(error, time.sleep)
         raise
@@ -96,9 +103,8 @@ class PrefectSubmitter(AbstractSubmitter):
         label = f"{node.label} #{self.step}"
         return self._task.submit(
             label,
-            # opaque: Prefect would walk into lists and dataclasses, element by element, looking for futures.
-            opaque(node),  # type: ignore[arg-type]
-            opaque(operands),  # type: ignore[arg-type]
+            Sealed(node),
+            Sealed(operands),
             run_id_of(label),
             wait_for=list(producers) or None,  # type: ignore[arg-type]
         )

@@ -22,6 +22,6 @@ def run_step(step: int, fn: Callable[[], object]) -> None:
 def run_step_as_task(step: int, fn: Callable[[], T]) -> T:
     """`fn()` inside a task run of the current flow run, on the calling thread."""
     outcome: list[T] = []
-    # Not returned by the task: Prefect takes a later tuple at the same address for this one (see call.Outputs).
+    # Not returned by the task: Prefect takes a later tuple at the same address for this one (see execute.Answer).
     run_step(step, opaque(lambda: outcome.append(fn())))  # type: ignore[arg-type]
     return outcome[0]

@@ -160,7 +160,10 @@ class AccessDenied(CallError, PermissionError):
 
 
 class NotServed(CallError, ConnectionError):
-    """A `tesseract_core.Tesseract` was asked that nobody has started yet; waiting does not change that."""
+    """Nobody can be asked there: a `tesseract_core.Tesseract` that was not started, a component in another process.
+
+    Waiting does not change that.
+    """
 
 
 class CallTimeout(CallError, TimeoutError):

@@ -14,6 +14,7 @@ from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree, on_eac
 from tesseract_flow.client.meter import (
     Account,
     RequestCounts,
+    charge,
     charged_to,
     count_requests,
     current_account,
@@ -77,6 +78,7 @@ __all__ = [
     "ServedTesseract",
     "TesseractLike",
     "Tree",
+    "charge",
     "charged_to",
     "count_requests",
     "current_account",

@@ -72,6 +72,14 @@ class AbstractTesseract(abc.ABC):
         """The schema, if it can be told without a question to the component."""
         return self.schema
 
+    def elsewhere(self) -> AbstractTesseract:
+        """A handle to the same component for another process of this machine: by address where this process serves it.
+
+        Raises:
+            NotServed: no other process can reach it.
+        """
+        return self
+
     @abc.abstractmethod
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         """Send one request and return its decoded answer.

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 
 _lock = threading.Lock()
@@ -148,6 +148,15 @@ def record_request(tesseract: str, endpoint: str) -> None:
             charged += {id(counts): counts for other in _accounts.values() for counts in other.counts}.values()
         for counts in charged:
             counts[f"{tesseract}.{endpoint}"] += 1
+
+
+def charge(account: Account | None, requests: Mapping[str, int] | None) -> None:
+    """Report requests that another process has sent for this account: to it, and to every `count_requests()` block."""
+    if not requests:
+        return
+    with _lock:
+        for counts in [*_open, *(() if account is None else account.counts)]:
+            counts.update(requests)
 
 
 def _is_of_no_known_thread() -> bool:

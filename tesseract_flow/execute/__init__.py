@@ -1,7 +1,7 @@
 """Running JAX functions with Tesseracts inside as dataflow."""
 
 from tesseract_flow.execute.concurrent import Concurrent, concurrent
-from tesseract_flow.execute.plan import Node, Plan, Segment
+from tesseract_flow.execute.plan import Answer, Node, Plan, Segment
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import run_plan
 from tesseract_flow.execute.submit import (
@@ -15,6 +15,7 @@ from tesseract_flow.execute.submit import (
 __all__ = [
     "AbstractFuture",
     "AbstractSubmitter",
+    "Answer",
     "Concurrent",
     "InlineSubmitter",
     "Node",

@@ -20,8 +20,10 @@ import numpy as np
 from jax.extend.core import Literal, Primitive
 
 from tesseract_flow.autodiff import AVALS, ENDPOINTS, HOST, Call, current_rehearsal
-from tesseract_flow.client import Account, Endpoint, charged_to
+from tesseract_flow.client import Account, Endpoint, RequestCounts, charged_to, own_requests
 from tesseract_flow.execute.durations import durations
+
+_PRIMITIVES = {endpoint: primitive for primitive, endpoint in ENDPOINTS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,20 @@ class Constant:
 Ref = int | Constant  # where a value comes from: the number of a slot, or a constant
 
 
+class Answer(list[np.ndarray]):
+    """The arrays of a call.
+
+    A list that weak references can point to: Prefect remembers by address which task returned what, and notices that an
+    address has a new owner by a weak reference alone, which a plain list refuses. The graph would show edges from
+    results that are long gone, see https://github.com/PrefectHQ/prefect/issues/20558.
+
+    Attributes:
+        requests: what it took, if it comes from another process; what is asked for in this one is counted as it leaves.
+    """
+
+    requests: Mapping[str, int] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """One Tesseract call in the plan.
@@ -52,6 +68,7 @@ class Node:
         wave: 1 + the largest wave among its producers; what is of one wave may run at once.
         origins: the slots behind `producers`, and those arguments of a loop's body that reach it.
         account: at work: whose its requests are, whatever thread they are sent from.
+        spent: of a node that has left its process: the requests that it has sent since, those of failed attempts too.
     """
 
     index: int
@@ -64,6 +81,16 @@ class Node:
     wave: int
     origins: tuple[int, ...] = ()
     account: Account | None = dataclasses.field(default=None, compare=False)
+    spent: RequestCounts | None = dataclasses.field(default=None, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """To leave this process, a call needs a component that can be reached from elsewhere. The primitive is looked
+        up by its endpoint there, and the account stays here: who has the answer counts what it cost."""
+        call = dataclasses.replace(self.call, tesseract=self.call.tesseract.elsewhere())
+        return {**vars(self), "call": call, "primitive": self.endpoint, "account": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, primitive=_PRIMITIVES[state["primitive"]], spent=RequestCounts())
 
     @property
     def endpoint(self) -> Endpoint:
@@ -109,13 +136,29 @@ class Node:
         """The answer that is known. That it takes no time says nothing about how long the component takes."""
         return HOST[self.primitive](self.call, operands, None)
 
-    def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> list[np.ndarray]:
+    def run(self, operands: Sequence[np.ndarray], run_id: str | None = None) -> Answer:
         """Ask the Tesseract, on the calling thread; one request, unless it stands for a batch."""
+        if self.spent is not None:
+            return self._run_abroad(operands, run_id)
         start = time.perf_counter()
         with contextlib.nullcontext() if self.account is None else charged_to(self.account):
-            answer = HOST[self.primitive](self.call, operands, run_id)
+            answer = Answer(HOST[self.primitive](self.call, operands, run_id))
         if self.call.batch is None:
             durations.record(self._duration_key, time.perf_counter() - start)
+        return answer
+
+    def _run_abroad(self, operands: Sequence[np.ndarray], run_id: str | None) -> Answer:
+        """The same in a process where nobody counts for the run: the bill comes with the answer, or with the error."""
+        assert self.spent is not None
+        with charged_to(None), own_requests() as counts:
+            try:
+                answer = Answer(HOST[self.primitive](self.call, operands, run_id))
+            except Exception as error:
+                self.spent.update(counts)
+                error.requests = dict(self.spent)  # type: ignore[attr-defined]
+                raise
+        self.spent.update(counts)
+        answer.requests = dict(self.spent)
         return answer
 
     @property

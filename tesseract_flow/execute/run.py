@@ -6,6 +6,7 @@ its body per iteration (`loops`). All frames share one row of ready units and on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
 from collections import deque
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from tesseract_flow.client import current_account
+from tesseract_flow.client import charge, current_account
 from tesseract_flow.errors import cause, in_brief
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
@@ -233,7 +234,7 @@ class _Run:
         job, k = self.arrived.get()
         _, future = self.in_flight.pop((id(job), k))
         try:
-            outputs = future.result()
+            outputs = self._result(future)
         except Exception as error:
             batch = job.node.call.batch
             element = "" if batch is None else f"{batch.name_of(k) if batch.names else f'element {k}'} of "
@@ -249,6 +250,16 @@ class _Run:
         elif job.n_arrived == job.n_calls:
             self._finish(job)
 
+    def _result(self, future: AbstractFuture) -> list[np.ndarray]:
+        """Of a call that has ended; what another process has asked for it is counted here."""
+        try:
+            outputs = future.result()
+        except Exception as error:
+            charge(self.account, getattr(error, "requests", None))
+            raise
+        charge(self.account, getattr(outputs, "requests", None))
+        return outputs
+
     def _finish(self, job: _Job) -> None:
         sources = tuple(job.futures)
         for slot, value in zip(job.node.outputs, job.outputs, strict=True):
@@ -260,7 +271,9 @@ class _Run:
             getattr(future, "cancel", bool)()
         while self.in_flight and on_failure == "wait":
             job, k = self.arrived.get()
-            del self.in_flight[id(job), k]
+            _, future = self.in_flight.pop((id(job), k))
+            with contextlib.suppress(Exception):
+                self._result(future)
 
     def _next_ready(self) -> tuple[Frame, Node | Segment]:
         # Calls first: a segment must not keep a solver waiting that could be working.

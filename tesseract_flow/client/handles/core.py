@@ -117,6 +117,15 @@ class CoreTesseract(AbstractTesseract):
     def known_schema(self) -> TesseractSchema | None:
         return _schemas.get(self.tesseract)
 
+    def elsewhere(self) -> AbstractTesseract:
+        if _kind(self.tesseract) == "LocalClient":
+            raise NotServed(
+                f"Tesseract {self.name!r} lives in this process, and a call to it cannot leave it.\n"
+                "Serve it: open_tesseract('path/to/tesseract_api.py'); or run the flow's calls on threads, as it does "
+                "unless told otherwise (task_runner=)."
+            )
+        return self
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         if endpoint == "abstract_eval":
             arguments = {"abstract_inputs": payload["inputs"]}

@@ -17,7 +17,7 @@ from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
-from tesseract_flow.errors import OptionError
+from tesseract_flow.errors import NotServed, OptionError
 
 
 class Places:
@@ -86,6 +86,13 @@ class LimitedTesseract(AbstractWrapper):
     @property
     def n_lanes(self) -> int:  # type: ignore[override]
         return min(self.tesseract.n_lanes, self.max_in_flight)
+
+    def elsewhere(self) -> AbstractTesseract:
+        raise NotServed(
+            f"At most {self.max_in_flight} calls to Tesseract {self.name!r} may be under way (max_in_flight), which is "
+            "counted within one process, so they cannot leave it.\n"
+            "Run the flow's calls on threads, as it does unless told otherwise (task_runner=)."
+        )
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         with self._places:

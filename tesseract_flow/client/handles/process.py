@@ -92,6 +92,10 @@ class ServedProcess(ByFields, AbstractTesseract):
         """Where it is served; starts it if need be."""
         return self._server.http
 
+    def elsewhere(self) -> AbstractTesseract:
+        # The folders in memory have one owner, who removes what lies there.
+        return dataclasses.replace(self.http, encoding="base64", input_dir=None, output_dir=None, label=self.name)
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         return self.http.request(endpoint, payload, run_id=run_id)
 

@@ -112,6 +112,9 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
     def known_schema(self) -> TesseractSchema | None:
         return self._group.schema
 
+    def elsewhere(self) -> AbstractTesseract:
+        return dataclasses.replace(self, replicas=tuple(replica.elsewhere() for replica in self.replicas))
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         _ = self.schema
         key = primals_key(endpoint, payload)

@@ -107,6 +107,11 @@ class ServedTesseract(ByFields, AbstractTesseract):
     def anchor(self) -> object:
         return self._handle.anchor
 
+    def elsewhere(self) -> AbstractTesseract:
+        _ = self.schema  # which starts all processes at once
+        handles = tuple(process.elsewhere() for process in self._processes)
+        return ReplicatedTesseract(handles, label=self.name, retry=self.retry)
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         handle = self._handle
         return self.retry.run(

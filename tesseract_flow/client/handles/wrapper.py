@@ -6,6 +6,7 @@ that are missing) and is otherwise the handle that it wraps.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, ByFields
@@ -45,6 +46,9 @@ class AbstractWrapper(ByFields, AbstractTesseract):
     @property
     def build(self) -> str | None:  # type: ignore[override]
         return self.tesseract.build
+
+    def elsewhere(self) -> AbstractTesseract:
+        return dataclasses.replace(self, tesseract=self.tesseract.elsewhere())  # type: ignore[type-var]
 
     @property
     def n_lanes(self) -> int:  # type: ignore[override]
