@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.optimize import minimize
 
 import tesseract_flow as tf
-from benchmarks.measuring import Bench, Row, component, serve
+from benchmarks.measuring import ROOT, Bench, Row, serve
 from benchmarks.sellar.problem import BEST_Z1, OPTIMUM, sellar
 from tesseract_flow.client import AbstractTesseract, ServedTesseract
 
@@ -35,7 +35,7 @@ class Runs:
 
 def sellar_rows(bench: Bench) -> list[Row]:
     """Sellar's problem with SLSQP, every answer kept, against the same without."""
-    served = [ServedTesseract(component(f"sellar/{name}"), label=name) for name in ("y1", "y2")]
+    served = [ServedTesseract(ROOT / f"examples/sellar/{name}/tesseract_api.py", label=name) for name in ("y1", "y2")]
     serve(served)
     plain = runs_to_optimum(*served)
     cache = tf.MemoryCache()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import epigraph as epigraph
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
+    from tesseract_flow.pictures import picture as picture
     from tesseract_flow.pipeline import Pipeline as Pipeline
     from tesseract_flow.report import report as report
     from tesseract_flow.study import multi_start as multi_start
@@ -70,6 +71,7 @@ _EXPORTS = {
     "multi_start": "tesseract_flow.study",
     "open_tesseract": "tesseract_flow.client",
     "optimize": "tesseract_flow.optimize",
+    "picture": "tesseract_flow.pictures",
     "read_journal": "tesseract_flow.optimize",
     "report": "tesseract_flow.report",
     "save_intermediates": "tesseract_flow.autodiff",
@@ -102,6 +104,7 @@ __all__ = [
     "multi_start",
     "open_tesseract",
     "optimize",
+    "picture",
     "read_journal",
     "report",
     "save_intermediates",

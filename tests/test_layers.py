@@ -31,7 +31,7 @@ ORDER = [
     {"client"},
     {"autodiff", "torch", "recipes"},
     {"execute"},
-    {"compose", "pipeline", "optimize", "report"},
+    {"compose", "pipeline", "pictures", "optimize", "report"},
     {"checks", "study"},
     {"tesseract_flow"},
     {"blocks"},

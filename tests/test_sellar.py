@@ -14,7 +14,7 @@ from tesseract_core import Tesseract
 
 import tesseract_flow as tf
 from benchmarks import solver_runs
-from benchmarks.measuring import component
+from benchmarks.measuring import ROOT
 from benchmarks.sellar.problem import OPTIMUM, coupled, sellar
 from benchmarks.solver_runs import MOST_RUNS, runs_to_optimum
 from tesseract_flow.client import AbstractTesseract
@@ -30,7 +30,7 @@ WEIGHTS = np.array([1.0, -0.3, 0.7])  # of objective and constraints, as a Lagra
 @pytest.fixture(scope="module")
 def disciplines() -> Disciplines:
     """The components themselves, in this process."""
-    paths = (component("sellar/y1"), component("sellar/y2"))
+    paths = (ROOT / f"examples/sellar/{name}/tesseract_api.py" for name in ("y1", "y2"))
     first, second = (tf.open_tesseract(Tesseract.from_tesseract_api(path), label=path.parent.name) for path in paths)
     return first, second
 

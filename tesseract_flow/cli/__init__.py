@@ -19,6 +19,7 @@ from tesseract_flow.cli import (
     init,
     inspect,
     optimize,
+    picture,
     report,
     serve,
     serve_flow,
@@ -28,7 +29,10 @@ from tesseract_flow.cli import (
 from tesseract_flow.errors import TesseractFlowError
 
 # In the order of --help.
-_COMMANDS = (init, inspect, serve, check, check_gradients, optimize, study, report, up, serve_flow, deploy, cache)
+_COMMANDS = (
+    *(init, inspect, serve, check, check_gradients, picture, optimize, study, report),
+    *(up, serve_flow, deploy, cache),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

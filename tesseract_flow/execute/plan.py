@@ -176,12 +176,17 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Pure JAX between calls, compiled as one function of `inputs`."""
+    """Pure JAX between calls, compiled as one function of `inputs`.
+
+    Attributes:
+        needs: per output the inputs that it is made of.
+    """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     fn: Callable[..., list[Any]]
     n_steps: int
+    needs: tuple[frozenset[int], ...]
 
     @property
     def reads(self) -> set[int]:
@@ -340,7 +345,7 @@ class Plan:
         expected = self.critical_path
         if expected is not None and expected[1]:
             seconds, path = expected
-            lines.append(f"  critical path: {_pretty(seconds)}: " + " -> ".join(node.label for node in path))
+            lines.append(f"  critical path: {pretty(seconds)}: " + " -> ".join(node.label for node in path))
         return "\n".join(lines)
 
 
@@ -407,14 +412,15 @@ def _waves(plan: Plan, separator: str) -> list[str]:
     """Per wave what is in it, equal calls once."""
     texts = []
     for wave in range(1, plan.n_waves + 1):
-        n_of = collections.Counter(_described(unit) for unit in plan.calls if unit.wave == wave)
+        n_of = collections.Counter(described(unit) for unit in plan.calls if unit.wave == wave)
         texts.append(separator.join(f"{n} \u00d7 {what}" if n > 1 else what for what, n in n_of.items()))
     return texts
 
 
-def _described(unit: Node | Loop) -> str:
+def described(unit: Node | Loop) -> str:
+    """A call or a loop in words, with how long it took lately."""
     if isinstance(unit, Node):
-        return unit.label if unit.seconds is None else f"{unit.label} ({_pretty(unit.seconds)})"
+        return unit.label if unit.seconds is None else f"{unit.label} ({pretty(unit.seconds)})"
     match unit.control:
         case Scan(body=body, length=length):
             return f"scan of {length}: {_inside(body)}"
@@ -433,5 +439,5 @@ def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _pretty(seconds: float) -> str:
+def pretty(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1.0 else f"{seconds * 1e3:.3g} ms"

@@ -230,7 +230,16 @@ def _segment(
     fn = compiled.get(key)
     if fn is None:
         fn = compiled[key] = _function(steps, inputs, outputs, avals)
-    return Segment(inputs, outputs, fn, len(steps))
+    return Segment(inputs, outputs, fn, len(steps), _needs(steps, inputs, outputs))
+
+
+def _needs(steps: Sequence[Step], inputs: Sequence[int], outputs: Sequence[int]) -> tuple[frozenset[int], ...]:
+    """Per output the inputs behind it."""
+    behind = {slot: frozenset([slot]) for slot in inputs}
+    for step in steps:
+        found = frozenset().union(*(behind[ref] for ref in step.inputs if isinstance(ref, int)))
+        behind.update(dict.fromkeys(step.outputs, found))
+    return tuple(behind[slot] for slot in outputs)
 
 
 def _structure(

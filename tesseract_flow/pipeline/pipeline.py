@@ -71,9 +71,9 @@ class Pipeline:
         except ValidationError as error:
             raise tell(faults_of(error, Description)) from None
         self._tell = tell
-        self._wiring = Wiring(self.description, tell)
+        self.wiring = Wiring(self.description, tell)
         self.folder = Path.cwd() if folder is None else Path(folder)
-        self._groups = {name: Coupled.of(name, self._wiring) for name in self.description.groups}
+        self._groups = {name: Coupled.of(name, self.wiring) for name in self.description.groups}
         self._work = self._opened()
 
     @classmethod
@@ -123,16 +123,16 @@ class Pipeline:
             CallError, NotConverged, ...: as `apply_tesseract` and `fixed_point` do.
         """
         self._check_names(inputs)
-        evaluation = Evaluation(self._wiring, self._work, inputs)
+        evaluation = Evaluation(self.wiring, self._work, inputs)
         gaps: dict[str, Any] = {}
-        for unit in self._wiring.order:
+        for unit in self.wiring.order:
             if unit not in self._groups:
                 evaluation.run(unit)
             elif self.coupling == "mdf":
                 solve(self._groups[unit], evaluation)
             else:
                 gaps |= open_up(self._groups[unit], evaluation, inputs)
-        found = {str(wire.keys[0]): evaluation.arriving(wire) for wire in self._wiring.inputs_of(None)}
+        found = {str(wire.keys[0]): evaluation.arriving(wire) for wire in self.wiring.inputs_of(None)}
         return {**found, **gaps}
 
     def check(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -160,8 +160,8 @@ class Pipeline:
             if one.shape is not None
         }
         known |= {name: value for name, value in (inputs or {}).items() if name in self.inputs}
-        found = look(self._wiring, self._work, self._groups, known)
-        used = {s.owner for wire in self._wiring.wires for s in wire.sources.values() if s.is_input}
+        found = look(self.wiring, self._work, self._groups, known)
+        used = {s.owner for wire in self.wiring.wires for s in wire.sources.values() if s.is_input}
         for name in self.inputs:
             if name not in known and name in used:
                 message = "its shape is not known: give it here (shape: [3]), or values to check with"
@@ -179,8 +179,8 @@ class Pipeline:
         shapes = self.shapes(inputs)
         if shapes.faults:
             raise self._tell(shapes.faults)
-        groups = {name: group for name, group in self._groups.items() if name in self._wiring.order}
-        return target_starts(groups, shapes, inputs, self._wiring.source)
+        groups = {name: group for name, group in self._groups.items() if name in self.wiring.order}
+        return target_starts(groups, shapes, inputs, self.wiring.source)
 
     @property
     def coupling(self) -> Coupling:
@@ -201,13 +201,17 @@ class Pipeline:
         """With `coupling="idf"`: the further inputs, and the further output that belongs to each."""
         if self.coupling != "idf":
             return {}
-        groups = [group for name, group in self._groups.items() if name in self._wiring.order]
+        groups = [group for name, group in self._groups.items() if name in self.wiring.order]
         return {str(source): f"{one.name}.{source}" for one in groups for source in one.fed_back(one.order())}
 
     @property
     def tesseracts(self) -> dict[str, AbstractTesseract]:
         """The handle of each node that is a Tesseract."""
         return {name: work for name, work in self._work.items() if isinstance(work, AbstractTesseract)}
+
+    def members(self, unit: str) -> tuple[str, ...]:
+        """The nodes of a group, in the order in which they run; or the node itself."""
+        return self._groups[unit].order() if unit in self._groups else (unit,)
 
     def _check_names(self, inputs: Mapping[str, Any]) -> None:
         if not isinstance(inputs, Mapping):

@@ -1,0 +1,1 @@
+"""Sellar's problem from one YAML file, with both forms of coupling."""
