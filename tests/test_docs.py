@@ -24,6 +24,7 @@ PAGES = [
     "concurrent",
     "drivers",
     "coupling",
+    "pipelines",
     "failures",
     "journals",
     "study",

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from tesseract_flow.pictures import Picture
 from tesseract_flow.report.tables import duration
 
 Severity = Literal["error", "warning", "note"]
@@ -88,6 +89,7 @@ class Report:
         seconds_per_gradient: how long one is expected to take: the critical path, by how long calls took lately. None
             where a call has not been made before.
         unknown: the calls whose duration is not known.
+        wiring: what feeds what, if the evaluation could be followed.
     """
 
     problem: str
@@ -95,6 +97,7 @@ class Report:
     components: tuple[ComponentSummary, ...] = ()
     seconds_per_gradient: float | None = None
     unknown: tuple[str, ...] = ()
+    wiring: Picture | None = None
 
     @property
     def errors(self) -> tuple[Finding, ...]:

@@ -25,11 +25,17 @@ from tesseract_flow.checks.endpoints import Asked, asked_by, asked_on_paths, mis
 from tesseract_flow.checks.findings import Finding, Report, in_order
 from tesseract_flow.checks.survey import Survey, survey
 from tesseract_flow.errors import NotDifferentiable, ProblemError, closest
+from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.optimize import Constraint, Problem
 from tesseract_flow.optimize.partition import leaf_names, path_name
 from tesseract_flow.optimize.problem import other_names
+from tesseract_flow.pictures import Picture
+from tesseract_flow.pictures.making import aval_text, of_pipeline, of_plan
+from tesseract_flow.pipeline import Pipeline
 from tesseract_flow.schema import array_templates
 
+# Kinds of findings that a fault in the wiring of a pipeline brings about.
+_SAME = ("evaluate", "misfit", "no-such-output", "unchecked", "abstract-eval")
 _WIDE = 1e4  # between a variable's scale and its size: beyond, a step of the driver is nothing, or far too much
 
 
@@ -54,6 +60,7 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
     if not isinstance(problem, Problem):
         raise ProblemError(
             f"check takes a tesseract_flow.Problem, received {type(problem).__name__}.\n"
+            "A Pipeline checks itself: pipeline.check(inputs). "
             "Make one with tf.Problem(design, evaluate), or load one: tesseract-flow check folder/problem.py:factory."
         )
     components = ask_all(handles_in(problem.evaluate, problem.design), patience)
@@ -66,11 +73,19 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
 
 def _report(problem: Problem, components: Sequence[Component], patience: float, *, is_precise: bool) -> Report:
     found = survey(problem, components, patience)
+    pipeline = getattr(problem.evaluate, "pipeline", None)
+    wired: list[Finding] = []
+    if isinstance(pipeline, Pipeline) and all(component.is_up for component in components):
+        wired = list(_of_pipeline(pipeline, problem))
+        if wired:  # the same once more, by what came of it
+            found.findings = [finding for finding in found.findings if finding.kind not in _SAME]
+            found.doubtful.clear()
     walk = Walk()
     flows = walk.run(found.closed)
     findings = [
         *(finding for component in found.components for finding in component.findings()),
         *(() if is_precise else _of_precision(found.components)),
+        *wired,
         *found.findings,
         *_of_stand_ins(found, walk),
         *_of_constraint_names(problem, found),
@@ -91,7 +106,23 @@ def _report(problem: Problem, components: Sequence[Component], patience: float, 
         tuple(summary(component, asked, is_complete=gradient is not None) for component in found.components),
         seconds,
         unknown,
+        _wiring(problem, found, pipeline) if found.is_complete and not wired else None,
     )
+
+
+def _wiring(problem: Problem, found: Survey, pipeline: Any) -> Picture:
+    """What feeds what: as it was described, or as it was traced."""
+    if isinstance(pipeline, Pipeline):
+        return of_pipeline(pipeline, problem.design)
+    shapes = [aval_text(aval) for aval in found.closed.in_avals]
+    return of_plan(make_plan(found.closed), leaf_names(problem.partition.varying), shapes)
+
+
+def _of_pipeline(pipeline: Pipeline, problem: Problem) -> Iterator[Finding]:
+    shapes = pipeline.shapes(problem.design)
+    if shapes.faults:
+        for fault in pipeline.tell(shapes.faults).faults:
+            yield Finding("pipeline", fault.path, f"{fault.message}.", "Correct the wiring there.")
 
 
 # --- components -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ def as_tables(report: Report) -> list[RenderableType]:
         for row in rows:
             table.add_row(*(Text(value) for value in row.values()))
         parts.append(table)
+    if report.wiring is not None:
+        parts.append(Text(str(report.wiring), no_wrap=True, overflow="ignore"))
     return [*parts, *(Text(line) for line in report.cost)]
 
 
@@ -49,6 +51,9 @@ def as_markdown(report: Report) -> str:
         parts.append(markdown_table(finding_rows(report)))
     if report.components:
         parts.append(markdown_table(component_rows(report.components)))
+    if report.wiring is not None:
+        # Indented, as a name may have backticks in it.
+        parts.append("\n".join(f"    {line}" for line in str(report.wiring).splitlines()))
     return "\n\n".join([*parts, *report.cost])
 
 

@@ -70,7 +70,7 @@ class Pipeline:
             self.description = Description.model_validate(given)
         except ValidationError as error:
             raise tell(faults_of(error, Description)) from None
-        self._tell = tell
+        self.tell = tell
         self.wiring = Wiring(self.description, tell)
         self.folder = Path.cwd() if folder is None else Path(folder)
         self._groups = {name: Coupled.of(name, self.wiring) for name in self.description.groups}
@@ -149,7 +149,7 @@ class Pipeline:
         """
         shapes = self.shapes(inputs)
         if shapes.faults:
-            raise self._tell(shapes.faults)
+            raise self.tell(shapes.faults)
         return shapes.outputs
 
     def shapes(self, inputs: Mapping[str, Any] | None = None) -> Shapes:
@@ -178,7 +178,7 @@ class Pipeline:
             return {}
         shapes = self.shapes(inputs)
         if shapes.faults:
-            raise self._tell(shapes.faults)
+            raise self.tell(shapes.faults)
         groups = {name: group for name, group in self._groups.items() if name in self.wiring.order}
         return target_starts(groups, shapes, inputs, self.wiring.source)
 
@@ -240,7 +240,7 @@ class Pipeline:
                 kind = "function" if node.tesseract is None else "tesseract"
                 faults.append((("nodes", name, kind), str(error)))
         if faults:
-            raise self._tell(faults)
+            raise self.tell(faults)
         return found
 
     def _handle(self, name: str, node: Node) -> AbstractTesseract:
