@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import Constraint as Constraint
     from tesseract_flow.optimize import Evaluation as Evaluation
     from tesseract_flow.optimize import FailurePolicy as FailurePolicy
+    from tesseract_flow.optimize import Phase as Phase
     from tesseract_flow.optimize import Problem as Problem
     from tesseract_flow.optimize import Result as Result
+    from tesseract_flow.optimize import Schedule as Schedule
     from tesseract_flow.optimize import epigraph as epigraph
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
@@ -55,9 +57,11 @@ _EXPORTS = {
     "Evaluation": "tesseract_flow.optimize",
     "FailurePolicy": "tesseract_flow.optimize",
     "MemoryCache": "tesseract_flow.client",
+    "Phase": "tesseract_flow.optimize",
     "Pipeline": "tesseract_flow.pipeline",
     "Problem": "tesseract_flow.optimize",
     "Result": "tesseract_flow.optimize",
+    "Schedule": "tesseract_flow.optimize",
     "apply_tesseract": "tesseract_flow.autodiff",
     "check": "tesseract_flow.checks",
     "check_gradients": "tesseract_flow.checks",
@@ -87,9 +91,11 @@ __all__ = [
     "Evaluation",
     "FailurePolicy",
     "MemoryCache",
+    "Phase",
     "Pipeline",
     "Problem",
     "Result",
+    "Schedule",
     "__version__",
     "apply_tesseract",
     "check",

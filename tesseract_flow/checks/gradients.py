@@ -347,7 +347,7 @@ def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:
     demanded = problem.constraints or {}
 
     def results(varying: PyTree) -> dict[str, Any]:
-        evaluation = as_evaluation(problem.evaluate(partition.combine(varying)))
+        evaluation = as_evaluation(problem.answer(partition.combine(varying)))
         values = {"objective": evaluation.objective}
         return values | {name: jnp.asarray(evaluation.constraints[name]) for name in demanded}
 

@@ -130,7 +130,7 @@ class _Tracer:
 
         def flat(*arrays: Any) -> list[Any]:
             try:
-                answer = self.problem.evaluate(self.problem.partition.combine(treedef.unflatten(arrays)))
+                answer = self.problem.answer(self.problem.partition.combine(treedef.unflatten(arrays)))
             except Exception as error:
                 self.failure = error
                 return []

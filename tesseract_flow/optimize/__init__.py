@@ -21,6 +21,7 @@ from tesseract_flow.optimize.optimality import Optimality
 from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, WhichDesign
+from tesseract_flow.optimize.schedule import Phase, Schedule
 from tesseract_flow.optimize.stopping import (
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
@@ -62,9 +63,11 @@ __all__ = [
     "MaxSteps",
     "Observer",
     "Optimality",
+    "Phase",
     "Problem",
     "Result",
     "Resumption",
+    "Schedule",
     "Stagnation",
     "Stalled",
     "StartFrom",

@@ -31,12 +31,14 @@ class Checkpoint:
     """The state after a step, as named arrays, and the varying part of the design there, in its own units.
 
     `answers` are those that the driver's library was given in this step; a journal keeps them in a file of their own.
+    `is_new`: what a library was told before this step is of no use to it any more.
     """
 
     step: int
     arrays: Mapping[str, np.ndarray]
     design: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     answers: bytes = b""
+    is_new: bool = False
 
     @property
     def best(self) -> dict[str, np.ndarray]:

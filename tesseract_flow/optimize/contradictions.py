@@ -144,7 +144,7 @@ def _way(slopes: PyTree, norm: float) -> PyTree:
 def _sample(run: Run, u: PyTree, state: State) -> Sample | None:
     """A look aside: that it fails is no failure of the run."""
     try:
-        sample = run.evaluator(run.varying_at(u), state.weights)
+        sample = run.evaluator(run.varying_at(u), state.weights, run.scheduled)
     except Exception as error:
         if not is_of_the_design(error):
             raise

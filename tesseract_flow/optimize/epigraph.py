@@ -73,8 +73,8 @@ def epigraph(
     vary = problem.vary if callable(problem.vary) else {DESIGN: problem.vary, WORST: True}
     lower, upper = problem.bounds or (None, None)
 
-    def evaluate(wrapped: Mapping[str, Any]) -> Evaluation:
-        found = _scenarios(problem, problem.evaluate(wrapped[DESIGN]), name)
+    def evaluate(wrapped: Mapping[str, Any], *scheduled: Mapping[str, Any]) -> Evaluation:
+        found = _scenarios(problem, problem.answer(wrapped[DESIGN], *scheduled), name)
         t = wrapped[WORST].astype(found.objective.dtype)
         return Evaluation(t, {**found.constraints, name: found.objective - t}, found.aux)
 
@@ -96,7 +96,7 @@ def epigraph(
 
 def _values_at_start(problem: Problem, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> np.ndarray:
     def objectives(varying: Any) -> Any:
-        return _scenarios(problem, problem.evaluate(problem.partition.combine(varying)), "scenarios").objective
+        return _scenarios(problem, problem.answer(problem.partition.combine(varying)), "scenarios").objective
 
     values = np.asarray(transform(objectives)(problem.start), np.float64)
     bad = np.argwhere(~np.isfinite(values))

@@ -1,13 +1,13 @@
 """Evaluating a problem: one traced function, the calls of it that a step makes, and whether the answers are finite.
 
-The traced function is the augmented Lagrangian, with multipliers, penalties and the objective's scale as arguments, so
-it is traced once. `transform` decides how it runs: compiled here, or spread over Tesseracts as they become ready. This
-is the only place of the package where a solver may be behind a call.
+The traced function is the augmented Lagrangian, with multipliers, penalties, the objective's scale and what is
+scheduled as arguments, so it is traced once. `transform` decides how it runs: compiled here, or spread over Tesseracts
+as they become ready. This is the only place of the package where a solver may be behind a call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +25,9 @@ from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 
 # What makes `jax.value_and_grad(f, has_aux=True)` into something that can be called.
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
+# Numbers that `evaluate` receives besides the design. Arguments of what is traced, so that nothing is traced again when
+# they change.
+Scheduled = Mapping[str, Array]
 
 
 class Weights(eqx.Module):
@@ -63,6 +66,7 @@ class Evaluator:
         may_push_forward: bool = False,
     ):
         self.template = template
+        self.kind = {"with_gradients": with_gradients, "may_push_forward": may_push_forward}
         leaves, self._treedef = jax.tree.flatten(template)
         self._is_array = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves]
         self._static = [None if array else leaf for array, leaf in zip(self._is_array, leaves, strict=True)]
@@ -71,17 +75,17 @@ class Evaluator:
         self.n_evaluations = 0
         self._memory: list[tuple[list[bytes], Sample]] = []
 
-        def lagrangian(varying: PyTree, weights: Weights):
-            evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+        def lagrangian(varying: PyTree, weights: Weights, scheduled: Scheduled):
+            evaluation = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
             augmentation = constraints.augmentation(evaluation.constraints, weights.duals, self.dtype)
             return evaluation.objective / weights.objective_scale + augmentation, self.arrays_of(evaluation)
 
-        def alone(varying: PyTree, weights: Weights):
-            return lagrangian(varying, weights), jax.tree.map(jnp.zeros_like, varying)
+        def alone(varying: PyTree, weights: Weights, scheduled: Scheduled):
+            return lagrangian(varying, weights, scheduled), jax.tree.map(jnp.zeros_like, varying)
 
-        def pushed(varying: PyTree, weights: Weights):
+        def pushed(varying: PyTree, weights: Weights, scheduled: Scheduled):
             def twice(varying: PyTree):
-                value, leaves = lagrangian(varying, weights)
+                value, leaves = lagrangian(varying, weights, scheduled)
                 return value, (value, leaves)
 
             gradient, found = jax.jacfwd(twice, has_aux=True)(varying)
@@ -91,27 +95,31 @@ class Evaluator:
         self._by_pushforwards = transform(pushed) if may_push_forward else None
         self._call = transform(jax.value_and_grad(lagrangian, has_aux=True) if with_gradients else alone)
 
-    def __call__(self, varying: PyTree, weights: Weights) -> Sample:
+    def __call__(self, varying: PyTree, weights: Weights, scheduled: Scheduled | None = None) -> Sample:
         """The sample at a point; from memory if the same bits were evaluated in this step.
+
+        Args:
+            scheduled: what `evaluate` receives besides the design.
 
         Raises:
             NonFiniteError: NaN or inf in it.
             InvalidEvaluation: it says of itself that it is not valid.
             Exception: whatever the transformed function raised.
         """
-        key = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, weights))]
+        scheduled = scheduled or {}
+        key = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((varying, weights, scheduled))]
         for known, sample in self._memory:
             if known == key:
                 return sample
         self.n_evaluations += 1
         with compiled_apart():
             try:
-                (value, leaves), gradient = self._call(varying, weights)
+                (value, leaves), gradient = self._call(varying, weights, scheduled)
             except EndpointNotFound:
                 if self._by_pushforwards is None:
                     raise
                 self._call = self._by_pushforwards
-                (value, leaves), gradient = self._call(varying, weights)
+                (value, leaves), gradient = self._call(varying, weights, scheduled)
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
         evaluation = self.evaluation(sample.leaves)
         check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind

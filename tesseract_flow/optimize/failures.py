@@ -39,7 +39,7 @@ from tesseract_flow.errors import (
     did_you_mean,
     in_brief,
 )
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Scheduled, Weights
 from tesseract_flow.optimize.partition import named_leaves
 
 T = TypeVar("T")
@@ -198,14 +198,14 @@ class Attempts:
         self._failures.clear()
         self._notes.clear()
 
-    def __call__(self, varying: PyTree, weights: Weights) -> Sample | Failure:
+    def __call__(self, varying: PyTree, weights: Weights, scheduled: Scheduled) -> Sample | Failure:
         """The sample at a point, or how it failed.
 
         Raises:
             EvaluationFailed: it failed, and the policy is to go no further.
             TransientError: a component is away for longer than the policy's patience.
         """
-        return self.attempt(varying, weights, lambda: self._evaluator(varying, weights))
+        return self.attempt(varying, weights, lambda: self._evaluator(varying, weights, scheduled))
 
     def attempt(self, varying: PyTree, about: Any, evaluate: Callable[[], T]) -> T | Failure:
         """What an evaluation at a point finds, or how it failed.

@@ -39,7 +39,7 @@ class FlatFunction:
     Values are asked for first, and derivatives of a point that was looked at cost pullbacks and no more: those of the
     objective and of all constraints at once. The last three points are remembered. What is returned is the caller's to
     change. Points are evaluated where they are asked for, also outside of the bounds; and one after the other, if
-    several threads ask.
+    several threads ask. Numbers that are scheduled are those of the start.
 
     Attributes:
         start: the design of the problem, moved into its bounds.
@@ -73,6 +73,7 @@ class FlatFunction:
         self._evaluator = Evaluator(problem, template, constraints, transform)
         self._oracle = Oracle(problem, self._evaluator, list(demands), transform)
         self._duals = constraints.silent()
+        self._scheduled = problem.scheduled()
         start = partition.to_scaled(problem.start)
         self._flat = flat = Flat(start, problem.box.scaled(partition), constraints, partition)
         self.start, self.lower, self.upper = flat.vector(start), flat.lower, flat.upper
@@ -114,7 +115,7 @@ class FlatFunction:
     def evaluation(self, x: Vector) -> Evaluation:
         """All that `evaluate` returns, `aux` included."""
         varying = self._varying(x)
-        return self._evaluator.evaluation(self._ask(lambda: self._oracle.values(varying)))
+        return self._evaluator.evaluation(self._ask(lambda: self._oracle.values(varying, self._scheduled)))
 
     def design(self, x: Vector) -> PyTree:
         """The whole design at a vector, with what does not vary."""
@@ -148,7 +149,7 @@ class FlatFunction:
 
     def _derivatives(self, x: Vector) -> Any:
         varying = self._varying(x)
-        return self._ask(lambda: self._oracle.derivatives(varying))
+        return self._ask(lambda: self._oracle.derivatives(varying, self._scheduled))
 
     def _varying(self, x: Vector) -> PyTree:
         vector = np.array(x, np.float64)  # optimisers change theirs in place

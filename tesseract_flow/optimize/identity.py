@@ -90,16 +90,16 @@ def identity_of(
             for name, value in (problem.settings or {}).items()
             if not (_is_address(value) and name.lower() in _NO_MATTER)
         },
-        "varying": _leaves(partition.varying),
-        "fixed": _leaves(partition.fixed),
-        "lower": _leaves(problem.box.lower),
-        "upper": _leaves(problem.box.upper),
-        "scale": _leaves(partition.scale),
-        "constraints": {name: _constraint(constraint) for name, constraint in (problem.constraints or {}).items()},
+        "varying": leaf_texts(partition.varying),
+        "fixed": leaf_texts(partition.fixed),
+        "lower": leaf_texts(problem.box.lower),
+        "upper": leaf_texts(problem.box.upper),
+        "scale": leaf_texts(partition.scale),
+        "constraints": {name: constraint_text(constraint) for name, constraint in (problem.constraints or {}).items()},
         **about_driver,
     }
     if partition.origin is not None:
-        description["origin"] = _leaves(partition.origin)
+        description["origin"] = leaf_texts(partition.origin)
     if problem.origin is not None:
         description["factory"] = {
             "name": problem.origin.factory,
@@ -131,8 +131,11 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
     leaves, treedef = jax.tree.flatten(partition.varying)
     demanded = sorted(problem.constraints or {})
 
-    def values(*leaves: Any) -> list[Any]:
-        found = as_evaluation(problem.evaluate(partition.combine(treedef.unflatten(leaves))))
+    numbers = problem.scheduled()
+
+    def values(scheduled: Sequence[Any], *leaves: Any) -> list[Any]:
+        received = dict(zip(numbers, scheduled, strict=True))
+        found = as_evaluation(problem.answer(partition.combine(treedef.unflatten(leaves)), received))
         flags = dict(named_leaves(found.aux)) if problem.valid_names else {}
         return [
             found.objective,
@@ -148,8 +151,8 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
     ]
     weights = [shape for shape in shapes if jnp.issubdtype(shape.dtype, jnp.inexact)]
 
-    def with_gradient(leaves: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
-        found, pull = jax.vjp(values, *leaves)
+    def with_gradient(leaves: Sequence[Any], weights: Sequence[Any], scheduled: Sequence[Any]) -> list[Any]:
+        found, pull = jax.vjp(functools.partial(values, scheduled), *leaves)
         given = iter(weights)
         cotangents = [
             next(given) if jnp.issubdtype(y.dtype, jnp.inexact) else np.zeros(y.shape, jax.dtypes.float0) for y in found
@@ -157,11 +160,12 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         return [*found, *pull(cotangents)]
 
     closed = informed(
-        lambda: jax.make_jaxpr(with_gradient)(leaves, weights), lambda: values(*jax.tree.leaves(problem.start))
+        lambda: jax.make_jaxpr(with_gradient)(leaves, weights, list(numbers.values())),
+        lambda: values(list(numbers.values()), *jax.tree.leaves(problem.start)),
     )
     components, key_of = _components(handles_of(closed.jaxpr))
     names = [f"design.{name}" for name in leaf_names(partition.varying)]
-    names += [f"weight{k}" for k in range(len(weights))]
+    names += [*(f"weight{k}" for k in range(len(weights))), *(f"scheduled.{name}" for name in numbers)]
     n_values = 1 + len(demanded)
     value = text_of(closed, names, slice(0, n_values), key_of)
     valid = text_of(closed, names, slice(n_values, len(shapes)), key_of)
@@ -451,7 +455,7 @@ def _is_address(value: Any) -> bool:
         return False
 
 
-def _leaves(tree: PyTree) -> dict[str, str]:
+def leaf_texts(tree: PyTree) -> dict[str, str]:
     return {path_name(path): _leaf(leaf, path_name(path)) for path, leaf in jtu.tree_flatten_with_path(tree)[0]}
 
 
@@ -460,7 +464,7 @@ def _leaf(leaf: Any, name: str = "") -> str:
     if eqx.is_array(leaf) or isinstance(leaf, np.ndarray | np.generic):
         return array_text(leaf)
     if isinstance(leaf, functools.partial):
-        return f"partial {_leaf(leaf.func)} {_leaves((leaf.args, leaf.keywords))}"
+        return f"partial {_leaf(leaf.func)} {leaf_texts((leaf.args, leaf.keywords))}"
     if callable(leaf):
         # Its name: a repr would hold an address, and a module is called __main__ when it is run directly.
         return f"callable {getattr(leaf, '__qualname__', type(leaf).__qualname__)}"
@@ -469,6 +473,6 @@ def _leaf(leaf: Any, name: str = "") -> str:
     return f"{type(leaf).__module__}.{type(leaf).__qualname__}"
 
 
-def _constraint(constraint: Any) -> dict[str, str]:
+def constraint_text(constraint: Any) -> dict[str, str]:
     fields = {field.name: getattr(constraint, field.name) for field in dataclasses.fields(constraint)}
     return {name: _leaf(np.asarray(value, np.float64)) for name, value in fields.items() if value is not None}

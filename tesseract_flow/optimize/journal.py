@@ -182,6 +182,8 @@ class FileJournal(AbstractJournal):
             generation = self._possession.generation
             if self._history.is_full:
                 self._history.close_part(self.store, generation)
+            if checkpoint.is_new:
+                self._answers = None
             if checkpoint.answers:
                 self._answers = write_answers(
                     self.store, checkpoint.step, generation, checkpoint.answers, self._answers

@@ -23,7 +23,7 @@ from tesseract_flow.autodiff import compiled_apart, informed
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract
 from tesseract_flow.errors import NonFiniteError
 from tesseract_flow.optimize.canonical import handles_of
-from tesseract_flow.optimize.evaluator import Evaluator, Transform
+from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform
 from tesseract_flow.optimize.oracle import Remembered, checked
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import Problem, as_evaluation
@@ -57,11 +57,11 @@ class Linearised:
         self._is_free = is_free
         design, misfit = self._varying, self._misfit
 
-        def evaluate(varying: PyTree) -> tuple[PyTree, list[Any]]:
-            found = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
-            return found.misfit, evaluator.arrays_of(found)
+        def linearised(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Any]:
+            def evaluate(varying: PyTree) -> tuple[PyTree, list[Any]]:
+                found = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
+                return found.misfit, evaluator.arrays_of(found)
 
-        def linearised(varying: PyTree) -> tuple[list[Any], Any]:
             try:
                 _, linear, leaves = jax.linearize(evaluate, varying, has_aux=True)
             except TypeError as error:
@@ -91,7 +91,7 @@ class Linearised:
     def n_misfit(self) -> int:
         return self._misfit.n
 
-    def values(self, varying: PyTree) -> list[Array]:
+    def values(self, varying: PyTree, scheduled: Scheduled | None = None) -> list[Array]:
         """The arrays of the `Evaluation` at a point.
 
         Raises:
@@ -99,15 +99,15 @@ class Linearised:
             InvalidEvaluation: it says of itself that it is not valid.
             Exception: whatever the transformed function raised.
         """
-        return self._at(varying).leaves
+        return self._at(varying, scheduled).leaves
 
     def misfit(self, leaves: list[Array]) -> Float[np.ndarray, " m"]:
         """The misfit in what `values` gave."""
         return self._misfit.vector(self._evaluator.evaluation(leaves).misfit)
 
-    def jacobian(self, varying: PyTree, side: Side) -> Float[np.ndarray, "m n"]:
+    def jacobian(self, varying: PyTree, side: Side, scheduled: Scheduled | None = None) -> Float[np.ndarray, "m n"]:
         """Of the misfit; from pullbacks alone (`rows`), or pushforwards alone (`columns`)."""
-        point = self._at(varying)
+        point = self._at(varying, scheduled)
         if point.jacobian is None:
             with compiled_apart():
                 if side == "rows":
@@ -122,16 +122,18 @@ class Linearised:
             point.jacobian = self._finite(jacobian)
         return point.jacobian
 
-    def slopes(self, varying: PyTree) -> Float[np.ndarray, " n"]:
+    def slopes(self, varying: PyTree, scheduled: Scheduled | None = None) -> Float[np.ndarray, " n"]:
         """Jᵀ times the misfit, by one pullback."""
-        point = self._at(varying)
+        point = self._at(varying, scheduled)
         if point.slopes is None:
-            point.slopes = self.products(varying)[1](self.misfit(point.leaves))
+            point.slopes = self.products(varying, scheduled)[1](self.misfit(point.leaves))
         return point.slopes
 
-    def products(self, varying: PyTree) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+    def products(
+        self, varying: PyTree, scheduled: Scheduled | None = None
+    ) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
         """t -> J t by a pushforward of each component, and c -> Jᵀ c by a pullback."""
-        linear = self._at(varying).linear
+        linear = self._at(varying, scheduled).linear
 
         def forward(tangent: np.ndarray) -> np.ndarray:
             with compiled_apart():
@@ -148,14 +150,14 @@ class Linearised:
         """Remember no point."""
         self._points.clear()
 
-    def _at(self, varying: PyTree) -> _Point:
+    def _at(self, varying: PyTree, scheduled: Scheduled | None) -> _Point:
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, linear = self._linearised(varying)
+                leaves, linear = self._linearised(varying, scheduled or {})
             return _Point(checked(self._evaluator, self._valid, leaves), linear)
 
-        return self._points.at(varying, look)
+        return self._points.at((varying, scheduled), look)
 
     def _finite(self, found: np.ndarray) -> np.ndarray:
         finite = np.isfinite(found)
@@ -227,7 +229,7 @@ def endpoints_of(problem: Problem) -> list[frozenset[str]]:
     """What each component behind the misfit offers of its own. Runs nothing."""
 
     def evaluate(varying: PyTree) -> Any:
-        return as_evaluation(problem.evaluate(problem.partition.combine(varying))).misfit
+        return as_evaluation(problem.answer(problem.partition.combine(varying))).misfit
 
     closed = informed(lambda: jax.make_jaxpr(evaluate)(problem.start), lambda: evaluate(problem.start))
     return [_offered(handle) for handle in dict.fromkeys(handles_of(closed.jaxpr))]

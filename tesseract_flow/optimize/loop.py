@@ -27,6 +27,7 @@ from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.drivers.registry import AUTO, build_driver
+from tesseract_flow.optimize.ends import Verdict, tolerance_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
@@ -35,18 +36,17 @@ from tesseract_flow.optimize.keywords import with_remedies
 from tesseract_flow.optimize.notes import notes_after
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.optimality import best_record, optimality_of
+from tesseract_flow.optimize.phases import Course, course_of
 from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
+from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steps import advance, prepare, start, template_state
 from tesseract_flow.optimize.stopping import (
     AbstractStoppingRule,
-    FirstOrder,
     as_feasibility_tol,
-    as_rules,
-    first_reason,
 )
 
 
@@ -101,7 +101,8 @@ def optimize(
         learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
         stop: one rule, several, or settings as in `stop_rules_from`. Default: the problem's own, or else a small
-            gradient, or 200 steps.
+            gradient, or 200 steps. Where the problem has phases, a limit (steps, time, requests) is one of the whole
+            run; any other rule ends a phase, and the run in its last one; by default each phase has 200 steps.
         journal: a folder, a URL such as `s3://bucket/runs/beam`, or a journal. If it holds a run of the same problem,
             that run goes on; another run is refused.
         transform: applied to `jax.value_and_grad(lagrangian, has_aux=True)`; decides how evaluations run.
@@ -153,51 +154,60 @@ def optimize(
     origin = ""
     if start_from is not None:
         problem, origin = started_from(problem, start_from)
-    own = problem.defaults or {}
-    if isinstance(driver, str) and driver == AUTO and "driver" in own:
-        driver = own["driver"]
-        learning_rate = own.get("learning_rate") if learning_rate is None else learning_rate
-        driver_settings = driver_settings or own.get("driver_settings")
-    stop = own.get("stop") if stop is None else stop
-    objective_scale = own.get("objective_scale") if objective_scale is None else objective_scale
-    if isinstance(driver, str) and driver == AUTO:
-        driver = automatic_driver(
+    ours = problem.defaults or {}
+    if isinstance(driver, str) and driver == AUTO and "driver" in ours:
+        driver = ours["driver"]
+        learning_rate = ours.get("learning_rate") if learning_rate is None else learning_rate
+        driver_settings = driver_settings or ours.get("driver_settings")
+    stop = ours.get("stop") if stop is None else stop
+    objective_scale = ours.get("objective_scale") if objective_scale is None else objective_scale
+
+    def prepared(problem: Problem, phase: Phase, like: Run | None) -> Run:
+        own = phase.driver is not None
+        name = phase.driver if own else driver
+        rate = phase.learning_rate if own or phase.learning_rate is not None else learning_rate
+        settings = phase.driver_settings if own or phase.driver_settings is not None else driver_settings
+        if isinstance(name, str) and name == AUTO:
+            name = automatic_driver(
+                problem,
+                learning_rate=rate,
+                settings=settings,
+                method=constraint_method,
+                policy=policy,
+                journal=journal,
+            )
+        return prepare(
             problem,
-            learning_rate=learning_rate,
-            settings=driver_settings,
-            method=constraint_method,
-            policy=policy,
-            journal=journal,
+            build_driver(name, rate, settings),
+            transform or default_transform(),
+            constraint_method,
+            as_feasibility_tol(feasibility_tol, problem.partition.dtype),
+            policy,
+            sleep,
+            tolerance_of(problem, phase, stop),
+            as_objective_scale(objective_scale),
+            like,
         )
-    rules = as_rules(stop, problem.partition.dtype)
-    tolerance = next((rule.tol for rule in rules if isinstance(rule, FirstOrder)), None)
-    run = prepare(
-        problem,
-        build_driver(driver, learning_rate, driver_settings),
-        transform or default_transform(),
-        constraint_method,
-        as_feasibility_tol(feasibility_tol, problem.partition.dtype),
-        policy,
-        sleep,
-        tolerance,
-        as_objective_scale(objective_scale),
-    )
-    verify = verify if run.driver.asks_for_gradients else None
+
+    course = course_of(problem, prepared, stop)
+    run = course.runs[0]
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
     with (
-        contextlib.closing(run.engine),
-        _opened(kept, run, accept_changes) as resumed,
-        _Told(kept, run, history) as told,
+        contextlib.closing(course),
+        _opened(kept, course, problem, accept_changes) as resumed,
+        _Told(kept, history) as told,
     ):
         history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
-        meter = _Meter(clock, count, counted, run, history[-1] if history else None)
+        meter = _Meter(clock, count, counted, course, history[-1] if history else None)
 
-        def finish(state: State, record: StepRecord) -> None:
+        def finish(run: Run, state: State, record: StepRecord) -> None:
             answers = run.engine.take_answers()
             if kept is not None:
                 design = name_leaves(run.varying_at(state.u))
-                kept.save(Checkpoint(record.step, pack(state), design, answers), record.to_json())
+                # A library that was told something in another stage is at work no more.
+                is_new = bool(history) and record.stage != history[-1].stage
+                kept.save(Checkpoint(record.step, pack(state), design, answers, is_new), record.to_json())
             history.append(record)
             design, evaluation = run.design_at(state.u), run.evaluator.evaluation(state.here.leaves)
             for observer in observers:
@@ -207,6 +217,7 @@ def optimize(
         state, record = None, None
         if resumed:
             assert kept is not None
+            run = course.at(history)
             state = unpack(resumed.checkpoint.arrays, template_state(run))
             state, record, said = go_on(
                 run, kept, resumed, state, meter.totals, recheck=recheck, accept_changes=accept_changes
@@ -216,36 +227,48 @@ def optimize(
                 state, said = run.engine.resume(state, resumed.answers)
                 notes += said
                 meter.restart()
-        told.begin()
+        told.begin(run)
         for observer in observers:
             observer.on_start(problem, tuple(history))
         if state is None:
-            state, record = run_step(0, lambda: start(run, meter.totals, verify))
+            looks = verify if run.driver.asks_for_gradients else None
+            state, record = run_step(0, functools.partial(start, run, meter.totals, looks))
             record = dataclasses.replace(record, events=(*record.events, origin)) if origin else record
         if record is not None:
-            finish(state, record)
+            finish(run, state, record)
         # One that a journal brought back may be mended by now.
         contradiction = history[-1].contradiction
         if contradiction and resumed and record is None:
             contradiction = str(verify_gradient(run, state) or "")
         given_up: EvaluationFailed | None = None
-        while (verdict := _contradicted(contradiction, account.own) or first_reason(rules, history)) is None:
+        while True:
+            verdict = _contradicted(contradiction, account.own) or course.verdict(history)
+            if verdict is not None and verdict.next is None:
+                break
+            so_far, looks = tuple(history), verify if run.driver.asks_for_gradients else None
+            if verdict is None:
+                make = functools.partial(advance, run, state, so_far, meter.totals, looks)
+            else:
+                make = functools.partial(course.enter, verdict, state, so_far, meter.totals, looks)
             try:
-                state, record = run_step(
-                    history[-1].step + 1, functools.partial(advance, run, state, tuple(history), meter.totals, verify)
-                )
+                state, record = run_step(history[-1].step + 1, make)
             except EvaluationFailed as error:
                 if policy.action == "raise":
                     raise
-                verdict, given_up = (None, error.reason), error
+                verdict, given_up = Verdict(error.reason), error
                 break
-            finish(state, record)
+            if verdict is not None and verdict.next is not None:
+                is_other, run = run.problem is not course.runs[verdict.next].problem, course.runs[verdict.next]
+                if is_other:
+                    told.begin(run)
+            finish(run, state, record)
             contradiction = record.contradiction
-        rule, reason = verdict
         if given_up is not None:
             notes += given_up.events
+        rule = verdict.rule
         has_converged = rule is not None and rule.means_success and rule.is_met(history)
-        result = _result(run, state, history, reason, has_converged, notes)
+        notes += (*notes_after(run, state, history), *course.notes(history))
+        result = _result(run, state, history, verdict.reason, has_converged, notes)
         if given_up is not None:  # the step that it was in has no record
             result = dataclasses.replace(result, **{name: meter.totals()[name] for name in ("evaluations", "requests")})
         if kept is not None:
@@ -255,25 +278,28 @@ def optimize(
     return result
 
 
-def _contradicted(contradiction: str, requests: Mapping[str, int]) -> tuple[None, str] | None:
+def _contradicted(contradiction: str, requests: Mapping[str, int]) -> Verdict | None:
     """The end of a run whose gradient is wrong: each further step would be paid for in vain."""
     if not contradiction:
         return None
     derivatives = ("vector_jacobian_product", "jacobian_vector_product", "jacobian")
     asked = (key.rpartition(".") for key in sorted(requests))
     components = dict.fromkeys(name for name, _, endpoint in asked if endpoint in derivatives)
-    return None, f"{contradiction}: {advice(components)}"
+    return Verdict(f"{contradiction}: {advice(components)}")
 
 
 @contextlib.contextmanager
-def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> Iterator[Resumption | None]:
+def _opened(
+    journal: AbstractJournal | None, course: Course, problem: Problem, accept_changes: bool
+) -> Iterator[Resumption | None]:
     if journal is None:
         yield None
         return
+    run = course.runs[0]
     identity = identity_of(
-        run.problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template, run.objective_scale
+        problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template, run.objective_scale
     )
-    resumed = journal.open(identity, accept_changes=accept_changes)
+    resumed = journal.open(identity | course.identity(problem), accept_changes=accept_changes)
     try:
         yield resumed
     finally:
@@ -284,14 +310,14 @@ def _opened(journal: AbstractJournal | None, run: Run, accept_changes: bool) -> 
 class _Told:
     """Tells readers of the journal what the run is about, and, if it ends early, why."""
 
-    def __init__(self, journal: AbstractJournal | None, run: Run, history: Sequence[StepRecord]):
-        self._journal, self._run, self._history = journal, run, history
+    def __init__(self, journal: AbstractJournal | None, history: Sequence[StepRecord]):
+        self._journal, self._history = journal, history
         self._has_begun = False
 
-    def begin(self) -> None:
-        """Not before it is settled that the journal is this run's."""
+    def begin(self, run: Run) -> None:
+        """Not before it is settled that the journal is this run's. Again where a phase has other limits."""
         if self._journal is not None:
-            describe(self._journal, self._run)
+            describe(self._journal, run)
             self._has_begun = True
 
     def __enter__(self) -> _Told:
@@ -310,23 +336,28 @@ class _Meter:
     """
 
     def __init__(
-        self, clock: Callable[[], float], count: Callable[[], int], counted: int, run: Run, last: StepRecord | None
+        self,
+        clock: Callable[[], float],
+        count: Callable[[], int],
+        counted: int,
+        course: Course,
+        last: StepRecord | None,
     ):
-        self._clock, self._count, self._run, self._last = clock, count, run, last
+        self._clock, self._count, self._course, self._last = clock, count, course, last
         self.restart()
         self._counted = counted
 
     def restart(self) -> None:
         """What was done so far is not part of the run: a point that was evaluated again, to compare."""
-        self._began, self._counted, self._evaluated = self._clock(), self._count(), self._run.evaluator.n_evaluations
+        self._began, self._counted, self._evaluated = self._clock(), self._count(), self._course.n_evaluations
 
     def totals(self) -> dict[str, Any]:
         before = self._last
         return {
             "seconds": float(self._clock() - self._began) + (before.seconds if before else 0.0),
             "requests": int(self._count() - self._counted) + (before.requests if before else 0),
-            "evaluations": self._run.evaluator.n_evaluations - self._evaluated + (before.evaluations if before else 0),
-            "failures": self._run.attempts.n_failed + (before.failures if before else 0),
+            "evaluations": self._course.n_evaluations - self._evaluated + (before.evaluations if before else 0),
+            "failures": self._course.n_failed + (before.failures if before else 0),
         }
 
 
@@ -358,7 +389,7 @@ def _result(
         requests=last.requests,
         seconds=last.seconds,
         evaluation=evaluation,
-        notes=(*notes, *notes_after(run, state, history)),
+        notes=notes,
         optimality=optimality_of(best, run.tolerance),
         active=_activity(run, state, last.best_step == last.step, evaluation),
     )

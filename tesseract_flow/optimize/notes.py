@@ -66,7 +66,7 @@ def leaves_without_effect(problem: Problem, template: Evaluation) -> list[str]:
     demanded = [name for name in template.constraints if name in (problem.constraints or {})]
 
     def values(varying: PyTree) -> list[Any]:
-        evaluation = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+        evaluation = as_evaluation(problem.answer(problem.partition.combine(varying)))
         return [evaluation.objective, *(evaluation.constraints[name] for name in demanded)]
 
     varying = problem.partition.varying
@@ -99,8 +99,10 @@ _A_KINK = "the objective has a kink there, as a maximum of several has (tf.epigr
 
 def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[str, ...]:
     """What a run turned out to be like."""
+    notes = list(dict.fromkeys(event for event in history[0].events))
+    # Values of earlier stages are of other functions.
+    history = [record for record in history if record.stage == history[-1].stage]
     first, last = history[0], history[-1]
-    notes = list(dict.fromkeys(event for event in first.events))
     notes += _about_units(run, state)
     notes += _about_large_scales(run)
     notes += _about_multipliers(run, state, history)
@@ -110,19 +112,24 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
         notes.append("no gradient is known of any design, so that none is claimed to be optimal")
     elif last.best_feasible and n_since and (outside := _lower_but_outside(history)):
         notes.append(outside)
-    elif last.best_step == 0 and last.step > 0:
+    elif last.best_step == first.step and n_since:
+        where = "the start" if first.step == 0 else "that with which the last stage began"
         notes.append(
-            f"the best design is the start: none of {last.step} steps found a better one. Unless the start is known to "
-            f"be optimal, {CHECK_GRADIENTS}"
+            f"the best design is {where}: none of {n_since} steps found a better one. Unless {where} is known to be "
+            f"optimal, {CHECK_GRADIENTS}"
         )
     elif manner == "searches" and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
         notes.append(f"the last {n_failed} line searches found no better design: {_A_KINK}, or {CHECK_GRADIENTS}")
-    elif manner == "steps" and last.best_step <= max(3, last.step // 10) and n_since >= 10:
+    elif manner == "steps" and last.best_step - first.step <= max(3, (last.step - first.step) // 10) and n_since >= 10:
         notes.append(
             f"the best design was found at step {last.best_step}, and none of {n_since} steps since was better: the "
             f"learning rate is too large, or {CHECK_GRADIENTS}"
         )
-    if manner == "searches" and last.best_step == 0 and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+    if (
+        manner == "searches"
+        and last.best_step == first.step
+        and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES
+    ):
         n_spent = last.evaluations - history[-1 - n_failed].evaluations
         notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
     if manner == "steps" and _fell_undiminished(history):

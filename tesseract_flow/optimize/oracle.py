@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 
 from tesseract_flow.autodiff import compiled_apart
 from tesseract_flow.errors import NonFiniteError
-from tesseract_flow.optimize.evaluator import Evaluator, Transform, check_finite, check_valid
+from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform, check_finite, check_valid
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Problem, as_evaluation
 
@@ -60,9 +60,9 @@ class Oracle:
         shapes = {name: template.constraints[name] for name in sorted(names)}
         n_rows = 1 + sum(shape.size for shape in shapes.values())
 
-        def pulled(varying: PyTree) -> tuple[list[Any], Callable[[Any], Any]]:
+        def pulled(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Callable[[Any], Any]]:
             def evaluate(varying: PyTree) -> tuple[Any, list[Any]]:
-                found = as_evaluation(problem.evaluate(problem.partition.combine(varying)))
+                found = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
                 wanted = found.objective, {name: jnp.asarray(found.constraints[name]) for name in shapes}
                 return wanted, evaluator.arrays_of(found)
 
@@ -89,14 +89,17 @@ class Oracle:
                 position += shape.size
             return gradient, jacobians
 
-        def both(varying: PyTree) -> tuple[list[Any], Any]:
-            leaves, pull = pulled(varying)
+        def both(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Any]:
+            leaves, pull = pulled(varying, scheduled)
             return leaves, rows(pull)
 
         self._pulled, self._rows, self._both = transform(pulled), transform(rows), transform(both)
 
-    def values(self, varying: PyTree) -> list[Array]:
+    def values(self, varying: PyTree, scheduled: Scheduled | None = None) -> list[Array]:
         """The arrays of the `Evaluation` at a point.
+
+        Args:
+            scheduled: what `evaluate` receives besides the design.
 
         Raises:
             NonFiniteError: NaN or inf in it.
@@ -107,21 +110,21 @@ class Oracle:
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, pull = self._pulled(varying)
+                leaves, pull = self._pulled(varying, scheduled or {})
             return _Point(checked(self._evaluator, self._valid, leaves), pull)
 
-        return self._points.at(varying, look).leaves
+        return self._points.at((varying, scheduled), look).leaves
 
-    def derivatives(self, varying: PyTree) -> Derivatives:
+    def derivatives(self, varying: PyTree, scheduled: Scheduled | None = None) -> Derivatives:
         """The derivatives at a point. One whose values are not remembered is evaluated for both at once."""
 
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, found = self._both(varying)
+                leaves, found = self._both(varying, scheduled or {})
             return _Point(checked(self._evaluator, self._valid, leaves), derivatives=_checked(found))
 
-        point = self._points.at(varying, look)
+        point = self._points.at((varying, scheduled), look)
         if point.derivatives is None:
             with compiled_apart():
                 point.derivatives = _checked(self._rows(point.pull))
@@ -139,9 +142,9 @@ class Remembered(Generic[T]):
     def __init__(self) -> None:
         self._points: dict[tuple[bytes, ...], T] = {}
 
-    def at(self, varying: PyTree, look: Callable[[], T]) -> T:
+    def at(self, point: PyTree, look: Callable[[], T]) -> T:
         """What is remembered of a point; else what a look at it finds."""
-        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(varying))
+        key = tuple(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(point))
         if key not in self._points:
             found = look()
             while len(self._points) >= _N_REMEMBERED:

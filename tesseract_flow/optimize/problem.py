@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,6 +26,15 @@ from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.partition import Partition, named_leaves, names_twice, partition_design
 from tesseract_flow.optimize.scaling import scaled
+from tesseract_flow.optimize.schedule import (
+    LEARNING_RATE,
+    Phase,
+    Schedule,
+    Stage,
+    as_phases,
+    as_schedules,
+    stages_of,
+)
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.function import FlatFunction
@@ -68,7 +78,9 @@ class Problem:
 
     Attributes:
         design: the start; any pytree. Only the leaves that `vary` selects change.
-        evaluate: `design -> objective` (a scalar), or `design -> Evaluation`. Must be traceable by JAX.
+        evaluate: `design -> objective` (a scalar), or `design -> Evaluation`. Must be traceable by JAX. With a
+            `schedule` of anything but the learning rate it is called as `evaluate(design, scheduled)`, with
+            `scheduled["beta"]` and so on, arrays of no dimension.
         vary: a filter for `equinox.partition`.
         bounds: `(lower, upper)`; numbers, arrays, or prefixes of the design's varying part; `None` is unbounded.
         constraints: demands on the values in `Evaluation.constraints`, by name.
@@ -78,6 +90,9 @@ class Problem:
             `"bounds"` in its place: the range between the bounds becomes 0 to 1.
         ref, ref0: the other way to say it, OpenMDAO's: what becomes 1 and what becomes 0 of each leaf; 1 and 0 where
             only the other is given.
+        schedule: numbers that change while a run goes (a projection's sharpness, a penalty, a tolerance), by name: a
+            `Schedule`, or a number that stays. `"learning_rate"` goes to the driver.
+        phases: parts of a run that have their own driver, bounds, constraints or stop rules, one after the other.
         name: what reports and journals call it.
         settings: what else the problem depends on and its trace does not show, such as the version of a file that a
             component reads, as plain JSON values. Part of a run's identity. The arguments of a factory are in it
@@ -93,7 +108,7 @@ class Problem:
     """
 
     design: PyTree
-    evaluate: Callable[[PyTree], Any]
+    evaluate: Callable[..., Any]
     _: dataclasses.KW_ONLY
     vary: Callable[[Any], bool] | PyTree = eqx.is_inexact_array
     bounds: tuple[PyTree, PyTree] | None = None
@@ -102,6 +117,8 @@ class Problem:
     scale: PyTree = None
     ref: PyTree = None
     ref0: PyTree = None
+    schedule: Mapping[str, Schedule | float] | None = None
+    phases: Sequence[Phase] | None = None
     name: str = "problem"
     settings: Mapping[str, Any] | None = None
     picture: Callable[[PyTree, Evaluation], Any] | None = None
@@ -133,7 +150,8 @@ class Problem:
                 f"{did_you_mean(str(unknown[0]), _DEFAULTS)} There are: {', '.join(_DEFAULTS)}."
             )
         # Touched here so that mistakes surface where the problem is written down; both are cached.
-        _ = self.partition, self.box
+        _ = self.partition, self.box, self.stages
+        self._check_arguments()
 
     @classmethod
     def from_pipeline(cls, pipeline: Pipeline, design: Mapping[str, Any], **about: Any) -> Problem:
@@ -186,6 +204,43 @@ class Problem:
     def start(self) -> PyTree:
         """The varying part to start from, moved into the bounds if it lies outside."""
         return self.box.project(self.partition.varying)
+
+    @functools.cached_property
+    def schedules(self) -> dict[str, Schedule]:
+        return as_schedules(self.schedule, f"problem {self.name!r}")
+
+    @functools.cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stretches of a run in which nothing changes: one, where nothing is scheduled."""
+        return stages_of(self.schedules, len(as_phases(self.phases, f"problem {self.name!r}")))
+
+    def scheduled(self, stage: Stage | None = None) -> dict[str, Array]:
+        """The numbers that `evaluate` receives in a stage, by default the first one."""
+        numbers = (stage or self.stages[0]).numbers
+        return {name: jnp.asarray(value, self.partition.dtype) for name, value in numbers.items()}
+
+    def answer(self, design: PyTree, scheduled: Mapping[str, Any] | None = None) -> Any:
+        """What `evaluate` returns at a design, with the scheduled numbers it receives, by default those of the
+        start."""
+        if not (self.schedules.keys() - {LEARNING_RATE}):
+            return self.evaluate(design)
+        return self.evaluate(design, self.scheduled() if scheduled is None else dict(scheduled))
+
+    def _check_arguments(self) -> None:
+        names = sorted(self.schedules.keys() - {LEARNING_RATE})
+        try:
+            signature = inspect.signature(self.evaluate)
+        except (TypeError, ValueError):  # of some objects Python cannot tell
+            return
+        try:
+            signature.bind(*([None, None] if names else [None]))
+        except TypeError as error:
+            expected = "evaluate(design, scheduled)" if names else "evaluate(design)"
+            why = f"schedule has {', '.join(map(repr, names))}" if names else "it has no schedule"
+            raise ProblemError(
+                f"evaluate of problem {self.name!r} is called as {expected}, as {why}; but it takes {signature}: "
+                f"{error}."
+            ) from error
 
     def function(self, *, transform: Callable[..., Any] | None = None, scaled: bool = False) -> FlatFunction:
         """Value, gradient, constraints and their Jacobian as plain functions of one flat NumPy vector, for any
@@ -271,11 +326,14 @@ def check_evaluation(problem: Problem) -> Evaluation:
         ProblemError: the objective is not a real scalar, or a constraint is named that `evaluate` does not return.
     """
 
-    def evaluate(varying):
-        return as_evaluation(_call(problem, problem.partition.combine(varying)))
+    def evaluate(varying, scheduled):
+        return as_evaluation(_call(problem, problem.partition.combine(varying), scheduled))
 
+    # As arguments, as they are in a run: what looks at their values fails here, and not at the first step.
+    scheduled = problem.scheduled()
     template = informed(
-        lambda: eqx.filter_eval_shape(evaluate, problem.partition.varying), lambda: evaluate(problem.start)
+        lambda: eqx.filter_eval_shape(evaluate, problem.partition.varying, scheduled),
+        lambda: evaluate(problem.start, scheduled),
     )
     _check_objective(problem.name, template.objective)
     returned = sorted(template.constraints)
@@ -298,8 +356,8 @@ def other_names(name: str, returned: Collection[str]) -> tuple[str, str]:
     return f"{came}.{did_you_mean(name, returned)}", remedy
 
 
-def _call(problem: Problem, design: PyTree) -> Any:
-    answer = problem.evaluate(design)
+def _call(problem: Problem, design: PyTree, scheduled: Mapping[str, Any]) -> Any:
+    answer = problem.answer(design, scheduled)
     if isinstance(answer, Evaluation) and answer.misfit is not None:
         if fault := misfit_fault(answer):
             raise ProblemError(f"evaluate of problem {problem.name!r}: {fault[0]}\n{fault[1]}")

@@ -48,6 +48,8 @@ class StepRecord:
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
         endless: searches in a row, this step's included, that ran straight down as far as a search may go.
         ending: in what words the driver's library came to its own end, where `stalled`.
+        stage, phase: which of the stages and phases of the run this step is part of, from 0 on.
+        scheduled: the numbers that held in this step, by name.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -80,9 +82,15 @@ class StepRecord:
     contradiction: str = ""
     endless: int = 0
     ending: str = ""
+    stage: int = 0
+    phase: int = 0
+    scheduled: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        # Of a run in which nothing changes they say nothing.
+        quiet = {"stage": 0, "phase": 0, "scheduled": {}}
+        return {name: value for name, value in fields.items() if quiet.get(name, ...) != value}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> StepRecord:

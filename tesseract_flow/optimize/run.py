@@ -1,4 +1,4 @@
-"""What stays the same in a run from its first step to its last, and how it looks at a point."""
+"""What stays the same in a stage of a run from its first step to its last, and how it looks at a point."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Scheduled, Weights
 from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.schedule import Stage
 
 # What the objective is divided by for the driver: its size at the start, a number, or (None) what suits the driver: the
 # first where there are constraints to be weighed against, and one elsewhere, or what makes its first step a good one.
@@ -40,7 +41,8 @@ def as_objective_scale(scale: ObjectiveScale) -> ObjectiveScale:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What stays the same from the first step to the last."""
+    """What stays the same from the first step to the last; where numbers are scheduled or there are phases, from the
+    first to the last one of a stage."""
 
     problem: Problem
     driver: AbstractDriver
@@ -55,6 +57,8 @@ class Run:
     assess: Callable[..., dict[str, Any]]  # compiled `_assess`
     notes: tuple[str, ...]
     objective_scale: ObjectiveScale = None
+    stage: Stage = dataclasses.field(default_factory=Stage)
+    scheduled: Scheduled = dataclasses.field(default_factory=dict)  # what `evaluate` receives in it
 
     @property
     def is_scaled(self) -> bool:
@@ -76,7 +80,7 @@ class Run:
 
     def look(self, u: PyTree, weights: Weights) -> Sample | Failure:
         """The sample at `u`, with the gradient in scaled units; or how its evaluation failed."""
-        sample = self.attempts(self.varying_at(u), weights)
+        sample = self.attempts(self.varying_at(u), weights, self.scheduled)
         if isinstance(sample, Failure):
             return sample
         return Sample(sample.lagrangian, self.problem.partition.scale_gradient(sample.gradient), sample.leaves)

@@ -31,7 +31,7 @@ from tesseract_flow.optimize.contradictions import (
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
 from tesseract_flow.optimize.drivers.moves import moved
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
-from tesseract_flow.optimize.failures import Attempts, FailurePolicy
+from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
@@ -57,19 +57,22 @@ def prepare(
     sleep: Callable[[float], object] = time.sleep,
     tolerance: float | None = None,
     objective_scale: ObjectiveScale = None,
+    like: Run | None = None,
 ) -> Run:
-    template = check_evaluation(problem)
+    """The first stage of a run.
+
+    Args:
+        like: another one, whose compiled evaluations serve this one too if they are of the same problem.
+    """
+    shared = None if like is None or like.problem is not problem else like.evaluator
+    template = check_evaluation(problem) if shared is None else shared.template
     partition, dtype = problem.partition, template.objective.dtype
     box = problem.box.scaled(partition)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
-    evaluator = Evaluator(
-        problem,
-        template,
-        constraints,
-        transform,
-        with_gradients=driver.asks_for_gradients,
-        may_push_forward=driver.may_push_forward,
-    )
+    kind = {"with_gradients": driver.asks_for_gradients, "may_push_forward": driver.may_push_forward}
+    if shared is None or shared.kind != kind:
+        shared = None
+    evaluator = shared or Evaluator(problem, template, constraints, transform, **kind)
     start = partition.to_scaled(problem.start)
     forgiven = optimality.forgiven_part(feasibility_tol, reachable(1e-6, dtype))
     engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
@@ -85,8 +88,10 @@ def prepare(
         feasibility_tol=feasibility_tol,
         tolerance=tolerance,
         assess=jax.jit(lambda state: _assess(engine, box, constraints, evaluator, start, state, forgiven)),
-        notes=notes_before(problem, template),
+        notes=notes_before(problem, template) if like is None else (),
         objective_scale=objective_scale,
+        stage=problem.stages[0],
+        scheduled=problem.scheduled(),
     )
 
 
@@ -97,31 +102,67 @@ def start(run: Run, totals: Totals, verify: Verify = None) -> tuple[State, StepR
         EvaluationFailed: the start cannot be evaluated.
     """
     run.attempts.begin(0, decisive="the start")
-    u = run.box.project(run.problem.partition.to_scaled(run.problem.start))
+    return begun(run, run.problem.start, None, (), totals, verify)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """What a stage takes over from the one before.
+
+    Attributes:
+        price: multipliers of demands, in units of the objective over its scale.
+        unit: what limits of zero are measured in.
+        scale: what the objective was divided by.
+        memory: of the driver, which goes with that scale; None where it begins anew.
+    """
+
+    price: Mapping[str, jax.Array]
+    unit: Mapping[str, jax.Array]
+    scale: jax.Array
+    memory: PyTree
+
+
+def begun(
+    run: Run, varying: PyTree, kept: Kept | None, history: Sequence[StepRecord], totals: Totals, verify: Verify = None
+) -> tuple[State, StepRecord]:
+    """The state at a design that no step came to, and its record; all that is known is of the present problem.
+
+    Args:
+        varying: the design's varying part, in its own units.
+        history: what came before.
+    """
+    step = history[-1].step + 1 if history else 0
+    u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(varying)))
     duals, tally = run.constraints.start(run.method)
-    one = jnp.ones((), run.evaluator.dtype)
+    scale = jnp.ones((), run.evaluator.dtype)
     alone = run.engine.first_look(run, u)
     evaluation = run.evaluator.evaluation(alone.leaves)
-    scale = one
     if run.has_constraints:
         # One penalty for all entries of a demand carries no further; a library has each row by itself.
         spread = np.inf if run.engine.takes_constraints else 1e3
         duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints, spread))
-    if run.is_scaled:
+    if kept is not None and kept.memory is not None:
+        scale = kept.scale
+    elif run.is_scaled:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(alone.gradient)]
         scale = jnp.asarray(_objective_scale(run, abs(float(evaluation.objective)), max(slopes)), run.evaluator.dtype)
-    best = Best(run.varying_at(u), alone.leaves, jnp.asarray(0, jnp.int32))
+    if kept is not None:
+        price = {key: one * (kept.scale / scale).astype(one.dtype) for key, one in kept.price.items()}
+        duals = Duals(duals.price | price, duals.penalty, duals.unit | dict(kept.unit))
+    best = Best(run.varying_at(u), alone.leaves, jnp.asarray(step, jnp.int32))
     state = State(u, run.engine.fresh(u), scale, duals, tally, alone, best)
     state = run.engine.begin(run, state, alone)
+    if kept is not None and kept.memory is not None:
+        state = dataclasses.replace(state, driver=kept.memory)
     state = dataclasses.replace(state, best=Best(best.varying, state.here.leaves, best.step))
     measures, events = run.assess(state), run.attempts.events()
-    run.attempts.begin(0)  # a point next to the start may fail
+    run.attempts.begin(step)  # a point next to it may fail
     view = View(0.0)
     if run.driver.asks_for_gradients:
         view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
-    record = _record(run, state, (), 0.0, False, totals, measures, view.slope)
-    record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events))
-    found = verify_gradient(run, state) if is_due(verify, 0) else None
+    record = _record(run, state, history, 0.0, False, totals, measures, view.slope)
+    record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events), since=step)
+    found = verify_gradient(run, state) if is_due(verify, step) else None
     return state, _verified(record, found, totals)
 
 
@@ -193,9 +234,17 @@ def _verified(record: StepRecord, found: Contradiction | None, totals: Totals) -
 
 
 def advance(
-    run: Run, state: State, history: Sequence[StepRecord], totals: Totals, verify: Verify = None
+    run: Run,
+    state: State,
+    history: Sequence[StepRecord],
+    totals: Totals,
+    verify: Verify = None,
+    is_new: bool = False,
 ) -> tuple[State, StepRecord]:
     """One step: the next state, and its record.
+
+    Args:
+        is_new: the state is of other scheduled numbers than those of `run`; the best design begins anew.
 
     Raises:
         EvaluationFailed: no next point can be evaluated, or the policy is not to look for one.
@@ -204,10 +253,24 @@ def advance(
     run.attempts.begin(step, history[-1].failed_in_a_row)
     move = run.engine.step(run, state)
     new = move.state
+    if is_new and new.here is state.here:  # the update was dropped
+        here = run.look(new.u, new.weights)
+        if isinstance(here, Failure):
+            raise run.attempts.given_up()
+        new = dataclasses.replace(new, here=here)
     moves = [
         float(np.abs(np.asarray(b, np.float64) - np.asarray(a, np.float64)).max(initial=0.0))
         for a, b in zip(jax.tree.leaves(state.u), jax.tree.leaves(new.u), strict=True)
     ]
+    if is_new:
+        best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
+        new = dataclasses.replace(new, best=best)
+        measures = run.assess(new)
+        slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
+        record = _record(run, new, history, max(moves), move.stalled, totals, measures, slope)
+        record = dataclasses.replace(record, since=step)
+        found = verify_gradient(run, new) if is_due(verify, step) else None
+        return new, _verified(record, found, totals)
     measures = run.assess(new)
     record = _record(run, new, history, max(moves), move.stalled, totals, measures)
     known = [*history, record]
@@ -333,5 +396,8 @@ def _record(
         price=m["largest_price"],
         since=history[-1].since if history else 0,
         worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,
+        stage=run.stage.index,
+        phase=run.stage.phase,
+        scheduled=dict(run.stage.values),
         **totals(),
     )

@@ -298,11 +298,6 @@ class Unbounded(AbstractStoppingRule):
 LARGE_PRICE = 30.0  # multipliers, in units of the objective, that leave nothing of the objective's own gradient
 
 
-def default_rules(dtype: np.dtype) -> tuple[AbstractStoppingRule, ...]:
-    """A first-order point as exactly as the precision reasonably allows, or 200 steps."""
-    return FirstOrder(reachable(1e-6, dtype)), MaxSteps(DEFAULT_MAX_STEPS)
-
-
 def reachable(tolerance: float, dtype: np.dtype) -> float:
     """A tolerance that rounding leaves room for."""
     return max(tolerance, 1000 * float(jnp.finfo(dtype).eps))
@@ -346,17 +341,18 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
     return tuple(rules)
 
 
-def as_rules(
+def rules_given(
     stop: AbstractStoppingRule | Sequence[AbstractStoppingRule] | Mapping[str, Any] | None, dtype: np.dtype
 ) -> tuple[AbstractStoppingRule, ...]:
-    """What `optimize(stop=...)` takes, as rules. Without a rule that ends every run, 200 steps are added.
+    """What `optimize(stop=...)` takes, as rules; by default a first-order point as exactly as the precision reasonably
+    allows.
 
     Raises:
         ProblemError: something that is not a rule.
     """
     match stop:
         case None:
-            rules = default_rules(dtype)
+            rules = (FirstOrder(reachable(1e-6, dtype)),)
         case AbstractStoppingRule():
             rules = (stop,)
         case Mapping():
@@ -368,9 +364,11 @@ def as_rules(
             raise ProblemError(
                 f"stop takes stopping rules such as MaxSteps(100), or settings {{'max_steps': 100}}; received {rule!r}."
             )
-    if not any(rule.is_budget for rule in rules):
-        rules = (*rules, MaxSteps(DEFAULT_MAX_STEPS))
-    return (*rules, Unresponsive(), Infeasible(), Unbounded(), Stalled())
+    return rules
+
+
+# In force whatever is asked for.
+ALWAYS = Unresponsive(), Infeasible(), Unbounded(), Stalled()
 
 
 def first_reason(

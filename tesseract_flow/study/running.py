@@ -22,11 +22,11 @@ from tesseract_flow.errors import (
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Resumption, StepRecord
 from tesseract_flow.optimize.checkpoint import Checkpoint
+from tesseract_flow.optimize.ends import limits_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
 from tesseract_flow.optimize.loop import optimize
-from tesseract_flow.optimize.stopping import as_rules, first_reason
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
 from tesseract_flow.study.outcome import StudyRun
@@ -246,8 +246,10 @@ class _Journal(AbstractJournal):
         resumed = self._inner.open(identity, accept_changes=accept_changes)
         if resumed is None or resumed.changes or self._terms.recheck or not resumed.doubts:
             return resumed
-        rules = as_rules(self._terms.options.get("stop"), self._problem.partition.dtype)
-        if first_reason(rules, [StepRecord.from_json(fields) for fields in resumed.history]) is None:
+        stop = self._terms.options.get("stop") or (self._problem.defaults or {}).get("stop")
+        limits = limits_of(self._problem, stop)
+        verdict = limits.verdict([StepRecord.from_json(fields) for fields in resumed.history])
+        if verdict is None or verdict.next is not None:
             return resumed
         self.unsettled = resumed.doubts
         return dataclasses.replace(resumed, doubts=())

@@ -8,8 +8,9 @@ FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a r
 begins with fewer steps than the ones before had announced ends with an error.
 
 KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), `misfit` (one that
-stays, so that steps do not end; bounded, and beyond a wall evaluations fail), or the URL of the component of
-`tests.faults`.
+stays, so that steps do not end; bounded, and beyond a wall evaluations fail), `scheduled` and `scheduled misfit` (in
+three phases, with a number that changes), `phases` (SLSQP, DRIVER, SLSQP, under other limits each), or the URL of the
+component of `tests.faults`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ import numpy as np
 
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import HttpTesseract
-from tesseract_flow.optimize import Constraint, Evaluation, FileJournal, MaxSteps, Observer, Problem, optimize
+from tesseract_flow.optimize import (
+    Constraint,
+    Evaluation,
+    FileJournal,
+    MaxSteps,
+    Observer,
+    Phase,
+    Problem,
+    Schedule,
+    optimize,
+)
 
 MOMENTS = ["history", "history sync", "aside", "aside half", "rename", "sync folder", "prune"]
 N_STEPS = {"adam": 40}  # with prices and penalties changing on the way
@@ -54,6 +65,13 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         value = jnp.where(x[0] < 0.45, jnp.nan, value) if kind == "walled" else value
         return Evaluation(value, {"sum": x.sum()} if kind == "constrained" else {}, aux={"x": x})
 
+    def scheduled(design, numbers):
+        found = evaluate(design)
+        misfit = jnp.concatenate([jnp.asarray(matrix) @ design["x"], numbers["beta"] * jnp.cos(design["x"])])
+        if kind == "scheduled misfit":
+            return Evaluation(misfit=misfit, aux=found.aux)
+        return Evaluation(found.objective + numbers["beta"] * (misfit**2).sum(), {"sum": design["x"].sum()}, found.aux)
+
     def fit(design):
         x = design["x"]
         jax.debug.callback(on_evaluation)
@@ -69,6 +87,18 @@ def make_problem(kind: str, on_evaluation) -> Problem:
 
     design = {"x": jnp.linspace(0.5, 2.0, 6), "name": "killed"}
     bounds = (-0.2, None) if kind in ("bounded", "constrained", "misfit") else None
+    if kind in ("scheduled", "scheduled misfit", "phases"):
+        stop = {"max_steps": 4}
+        phases = [Phase(stop=stop), Phase(stop=stop), Phase()]
+        demands = {}
+        if kind == "phases":
+            demands = {"sum": Constraint(equals=3.0)}
+            half = {"sum": Constraint(lower=2.0)}
+            phases = [Phase(driver="slsqp", stop=stop), Phase(constraints=half, stop=stop), Phase(driver="slsqp")]
+        schedule = {"beta": Schedule([0.5, 1.0, 2.0])}
+        return Problem(
+            design, scheduled, bounds=(-0.2, 3.0), constraints=demands, schedule=schedule, phases=phases, name=kind
+        )
     if kind.startswith("http://"):
         fn, demands = ask, {"sum": Constraint(equals=3.0)}
     elif kind == "misfit":

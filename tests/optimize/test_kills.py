@@ -80,6 +80,16 @@ def test_every_driver_survives_three_kills(killed, driver, kind, seed):
     killed(driver, kind, seed, 3)
 
 
+SCHEDULED = [("scheduled", driver) for driver in ("adam", "lbfgs", "slsqp", "mma", "cma-es")]
+SCHEDULED += [("scheduled misfit", "levenberg-marquardt"), ("phases", "adam"), ("phases", "lbfgs"), ("phases", "ccsaq")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "driver"), SCHEDULED)
+def test_killed_in_a_phase_or_between_two_of_them(killed, kind, driver):
+    killed(driver, kind, len(driver), 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_killed_while_it_calls_a_component_that_fails_now_and_then(killed, driver):

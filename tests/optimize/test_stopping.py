@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 import pytest
 
 from tesseract_flow.errors import ProblemError
@@ -21,7 +20,9 @@ from tesseract_flow.optimize import (
     WallTime,
     stop_rules_from,
 )
-from tesseract_flow.optimize.stopping import Infeasible, Unresponsive, as_rules, first_reason
+from tesseract_flow.optimize.ends import limits_of
+from tesseract_flow.optimize.stopping import Infeasible, Unresponsive, first_reason
+from tests.optimize.helpers import rosenbrock_problem
 
 
 def record(step: int = 0, **fields) -> StepRecord:
@@ -132,6 +133,7 @@ def test_settings_from_a_form():
     )
     assert {type(rule) for rule in rules} == {
         MaxSteps,
+        Problem,
         FirstOrder,
         Stagnation,
         WallTime,
@@ -159,12 +161,15 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 
 def test_there_is_always_a_rule_that_ends_the_run():
+    def budget_of(stop):
+        limits = limits_of(rosenbrock_problem(), stop)
+        return [*limits.budget, *limits.ends[0].budget]
+
     for stop in (None, (), GradientBelow(1e-8), {"target_value": 0.0}, [Stagnation(3)]):
-        assert any(rule.is_budget for rule in as_rules(stop, jnp.dtype("float64")))
-    given = as_rules(MaxSteps(1000), jnp.dtype("float64"))
-    assert [rule.n for rule in given if isinstance(rule, MaxSteps)] == [1000]
+        assert all(rule.is_budget for rule in budget_of(stop)) and budget_of(stop)
+    assert budget_of(MaxSteps(1000)) == [MaxSteps(1000)]
     with pytest.raises(ProblemError, match="received 'often'"):
-        as_rules(["often"], jnp.dtype("float64"))  # type: ignore[list-item]
+        limits_of(rosenbrock_problem(), ["often"])
 
 
 def test_success_speaks_first():

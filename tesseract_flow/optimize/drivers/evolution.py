@@ -27,7 +27,15 @@ from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner, NamedDriver, Setting
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.drivers.task import Flat
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, check_finite, check_valid
+from tesseract_flow.optimize.evaluator import (
+    Evaluator,
+    Sample,
+    Scheduled,
+    Transform,
+    Weights,
+    check_finite,
+    check_valid,
+)
 from tesseract_flow.optimize.failures import Failure, is_of_the_design
 from tesseract_flow.optimize.history import Damaged
 from tesseract_flow.optimize.problem import Problem, as_evaluation
@@ -217,33 +225,36 @@ class _Generations:
     def __init__(self, problem: Problem, evaluator: Evaluator, transform: Transform):
         self._evaluator, self._valid = evaluator, problem.valid_names
 
-        def one(varying: PyTree) -> list[Any]:
-            return evaluator.arrays_of(as_evaluation(problem.evaluate(problem.partition.combine(varying))))
+        def one(varying: PyTree, scheduled: Scheduled) -> list[Any]:
+            return evaluator.arrays_of(as_evaluation(problem.answer(problem.partition.combine(varying), scheduled)))
 
-        self._one, self._all = transform(one), transform(lambda stacked: jax.lax.map(one, stacked))
+        def all_of(stacked: PyTree, scheduled: Scheduled) -> list[Any]:
+            return jax.lax.map(lambda varying: one(varying, scheduled), stacked)
+
+        self._one, self._all = transform(one), transform(all_of)
 
     def __call__(self, run: Run, designs: list[PyTree]) -> list[list[Array] | None]:
         """The arrays of each design's evaluation; `None` where it failed."""
-        together = self._together(designs)
+        together = self._together(run, designs)
         found: list[list[Array] | None] = []
         for k, varying in enumerate(designs):
-            leaves = run.attempts.attempt(varying, (), lambda k=k, varying=varying: self._of(together, k, varying))
+            leaves = run.attempts.attempt(varying, (), lambda k=k, varying=varying: self._of(run, together, k, varying))
             found.append(None if isinstance(leaves, Failure) else leaves)
         return found
 
-    def _together(self, designs: list[PyTree]) -> list[list[Array]]:
+    def _together(self, run: Run, designs: list[PyTree]) -> list[list[Array]]:
         """Of all; of none where one of them fails in a way that leaves no answer for the others."""
         self._evaluator.n_evaluations += len(designs)
         try:
             with compiled_apart():
-                stacked = self._all(jax.tree.map(lambda *leaves: jnp.stack(leaves), *designs))
+                stacked = self._all(jax.tree.map(lambda *leaves: jnp.stack(leaves), *designs), run.scheduled)
         except Exception as error:
             if not is_of_the_design(error) and not isinstance(error, TransientError):
                 raise
             return []
         return [[jnp.asarray(leaf[k]) for leaf in stacked] for k in range(len(designs))]
 
-    def _of(self, together: list[list[Array]], k: int, varying: PyTree) -> list[Array]:
+    def _of(self, run: Run, together: list[list[Array]], k: int, varying: PyTree) -> list[Array]:
         if together:
             leaves, together[k] = together[k], []  # a second attempt is one
         else:
@@ -251,7 +262,7 @@ class _Generations:
         if not leaves:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves = [jnp.asarray(leaf) for leaf in self._one(varying)]
+                leaves = [jnp.asarray(leaf) for leaf in self._one(varying, run.scheduled)]
         evaluation = self._evaluator.evaluation(leaves)
         check_valid(evaluation, self._valid)
         check_finite(evaluation)

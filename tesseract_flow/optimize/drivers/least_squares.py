@@ -121,7 +121,7 @@ class LeastSquaresEngine(AbstractEngine):
         varying = run.varying_at(u)
         slopes = run.attempts.attempt(varying, (), lambda: self._slopes(run, varying))
         assert isinstance(slopes, np.ndarray), "a decisive evaluation that fails is raised"
-        leaves = self._linearised.values(varying)
+        leaves = self._linearised.values(varying, run.scheduled)
         return Sample(run.evaluator.evaluation(leaves).objective, self._flat.tree(slopes), leaves)
 
     def begin(self, run: Run, state: State, alone: Sample) -> State:
@@ -223,14 +223,14 @@ class LeastSquaresEngine(AbstractEngine):
 
     def _values(self, run: Run, u: PyTree) -> list[Array] | Failure:
         varying = run.varying_at(u)
-        return run.attempts.attempt(varying, (), lambda: self._linearised.values(varying))
+        return run.attempts.attempt(varying, (), lambda: self._linearised.values(varying, run.scheduled))
 
     def _slopes(self, run: Run, varying: PyTree) -> np.ndarray:
         """The gradient of half the sum of squares, with respect to all entries of the scaled design."""
-        misfit = self._linearised.misfit(self._linearised.values(varying))
+        misfit = self._linearised.misfit(self._linearised.values(varying, run.scheduled))
         if self._side == "products":
-            return self._scale * self._linearised.slopes(varying)
-        return self._scale * (misfit @ self._linearised.jacobian(varying, self._side))
+            return self._scale * self._linearised.slopes(varying, run.scheduled)
+        return self._scale * (misfit @ self._linearised.jacobian(varying, self._side, run.scheduled))
 
     def _begun(self, run: Run, state: State, u: PyTree) -> State:
         new = self._arrived(run, state, u)
@@ -249,26 +249,31 @@ class LeastSquaresEngine(AbstractEngine):
         def ask() -> tuple[np.ndarray, dict[str, np.ndarray]]:
             slopes = self._slopes(run, varying)
             there = dataclasses.replace(state, u=u, here=Sample(jnp.zeros(()), self._flat.tree(slopes), []))
-            return slopes, self._model_at(varying, slopes[self._is_free], self._held(there), np.sqrt(scale))
+            return slopes, self._model_at(run, varying, slopes[self._is_free], self._held(there), np.sqrt(scale))
 
         found = run.attempts.attempt(varying, (), ask)
         if isinstance(found, Failure):
             return found
         slopes, model = found
-        leaves = self._linearised.values(varying)
+        leaves = self._linearised.values(varying, run.scheduled)
         objective = run.evaluator.evaluation(leaves).objective
         here = Sample(objective / state.objective_scale, self._flat.tree(slopes / scale), leaves)
         driver = state.driver | {name: jnp.asarray(array) for name, array in model.items()}
         return dataclasses.replace(state, u=u, driver=driver, here=here)
 
-    def _model_at(self, varying: PyTree, slopes: np.ndarray, held: np.ndarray, size: float) -> dict[str, np.ndarray]:
+    def _model_at(
+        self, run: Run, varying: PyTree, slopes: np.ndarray, held: np.ndarray, size: float
+    ) -> dict[str, np.ndarray]:
         """What the state keeps of the model, in units of `size`."""
-        misfit, scale = self._linearised.misfit(self._linearised.values(varying)), self._scale[self._is_free]
+        misfit, scale = (
+            self._linearised.misfit(self._linearised.values(varying, run.scheduled)),
+            self._scale[self._is_free],
+        )
         if self._side != "products":
-            jacobian = self._linearised.jacobian(varying, self._side)[:, self._is_free] * scale
+            jacobian = self._linearised.jacobian(varying, self._side, run.scheduled)[:, self._is_free] * scale
             jacobian, residual = _triangle(jacobian, misfit)
             return {"jacobian": jacobian / size, "residual": residual / size}
-        forward, backward = self._linearised.products(varying)
+        forward, backward = self._linearised.products(varying, run.scheduled)
 
         def along(tangent: np.ndarray) -> np.ndarray:
             whole = np.zeros(self._flat.n)

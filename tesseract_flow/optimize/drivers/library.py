@@ -110,9 +110,9 @@ class LibraryEngine(AbstractEngine):
 
     def first_look(self, run: Run, u: PyTree) -> Sample:
         varying = run.varying_at(u)
-        found = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+        found = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying, run.scheduled))
         assert isinstance(found, Derivatives), "a decisive evaluation that fails is raised"
-        leaves = self._oracle.values(varying)
+        leaves = self._oracle.values(varying, run.scheduled)
         objective = run.evaluator.evaluation(leaves).objective
         return Sample(objective, run.problem.partition.scale_gradient(found.gradient), leaves)
 
@@ -124,7 +124,9 @@ class LibraryEngine(AbstractEngine):
 
     def _begun(self, run: Run, state: State, u: PyTree, alone: Sample, leg: int) -> State:
         varying = run.varying_at(u)
-        there = self._state_at(run, state, u, self._oracle.values(varying), self._oracle.derivatives(varying))
+        there = self._state_at(
+            run, state, u, self._oracle.values(varying, run.scheduled), self._oracle.derivatives(varying, run.scheduled)
+        )
         return self._on_a_new_leg(run, there, leg)
 
     def step(self, run: Run, state: State) -> Move:
@@ -251,10 +253,10 @@ class LibraryEngine(AbstractEngine):
         varying = run.varying_at(u)
         derivatives = None
         if question.kind != "values":
-            derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+            derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying, run.scheduled))
             if isinstance(derivatives, Failure):
                 return derivatives
-        leaves = run.attempts.attempt(varying, (), lambda: self._oracle.values(varying))
+        leaves = run.attempts.attempt(varying, (), lambda: self._oracle.values(varying, run.scheduled))
         if isinstance(leaves, Failure):
             return leaves
         found = run.evaluator.evaluation(leaves)
@@ -291,10 +293,10 @@ class LibraryEngine(AbstractEngine):
         if not moved(state.u, u):
             return state
         varying = run.varying_at(u)
-        derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying))
+        derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying, run.scheduled))
         if isinstance(derivatives, Failure):
             return derivatives
-        return self._state_at(run, state, u, self._oracle.values(varying), derivatives)
+        return self._state_at(run, state, u, self._oracle.values(varying, run.scheduled), derivatives)
 
     def _state_at(self, run: Run, state: State, u: PyTree, leaves: list[Any], derivatives: Derivatives) -> State:
         flat, found, scale = self._flat, run.evaluator.evaluation(leaves), float(state.objective_scale)

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.canonical import Text, as_json, text_of
-from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, initial_state
+from tesseract_flow.optimize.drivers.optax.named import OBJECT, OptaxDriver, initial_state
 from tesseract_flow.optimize.drivers.optax.search import Updater
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem
@@ -34,7 +34,7 @@ def identity_of_driver(driver: OptaxDriver, problem: Problem, template: Evaluati
     update = Updater(driver, problem.box.scaled(problem.partition), template.objective.dtype)
     if update.is_holding(start, initial_state(driver, start)):
         about["driver"]["at_bounds"] = _AT_BOUNDS
-    if driver.name == "optax object":
+    if driver.name == OBJECT:
         text = driver_text(driver, problem.partition.varying)
         about["driver"]["behaviour"] = behaviour(driver, problem.partition.varying)
         about["driver_text"] = {"digest": text.digest, "lines": text.kept_lines}

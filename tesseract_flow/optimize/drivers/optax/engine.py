@@ -59,7 +59,9 @@ class OptaxEngine(AbstractEngine):
             return dataclasses.replace(state, here=alone)
         # A start that is feasible up to rounding needs no second look.
         rounding = 100 * float(jnp.finfo(run.evaluator.dtype).eps)
-        if run.has_constraints and float(run.constraints.largest_residual(_values(run, alone), state.duals)) > rounding:
+        is_priced = any(bool((price != 0).any()) for price in state.duals.price.values())
+        residual = run.constraints.largest_residual(_values(run, alone), state.duals)
+        if run.has_constraints and (is_priced or float(residual) > rounding):
             return dataclasses.replace(state, here=run.sample(state.u, state.weights))
         # Nothing to add, so the Lagrangian is the objective, and scaling it needs no solver.
         scale = state.objective_scale

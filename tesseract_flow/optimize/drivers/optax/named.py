@@ -51,6 +51,7 @@ LEARNING_RATES: dict[str, float | None] = {
     "signum": 0.01,
     "yogi": 0.03,
 }
+OBJECT = "optax object"  # the name of a driver that has none
 # Parameters that no form can fill in: functions, masks, dtypes, random keys.
 _NOT_SETTINGS = {"learning_rate", "mask", "weight_decay_mask", "mu_dtype", "linesearch"}
 _SCHEDULE_SETTINGS: dict[str, Any] = {"schedule": "constant", "schedule_steps": 200, "schedule_end": 0.01}
@@ -115,7 +116,7 @@ def driver_of(driver: Any, learning_rate: float | None, settings: Mapping[str, A
             "learning_rate and driver_settings go with a driver's name; this driver is an Optax object, which has "
             "its own.\nBuild them into the object, for example optax.adam(1e-2), or pass the name."
         )
-    return OptaxDriver(transformation, {"name": "optax object"})
+    return OptaxDriver(transformation, {"name": OBJECT})
 
 
 def _as_transformation(driver: Any) -> optax.GradientTransformationExtraArgs:
