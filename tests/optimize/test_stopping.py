@@ -133,7 +133,6 @@ def test_settings_from_a_form():
     )
     assert {type(rule) for rule in rules} == {
         MaxSteps,
-        Problem,
         FirstOrder,
         Stagnation,
         WallTime,
