@@ -27,6 +27,7 @@ PAGES = [
     "pipelines",
     "failures",
     "journals",
+    "phases",
     "study",
     "testing",
 ]

@@ -90,10 +90,14 @@ def history_csv(history: Sequence[Any]) -> str:
     """One line per step, with all that the records hold; floats read back as the same number."""
     first = history[0] if history else None
     fields = [field.name for field in dataclasses.fields(first)] if dataclasses.is_dataclass(first) else []
-    names = list(dict.fromkeys([*tables.COLUMNS, *fields]))
+    more = tables.changing(history)
+    names = [name for name in dict.fromkeys([*tables.COLUMNS, *fields]) if name not in ("stage", "phase", "scheduled")]
     text = io.StringIO()
-    rows = ([_cell(getattr(record, name, None)) for name in names] for record in history)
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
+    rows = (
+        [_cell(getattr(record, name, None)) for name in names] + [values[i] for values in more.values()]
+        for i, record in enumerate(history)
+    )
+    csv.writer(text, lineterminator="\n").writerows([[*names, *more], *rows])
     return text.getvalue()
 
 

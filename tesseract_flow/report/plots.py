@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +21,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image
 
 from tesseract_flow.report.design import split_leaves
-from tesseract_flow.report.tables import column, number
+from tesseract_flow.report.tables import borders, changing, column, number
 
 INK, MUTED, GRID, PAPER = "#1b2530", "#5d6b7a", "#e3e7ec", "#fdfdfe"
 VALUE, BEST, VIOLATION, GRADIENT = "#56b4e8", "#0072b1", "#d55e01", "#009e72"
 MAX_POINTS = 1200
+_MOST_BORDERS = 40  # beyond, their lines would be all that one sees
 _LIMIT = 1e100
 
 # Mathematical text and constrained layout share caches inside matplotlib that are not safe across threads.
@@ -38,13 +40,15 @@ def convergence_figure(
 
     The objective's axis is logarithmic where all values are positive and span more than a factor of 50. The violation
     has a panel if there are `constraints` or if any step violates one; its axis is logarithmic, with zero at the foot.
+    Where numbers are scheduled they have a panel, and lines mark the steps from which on they are others.
     """
     step = column(history, "step")
     names = ("value", "best_value", "violation", "gradient_norm")
     value, best, violation, gradient = (_drawable(column(history, name)) for name in names)
     has_violation = bool(constraints) or bool(np.any(violation > 0))
     has_gradient = bool(np.isfinite(gradient).any())
-    n_panels = 1 + has_violation + has_gradient
+    numbers = {name: values for name, values in changing(history).items() if name != "phase"}
+    n_panels = 1 + has_violation + has_gradient + bool(numbers)
     heights = [1.7, *[1.0] * (n_panels - 1)]
     figure = Figure(figsize=(8.0, 1.0 + 1.55 * sum(heights)), layout="constrained", facecolor=PAPER)
     axes = figure.subplots(n_panels, 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -64,6 +68,12 @@ def convergence_figure(
         _line(ax, step, gradient, color=GRADIENT, linewidth=1.5)
         _log_axis_with_zero(ax, gradient)
         _label(ax, "gradient norm")
+    if numbers:
+        _numbers(next(panels), step, numbers)
+    marks = borders(history)
+    for place in marks if len(marks) <= _MOST_BORDERS else ():
+        for ax in axes:
+            ax.axvline(place, color=MUTED, linewidth=0.8, linestyle=":", zorder=0)
     axes[-1].set_xlabel("step", color=INK)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     return figure
@@ -84,6 +94,21 @@ def _objective(ax: Axes, step: np.ndarray, value: np.ndarray, best: np.ndarray) 
         ax.set_yticks([])
     known = best[np.isfinite(best)]
     _label(ax, "objective", f"best {number(float(known[-1]), 9)}" if known.size else "no finite value")
+    if step.size:
+        _legend(ax)
+
+
+def _numbers(ax: Axes, step: np.ndarray, numbers: Mapping[str, Sequence[Any]]) -> None:
+    columns = {name: np.array(values, dtype=np.float64) for name, values in numbers.items()}
+    seen = np.concatenate([values[np.isfinite(values)] for values in columns.values()])
+    if seen.size and seen.min() > 0.0 and seen.max() > 50.0 * seen.min():
+        ax.set_yscale("log")
+        _name_decades(ax)
+    for (name, values), style in zip(columns.items(), itertools.cycle(["-", "--", "-.", ":"])):
+        _line(
+            ax, step, _drawable(values), color=BEST, linewidth=1.5, linestyle=style, label=name, drawstyle="steps-post"
+        )
+    _label(ax, "scheduled", ", ".join(f"{name} {number(float(values[-1]), 4)}" for name, values in columns.items()))
     if step.size:
         _legend(ax)
 

@@ -51,12 +51,40 @@ def column(history: Sequence[Any], name: str) -> np.ndarray:
 
 
 def history_rows(history: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
-    """One dict per step with the keys `COLUMNS`; at most `limit` of them, spread evenly.
+    """One dict per step with the keys `COLUMNS`, and `changing` ones; at most `limit` of them, spread evenly.
 
     The first, the last and the step that found the best value are always among them (as far as `limit` allows).
     """
     chosen = range(len(history)) if limit is None or len(history) <= limit else _spread(history, limit)
-    return [{name: _plain(getattr(history[i], name, None)) for name in COLUMNS} for i in chosen]
+    more = changing(history)
+    return [
+        {name: _plain(getattr(history[i], name, None)) for name in COLUMNS}
+        | {name: values[i] for name, values in more.items()}
+        for i in chosen
+    ]
+
+
+def changing(history: Sequence[Any]) -> dict[str, list[Any]]:
+    """Columns of what changes while a run goes, one value per record: the phase, counted from 1, and scheduled numbers.
+
+    Empty for a run in which nothing does.
+    """
+    held = [dict(getattr(record, "scheduled", None) or {}) for record in history]
+    phases = [int(getattr(record, "phase", 0) or 0) for record in history]
+    names = list(dict.fromkeys(name for numbers in held for name in numbers))
+    if not names and not any(phases):
+        return {}
+    columns: dict[str, list[Any]] = {"phase": [phase + 1 for phase in phases]}
+    for name in names:
+        shown = f"scheduled {name}" if name in ("phase", *COLUMNS) else name
+        columns[shown] = [numbers.get(name) for numbers in held]
+    return columns
+
+
+def borders(history: Sequence[Any]) -> list[int]:
+    """Steps with which a stage begins, but the first one: from there on values are of another function."""
+    stages = [getattr(record, "stage", 0) for record in history]
+    return [history[i].step for i in range(1, len(history)) if stages[i] != stages[i - 1]]
 
 
 def event_rows(history: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
@@ -104,7 +132,7 @@ def history_markdown(history: Sequence[Any], limit: int = 40) -> str:
     if not rows:
         return "No step was finished."
     note = f"\n\n{thinning_note(len(rows), len(history))}" if len(rows) < len(history) else ""
-    return markdown_table(rows, COLUMNS, digits=6) + note
+    return markdown_table(rows, digits=6) + note
 
 
 def thinning_note(n_shown: int, n_total: int) -> str:
