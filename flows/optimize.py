@@ -172,5 +172,7 @@ def _step_runner(submitter: ObservedSubmitter, observe: ObserveLevel) -> Callabl
 
 
 def _extra(requests: Counter[str], report: Report | None) -> dict[str, Any]:
-    found = {} if report is None else {"check": finding_rows(report) or report.headline}
+    found: dict[str, Any] = {} if report is None else {"check": finding_rows(report) or report.headline}
+    if report is not None and report.wiring is not None:
+        found["what_feeds_what"] = report.wiring.rows()
     return {"requests_of_this_run": dict(requests), **found}

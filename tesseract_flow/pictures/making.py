@@ -70,7 +70,10 @@ def of_pipeline(pipeline: Pipeline, inputs: Any = None) -> Picture:
             known = _is_differentiable(source, wire, work, shapes.sources.get(source))
             arrows.setdefault((source.owner, target), []).append((label, known))
     return Picture(
-        f"{len(ordered)} nodes, {len(pipeline.inputs)} inputs, {len(outputs)} outputs",
+        ", ".join(
+            f"{n} {noun}{'' if n == 1 else 's'}"
+            for n, noun in ((len(ordered), "node"), (len(pipeline.inputs), "input"), (len(outputs), "output"))
+        ),
         tuple(boxes),
         tuple(
             Arrow(a, b, tuple(dict.fromkeys(label for label, _ in found if label)), _all_known([k for _, k in found]))
