@@ -97,7 +97,7 @@ class Course:
         """
         assert verdict.next is not None
         before, run = self.at(history), self.runs[verdict.next]
-        is_new = before.stage.numbers != run.stage.numbers or before.problem is not run.problem
+        is_new = before.stage.values != run.stage.values or before.problem is not run.problem
         if _walks_on(before, run):
             state, record = advance(run, state, history, totals, verify, is_new=is_new)
             multipliers = " and multipliers are" if run.has_constraints else " is"

@@ -27,7 +27,6 @@ from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.partition import Partition, named_leaves, names_twice, partition_design
 from tesseract_flow.optimize.scaling import scaled
 from tesseract_flow.optimize.schedule import (
-    LEARNING_RATE,
     Phase,
     Schedule,
     Stage,
@@ -79,7 +78,7 @@ class Problem:
     Attributes:
         design: the start; any pytree. Only the leaves that `vary` selects change.
         evaluate: `design -> objective` (a scalar), or `design -> Evaluation`. Must be traceable by JAX. With a
-            `schedule` of anything but the learning rate it is called as `evaluate(design, scheduled)`, with
+            `schedule` it is called as `evaluate(design, scheduled)`, with
             `scheduled["beta"]` and so on, arrays of no dimension.
         vary: a filter for `equinox.partition`.
         bounds: `(lower, upper)`; numbers, arrays, or prefixes of the design's varying part; `None` is unbounded.
@@ -91,7 +90,7 @@ class Problem:
         ref, ref0: the other way to say it, OpenMDAO's: what becomes 1 and what becomes 0 of each leaf; 1 and 0 where
             only the other is given.
         schedule: numbers that change while a run goes (a projection's sharpness, a penalty, a tolerance), by name: a
-            `Schedule`, or a number that stays. `"learning_rate"` goes to the driver.
+            `Schedule`, or a number that stays.
         phases: parts of a run that have their own driver, bounds, constraints or stop rules, one after the other.
         name: what reports and journals call it.
         settings: what else the problem depends on and its trace does not show, such as the version of a file that a
@@ -216,18 +215,18 @@ class Problem:
 
     def scheduled(self, stage: Stage | None = None) -> dict[str, Array]:
         """The numbers that `evaluate` receives in a stage, by default the first one."""
-        numbers = (stage or self.stages[0]).numbers
+        numbers = (stage or self.stages[0]).values
         return {name: jnp.asarray(value, self.partition.dtype) for name, value in numbers.items()}
 
     def answer(self, design: PyTree, scheduled: Mapping[str, Any] | None = None) -> Any:
         """What `evaluate` returns at a design, with the scheduled numbers it receives, by default those of the
         start."""
-        if not (self.schedules.keys() - {LEARNING_RATE}):
+        if not self.schedules:
             return self.evaluate(design)
         return self.evaluate(design, self.scheduled() if scheduled is None else dict(scheduled))
 
     def _check_arguments(self) -> None:
-        names = sorted(self.schedules.keys() - {LEARNING_RATE})
+        names = sorted(self.schedules)
         try:
             signature = inspect.signature(self.evaluate)
         except (TypeError, ValueError):  # of some objects Python cannot tell

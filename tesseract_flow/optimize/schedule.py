@@ -17,7 +17,6 @@ from jaxtyping import PyTree
 
 from tesseract_flow.errors import ProblemError, did_you_mean
 
-LEARNING_RATE = "learning_rate"  # goes to the driver, and not to `evaluate`
 _KEYS = ("values", "every")
 
 
@@ -133,11 +132,6 @@ class Stage:
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
     n_steps: int | None = None
 
-    @property
-    def numbers(self) -> dict[str, float]:
-        """What `evaluate` receives."""
-        return {name: value for name, value in self.values.items() if name != LEARNING_RATE}
-
 
 def as_schedules(schedule: Mapping[str, Any] | None, whose: str) -> dict[str, Schedule]:
     """What `Problem(schedule=...)` takes, as schedules by name: each one, a number, or `{"values": ..., "every": ...}`.
@@ -235,6 +229,12 @@ def _named(name: Any, whose: str) -> str:
     if not (isinstance(name, str) and name.isidentifier()):
         raise ProblemError(
             f"schedule of {whose}: {name!r} is no name for a number; use letters, digits and underscores."
+        )
+    if name == "learning_rate":
+        raise ProblemError(
+            f"schedule of {whose}: the learning rate is the driver's, and not evaluate's.\n"
+            "Let it fall step by step with driver_settings={'schedule': 'cosine', 'schedule_steps': 200} or an Optax "
+            "object, and phase by phase with Phase(learning_rate=...)."
         )
     return name
 

@@ -276,6 +276,7 @@ def test_the_epigraph_of_a_scheduled_problem():
         (lambda: Problem(jnp.ones(1), penalised, schedule={"weight": "fast"}), ProblemError, "received 'fast'"),
         (lambda: Problem(jnp.ones(1), penalised), ProblemError, "it has no schedule"),
         (lambda: Problem(jnp.ones(1), jnp.sum, schedule={"a b": 1.0}), ProblemError, "no name"),
+        (lambda: Problem(jnp.ones(1), penalised, schedule={"learning_rate": 0.1}), ProblemError, "the driver's"),
         (
             lambda: Problem(jnp.ones(1), lambda x: x.sum(), schedule={"weight": 1.0}),
             ProblemError,
