@@ -25,6 +25,17 @@ def add(commands: Commands) -> None:
     how_much.add_argument("--older-than", type=_days, metavar="DAYS", help="remove what was not used for so many days")
     how_much.add_argument("--all", action="store_true", help="remove all answers")
     prune.set_defaults(run=_prune)
+    export = actions.add_parser("export", help="all answers as one archive, with where they come from")
+    export.add_argument("folder", type=Path, help="the folder that was given as cache=")
+    export.add_argument("archive", type=Path, help="the file to write, such as answers.zip")
+    export.set_defaults(run=_export)
+    bring_in = actions.add_parser("import", help="bring the answers of an archive into a folder, once all is verified")
+    bring_in.add_argument("archive", type=Path)
+    bring_in.add_argument("folder", type=Path, help="a folder for cache=; what is there already stays")
+    bring_in.set_defaults(run=_import)
+    verify = actions.add_parser("verify", help="read and check every answer, and say where each comes from")
+    verify.add_argument("source", type=Path, help="an archive, or a folder that was given as cache=")
+    verify.set_defaults(run=_verify)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
@@ -55,6 +66,41 @@ def _prune(arguments: argparse.Namespace) -> int:
     left = cache.size()
     print(f"{cache.path}: removed {_counted(n_removed, 'answer')}, {_size(n_bytes)}")
     print(f"left: {_counted(left['entries'], 'answer')}, {_size(left['bytes'])}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.client.caches.archive import export
+    from tesseract_flow.client.caches.directory import existing
+
+    rows = export(existing(arguments.folder), arguments.archive)
+    print(f"{arguments.archive}: {_counted(len(rows), 'answer')}, {_size(arguments.archive.stat().st_size)}")
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.client.caches.archive import bring_in
+    from tesseract_flow.client.caches.directory import DirectoryCache
+
+    n_new, n_there = bring_in(arguments.archive, DirectoryCache(arguments.folder))
+    print(f"{arguments.folder}: {_counted(n_new, 'answer')} more, {n_there} were there already")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from tesseract_flow.client.caches.archive import origins, verified
+    from tesseract_flow.client.caches.directory import existing
+
+    source = arguments.source
+    rows = origins(existing(source)) if source.is_dir() else verified(source)[1]
+    for row in rows:
+        of, asked = row["component"], row["asked"]
+        image = f", image {of['image']}" if of["image"] else ""
+        print(
+            f"{asked['at']}  {asked['seconds']:8.3f} s  {row['endpoint']:<24} {of['name']} {of['version']} "
+            f"(schema {of['schema'][:12]}{image}) from {asked['whom']}{', a failure' if row['is_failure'] else ''}"
+        )
+    print(f"{source}: {_counted(len(rows), 'answer')}, all as they were written")
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tesseract_flow.client.caches.entries import ARRAYS, NAME
 
-_COMPONENT = re.compile(r"[a-z0-9-]{1,40}\.[0-9a-f]{32}\.component\.json")
+COMPONENT = re.compile(r"[a-z0-9-]{1,40}\.[0-9a-f]{32}\.component\.json")
 _ASIDE = re.compile(r"\.(?P<name>[a-z0-9-]{1,40}\.[a-z0-9_.]{32,90})\.[0-9a-f]{32}\.tmp")
 _ABANDONED = 3600.0  # seconds after which a file that was never finished belongs to nobody
 
@@ -58,7 +58,7 @@ class Inventory:
                         texts[text["stem"]] = file
                     elif beside := ARRAYS.fullmatch(found.name):
                         arrays.setdefault(beside["stem"], []).append(file)
-                    elif _COMPONENT.fullmatch(found.name):
+                    elif COMPONENT.fullmatch(found.name):
                         components.append(file[0])
                     elif _ASIDE.fullmatch(found.name) and now - status.st_mtime > _ABANDONED:
                         abandoned.append(file[0])
