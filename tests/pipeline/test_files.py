@@ -206,6 +206,17 @@ def test_an_expression_is_arithmetic_and_nothing_else(text: str, message: str):
         tf.Pipeline(inputs=["thickness"], nodes={"n": {"function": abs}}, outputs={"y": {"expression": text}})
 
 
+def test_a_power_of_numbers_takes_no_time():
+    def of(text: str) -> Any:
+        return tf.Pipeline(inputs=["x"], nodes={"n": {"function": abs}}, outputs={"y": {"expression": text}})(
+            {"x": 3.0}
+        )
+
+    assert of("x**2 + 2**-1 + 2**3")["y"] == 17.5
+    with pytest.raises(PipelineError, match="is no number"):
+        of("x + 9**9**9")
+
+
 def test_a_dot_is_a_key_and_no_attribute():
     pipeline = tf.Pipeline(inputs=["x"], nodes={"n": {"function": abs}}, outputs={"y": {"expression": "x.__class__"}})
     with pytest.raises(PipelineError, match="input 'x' has no entries, and '__class__' is wanted"):
