@@ -46,9 +46,19 @@ def test_optimize_leaves_the_result_and_goes_on_from_its_journal(problem, tmp_pa
     assert json.loads((tmp_path / "again" / "result.json").read_text())["steps"] == result["steps"]
 
 
+def test_limits_by_name_are_those_of_the_run(problem, tmp_path, capsys):
+    arguments = ["optimize", problem, "--driver", "sgd", "--learning-rate", "0.1", "--out", str(tmp_path)]
+    assert main([*arguments, "--stop-set", "gradient_tolerance=1e-9", "--stop-set", "max_steps=3"]) == 0
+    assert "step 3/3" in capsys.readouterr().err
+    assert main([*arguments, "--stop-set", "gradient_tolerance=0.1"]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["converged"] and 0 < result["value"] < 0.1
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (["--stop-set", "gradient_tol=1"], "Did you mean 'gradient_tolerance'"),
         (["--set", "centre=2"], "Did you mean 'center'"),
         (["--driver", "lbfgz"], "Did you mean 'lbfgs'"),
         (["--driver-set", "b3=1"], "adam takes"),

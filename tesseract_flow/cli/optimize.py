@@ -53,6 +53,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-steps", type=int, default=None)
     parser.add_argument(
+        "--stop-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another limit, such as gradient_tolerance=1e-9 (default 1e-6), wall_time=3600, max_requests=500",
+    )
+    parser.add_argument(
         "--journal", metavar="FOLDER", help="folder or URL of checkpoints; run again to go on where it stopped"
     )
     parser.add_argument(
@@ -72,18 +79,25 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The same for `optimize`."""
-    max_steps = arguments.max_steps
     return {
         "driver": arguments.driver,
         "learning_rate": arguments.learning_rate,
         "driver_settings": assignments(arguments.driver_set),
-        "stop": None if max_steps is None else {"max_steps": max_steps, "gradient_tolerance": 1e-6},
+        "stop": _stop(arguments),
         "on_failure": {"action": arguments.on_failure, **assignments(arguments.failure_set)},
         "accept_changes": arguments.accept_changes,
         "recheck": arguments.recheck,
         "verify_gradients": arguments.verify_gradients,
         "objective_scale": arguments.objective_scale,
     }
+
+
+def _stop(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Settings as `optimize` takes them; None where nothing was said."""
+    given = assignments(arguments.stop_set)
+    if arguments.max_steps is not None:
+        given["max_steps"] = arguments.max_steps
+    return {"gradient_tolerance": 1e-6, **given} if given else None
 
 
 def say(what: str) -> None:
@@ -103,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
     own = (problem.defaults or {}).get("stop") or {}
+    options = run_options(arguments)
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
@@ -111,11 +126,11 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.nullcontext() if reporting is None else reporting:
         optimize(
             problem,
-            **run_options(arguments),
+            **options,
             journal=journal,
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
             observers=[
-                TerminalProgress(max_steps=arguments.max_steps or own.get("max_steps", DEFAULT_MAX_STEPS)),
+                TerminalProgress(max_steps={**own, **(options["stop"] or {})}.get("max_steps", DEFAULT_MAX_STEPS)),
                 Observer(on_start=_say_of_start),
                 *([] if reporting is None else [reporting]),
             ],
