@@ -1,5 +1,5 @@
-"""What `python -m examples.NAME` does in each example: `tesseract-flow optimize` with its options, printed, and then
-the comparison with the known answer. Components are served from the example's folder, as processes of this machine.
+"""What `python -m examples.NAME` does in each example: `tesseract-flow optimize`, and then the comparison with the known
+answer. Components are served from the example's folder, as processes of this machine.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Answer(NamedTuple):
     folder: Path
 
 
-def optimised(factory: str, options: Sequence[str], about: str | None) -> Answer:
+def optimised(factory: str, about: str | None) -> Answer:
     """The answer of a run of `factory` (`NAME/problem.py:FACTORY` in this folder).
 
-    The command line may add options of `tesseract-flow optimize`; the last one counts. The journal is in the run's
-    folder: killed and started again it goes on, and once finished it tells its result again.
+    The command line may add options of `tesseract-flow optimize`. The journal is in the run's folder: killed and
+    started again it goes on, and once finished it tells its result again.
     """
     name = Path(factory).parts[0]
     parser = argparse.ArgumentParser(
@@ -54,7 +54,7 @@ def optimised(factory: str, options: Sequence[str], about: str | None) -> Answer
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     given, others = parser.parse_known_args()
     run = given.folder or Path("runs") / name
-    command = ["optimize", str(HERE / factory), *(f"--set={pair}" for pair in given.set), *options]
+    command = ["optimize", str(HERE / factory), *(f"--set={pair}" for pair in given.set)]
     command += [f"--journal={run / 'journal'}", f"--out={run}", *others]
     print("tesseract-flow", shlex.join(command), flush=True)
     if code := main(command):

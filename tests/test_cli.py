@@ -55,6 +55,14 @@ def test_limits_by_name_are_those_of_the_run(problem, tmp_path, capsys):
     assert result["converged"] and 0 < result["value"] < 0.1
 
 
+def test_limits_that_are_given_add_to_those_of_the_problem(problem, tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text(PROBLEM.replace('name="bowl"', 'name="bowl", defaults={"stop": {"gradient_tolerance": 1e-12}}'))
+    arguments = ["optimize", f"{own}:bowl", "--driver", "sgd", "--learning-rate", "0.1", "--out", str(tmp_path)]
+    assert main([*arguments, "--stop-set", "max_steps=150"]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["value"] < 1e-20
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

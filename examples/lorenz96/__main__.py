@@ -11,8 +11,7 @@ from examples.lorenz96.twin import twin
 
 def main() -> None:
     """Run the example; exits with 1 if the truth is missed."""
-    options = ["--driver=levenberg-marquardt", "--stop-set=gradient_tolerance=1e-9"]
-    answer = optimised("lorenz96/problem.py:assimilation", options, assimilation.__doc__)
+    answer = optimised("lorenz96/problem.py:assimilation", assimilation.__doc__)
     truth = twin(**{name: value for name, value in answer.settings.items() if name != "stepper"})
     # With errors in the observations the answer has errors, too: smaller ones than the forecast, on average.
     exact = not answer.settings.get("noise")

@@ -57,6 +57,7 @@ def assimilation(
         evaluate,
         bounds=({"forcing": 0.0}, {"forcing": 20.0}),
         name="lorenz96",
+        defaults={"driver": "levenberg-marquardt", "stop": {"gradient_tolerance": 1e-9, "max_steps": 100}},
         picture=lambda design, evaluation: states(design, truth),
     )
 

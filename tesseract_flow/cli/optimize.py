@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,17 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The same for `optimize`."""
+def run_options(arguments: argparse.Namespace, own_stop: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The same for `optimize`.
+
+    Args:
+        own_stop: limits that the problem has of its own, which those that are given here add to, or replace.
+    """
     return {
         "driver": arguments.driver,
         "learning_rate": arguments.learning_rate,
         "driver_settings": assignments(arguments.driver_set),
-        "stop": _stop(arguments),
+        "stop": _stop(arguments, own_stop or {}),
         "on_failure": {"action": arguments.on_failure, **assignments(arguments.failure_set)},
         "accept_changes": arguments.accept_changes,
         "recheck": arguments.recheck,
@@ -92,12 +96,12 @@ def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _stop(arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _stop(arguments: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any] | None:
     """Settings as `optimize` takes them; None where nothing was said."""
     given = assignments(arguments.stop_set)
     if arguments.max_steps is not None:
         given["max_steps"] = arguments.max_steps
-    return {"gradient_tolerance": 1e-6, **given} if given else None
+    return {"gradient_tolerance": 1e-6, **own, **given} if given else None
 
 
 def say(what: str) -> None:
@@ -117,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
     own = (problem.defaults or {}).get("stop") or {}
-    options = run_options(arguments)
+    options = run_options(arguments, own)
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"

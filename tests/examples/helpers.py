@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from tesseract_core import Tesseract
-
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
@@ -22,11 +20,6 @@ def component(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def in_process(path: str) -> Tesseract:
-    """The component with its schema and its checks, and without a server."""
-    return Tesseract.from_tesseract_api(component(path))
 
 
 def run_example(name: str, folder: Path, *options: str) -> str:

@@ -1,1 +1,0 @@
-"""Antireflection coatings: the thicknesses of a stack of thin films."""
