@@ -1,5 +1,5 @@
-"""What `python -m examples.NAME` does in each example: `tesseract-flow optimize`, and then the comparison with the known
-answer. Components are served from the example's folder, as processes of this machine.
+"""What `python -m examples.NAME` does in each example: `tesseract-flow optimize`, and then the comparison with the
+known answer. Components are served from the example's folder, as processes of this machine.
 """
 
 from __future__ import annotations
