@@ -9,7 +9,7 @@ Source: E. N. Lorenz, Predictability: a problem partly solved, Proc. Seminar on 
 """
 
 # The annotation Differentiable[...] describes a field to tesseract-core, not to a type checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 
 from typing import Any
 
