@@ -1,0 +1,1 @@
+"""Antireflection coatings: the thicknesses of a stack of thin films."""
