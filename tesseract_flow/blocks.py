@@ -49,6 +49,10 @@ class TesseractEndpoint(Block):
         ge=1,
         description="The most requests under way at once, as licences may demand it; empty is no limit",
     )
+    limit_folder: str | None = Field(
+        default=None,
+        description="Folder in which all processes that name it count these requests together; empty counts within one",
+    )
 
     def open(self) -> AbstractTesseract:
         """A handle to the Tesseract. Nothing is connected before it is used."""
@@ -63,6 +67,7 @@ class TesseractEndpoint(Block):
             derive=self.derive,
             cache=self.cache,
             max_in_flight=self.max_in_flight,
+            limit_folder=self.limit_folder,
             label=self.label,
             token=token,
             headers=headers,

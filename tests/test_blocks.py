@@ -17,6 +17,7 @@ def test_block_opens_the_tesseract_with_its_credentials_and_shows_none():
 
 def test_block_may_derive_endpoints_keep_answers_and_bound_requests(tmp_path):
     options = {"derive": "central", "cache": str(tmp_path / "answers"), "max_in_flight": 2}
+    options["limit_folder"] = str(tmp_path / "licences")
     handle = TesseractEndpoint(url="http://solver:8000", **options).open()
     assert handle == open_tesseract("http://solver:8000", **options)
     assert handle != HttpTesseract("http://solver:8000")

@@ -20,7 +20,7 @@ from tesseract_flow.client.handles.derived import DerivedTesseract
 from tesseract_flow.client.handles.limited import LimitedTesseract
 from tesseract_flow.client.handles.source import code_of
 from tesseract_flow.derivatives import Differences
-from tesseract_flow.errors import Unreachable, did_you_mean
+from tesseract_flow.errors import OptionError, Unreachable, did_you_mean
 
 if TYPE_CHECKING:
     from tesseract_core import Tesseract
@@ -38,6 +38,7 @@ def open_tesseract(
     derive: Derive | Differences | str | bool | None = None,
     cache: CacheLike = None,
     max_in_flight: int | None = None,
+    limit_folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> AbstractTesseract:
     """A handle to the Tesseract that `source` names. Nothing is connected or started before it is used.
@@ -53,7 +54,9 @@ def open_tesseract(
             process, half a GiB for all together. A path: in this folder, also for other processes and later ones. A
             `MemoryCache` or `DirectoryCache` has its own bound.
         max_in_flight: the most requests under way at once, over all equal handles of this process, as licences may
-            demand it. This, `cache` and `derive` are the options that a handle which is open already takes.
+            demand it. This, `limit_folder`, `cache` and `derive` are the options that a handle which is open already
+            takes.
+        limit_folder: a folder that makes `max_in_flight` the bound over all processes which name the folder.
         options: `label` for any of them; for a URL the fields of `HttpTesseract` (`token`, `headers`,
             `read_timeout`, `verify`, ...), for several URLs the same and those of `ReplicatedTesseract`, for a path
             those of `ServedTesseract` (`n_workers`, ...).
@@ -67,6 +70,8 @@ def open_tesseract(
     HttpTesseract(fem: http://solver:8000)
     """
     settings, answers = Derive.from_option(derive), cache_from_option(cache)
+    if limit_folder is not None and max_in_flight is None:
+        raise OptionError("limit_folder says where places are counted; say with max_in_flight how many there are.")
     handle = _open(source, options)
     if settings is None and answers is None and max_in_flight is None:
         return handle
@@ -78,7 +83,8 @@ def open_tesseract(
         answers = handle.cache if answers is None else answers
         handle = handle.tesseract
     if max_in_flight is not None:  # inside the cache, as a remembered answer takes no licence
-        handle = LimitedTesseract(handle.tesseract if isinstance(handle, LimitedTesseract) else handle, max_in_flight)
+        handle = handle.tesseract if isinstance(handle, LimitedTesseract) else handle
+        handle = LimitedTesseract(handle, max_in_flight, limit_folder)  # type: ignore[arg-type]
     # The cache is inside, where it keeps the probes of derived endpoints as well.
     handle = handle if answers is None else CachedTesseract(handle, answers)
     return handle if settings is None else DerivedTesseract(handle, settings)
@@ -159,7 +165,7 @@ def _component_path(source: str | os.PathLike[str]) -> Path | None:
 
 def _build(cls: type, first: Any, options: dict[str, Any]) -> AbstractTesseract:
     fields = [field.name for field in dataclasses.fields(cls) if field.init][1:]
-    known = [*fields, "derive", "cache", "max_in_flight"]
+    known = [*fields, "derive", "cache", "max_in_flight", "limit_folder"]
     for option in options:
         if option not in known:
             raise TypeError(

@@ -89,6 +89,13 @@ def test_what_wraps_a_component_goes_along(served):
     assert run(handle, Posted())[0][0] == run(served, InlineSubmitter())[0][0]
 
 
+def test_a_limit_that_all_processes_count_goes_along(served, tmp_path):
+    here, limited = run(served, InlineSubmitter()), open_tesseract(served, max_in_flight=1, limit_folder=tmp_path)
+    away = run(limited, Posted())
+    assert away[0][0] == here[0][0] and away[1] == here[1]
+    assert (tmp_path / "place-1").exists()
+
+
 def test_an_error_brings_its_bill(served):
     handle = open_tesseract(served.url, label="gone", retry=RetryPolicy(n_retries=0))
     plan = concurrent(lambda x: apply_tesseract(handle, {"x": x})["y"]).plan(X)
