@@ -36,7 +36,7 @@ class Answer(NamedTuple):
     folder: Path
 
 
-def optimised(factory: str, about: str | None) -> Answer:
+def optimised(factory: str, about: str | None, *options: str) -> Answer:
     """The answer of a run of `factory` (`NAME/problem.py:FACTORY` in this folder).
 
     The command line may add options of `tesseract-flow optimize`. The journal is in the run's folder: killed and
@@ -54,7 +54,7 @@ def optimised(factory: str, about: str | None) -> Answer:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     given, others = parser.parse_known_args()
     run = given.folder or Path("runs") / name
-    command = ["optimize", str(HERE / factory), *(f"--set={pair}" for pair in given.set)]
+    command = ["optimize", str(HERE / factory), *(f"--set={pair}" for pair in given.set), *options]
     command += [f"--journal={run / 'journal'}", f"--out={run}", *others]
     print("tesseract-flow", shlex.join(command), flush=True)
     if code := main(command):

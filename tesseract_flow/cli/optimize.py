@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments, at_least_one
+from tesseract_flow.errors import OptionError
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +22,12 @@ def add(commands: Commands) -> None:
     parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
     parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
     parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
+    parser.add_argument(
+        "--pictures",
+        type=at_least_one,
+        metavar="STEPS",
+        help="draw the problem's picture every so many steps, into the folder pictures of --out",
+    )
     parser.set_defaults(run=run)
 
 
@@ -115,9 +122,11 @@ def _say_of_start(problem: object, history: Sequence[object]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.pictures and not arguments.out:
+        raise OptionError("--pictures draws into the folder of --out, which is not given.")
     say(f"loading {arguments.problem}")
     from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, load_problem, optimize
-    from tesseract_flow.report import Reporting, TerminalProgress
+    from tesseract_flow.report import Pictures, Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
     own = (problem.defaults or {}).get("stop") or {}
@@ -137,6 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
                 TerminalProgress(max_steps={**own, **(options["stop"] or {})}.get("max_steps", DEFAULT_MAX_STEPS)),
                 Observer(on_start=_say_of_start),
                 *([] if reporting is None else [reporting]),
+                *([Pictures(out / "pictures", arguments.pictures)] if out and arguments.pictures else []),
             ],
         )
     if reporting is not None:

@@ -16,6 +16,7 @@ from typing import Any
 from tesseract_flow.packages import make_callable
 
 _HOME = {
+    "Pictures": "pictures",
     "Reporting": "account",
     "TerminalProgress": "terminal",
     "convergence_figure": "plots",
