@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from tesseract_flow.autodiff.prefixes import as_leaf_array, path_name, spread
 from tesseract_flow.errors import BoundsError
@@ -53,18 +53,21 @@ class Box(eqx.Module):
 
         return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
 
-    def reachable_gradient(self, point: PyTree, gradient: PyTree, size: Array) -> PyTree:
-        """The gradient, each entry by the part of `size` that the design may move against it inside the box.
+    def reachable_gradient(self, point: PyTree, gradient: PyTree, sizes: PyTree) -> PyTree:
+        """The gradient, each entry by the part of its leaf's size that the design may move against it inside the box.
 
         Zero where `projected_gradient` is, and small next to a bound, where there is nearly nothing to win: for points
         that come close to an active bound and never meet it, as those of interior-point methods.
+
+        Args:
+            sizes: a scalar per leaf.
         """
 
-        def leaf(x, g, lo, hi):
+        def leaf(x, g, lo, hi, size):
             room = jnp.where(g > 0, x - lo, hi - x)
             return g * jnp.clip(room / size.astype(room.dtype), 0, 1)
 
-        return jax.tree.map(leaf, point, gradient, self.lower, self.upper)
+        return jax.tree.map(leaf, point, gradient, self.lower, self.upper, sizes)
 
     def held(self, point: PyTree, gradient: PyTree) -> PyTree:
         """Where `point` lies at a bound that minus the gradient pushes against."""

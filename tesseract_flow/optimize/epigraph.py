@@ -16,10 +16,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tesseract_flow.errors import ProblemError
+from tesseract_flow.errors import EndpointNotFound, ProblemError
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.problem import Evaluation, Problem
@@ -31,6 +32,7 @@ def epigraph(
     problem: Problem,
     *,
     worst: float | None = None,
+    unit: float | None = None,
     name: str = "scenarios",
     transform: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Problem:
@@ -44,12 +46,17 @@ def epigraph(
 
     Args:
         problem: its `evaluate` returns an array, or an `Evaluation` with one as objective.
-        worst: where t begins; default the largest entry at the start, for which the problem is evaluated once here.
+        worst: where t begins; default the largest entry at the start.
+        unit: what changes of t are measured in, as tolerances of optimality and of the constraint are; default by how
+            much the largest entry at the start changes, to first order, if one entry of the design moves by its own
+            size. Not the largest entry itself: with a constant added to all scenarios, every design would be optimal.
+            What is not given is found out here, with one evaluation at the start and its gradient.
         name: of the constraint.
         transform: how that evaluation runs; default `tesseract_flow.concurrent`.
 
     Raises:
-        ProblemError: the objective is no real array, or not finite at the start, or the name is taken.
+        ProblemError: the objective is no real array, or not finite at the start, the name is taken, or `worst` or
+            `unit` cannot be used.
 
     >>> def loads(x):  # two load cases
     ...     return jnp.stack([(x - 1.0) ** 2, (x + 1.0) ** 2 + x])
@@ -61,14 +68,15 @@ def epigraph(
             f"Problem {problem.name!r} has a constraint {name!r} already.\nCall that of the scenarios something else: "
             "epigraph(problem, name=...)."
         )
-    if worst is None:
-        values = _values_at_start(problem, transform or concurrent)
-        worst, size = float(values.max()), float(np.abs(values).max())
-    else:
-        size = abs(float(worst))
-        if not np.isfinite(size):
-            raise ProblemError(f"epigraph: worst={worst!r}; expected a finite number to begin with.")
-    size = size or 1.0
+    if worst is not None and not np.isfinite(worst):
+        raise ProblemError(f"epigraph: worst={worst!r}; expected a finite number to begin with.")
+    if unit is not None and not (np.isfinite(unit) and unit > 0):
+        raise ProblemError(f"epigraph: unit={unit!r}; expected a positive number.")
+    if worst is None or unit is None:
+        values, slope = _at_start(problem, transform or concurrent)
+        worst = float(values.max()) if worst is None else worst
+        # Without a slope there, or a derivative, what tells scenarios apart is the next best unit.
+        unit = unit or slope or float(values.max() - values.min()) or float(np.abs(values).max()) or 1.0
     dtype = problem.partition.dtype
     vary = problem.vary if callable(problem.vary) else {DESIGN: problem.vary, WORST: True}
     lower, upper = problem.bounds or (None, None)
@@ -85,20 +93,39 @@ def epigraph(
         evaluate=evaluate,
         vary=vary,
         bounds=({DESIGN: lower}, {DESIGN: upper}),
-        constraints={**(problem.constraints or {}), name: Constraint(upper=0.0, scale=size)},
-        # With refs its own unit is said in them: a leaf has one or the other.
-        scale={DESIGN: problem.scale, WORST: size},
-        ref=None if problem.ref is None else {DESIGN: problem.ref},
-        ref0=None if problem.ref0 is None else {DESIGN: problem.ref0},
+        constraints={**(problem.constraints or {}), name: Constraint(upper=0.0, scale=unit)},
+        scale=None if problem.scale is None else {DESIGN: problem.scale},
+        # t is measured from where it begins.
+        ref={DESIGN: problem.ref, WORST: worst + unit},
+        ref0={DESIGN: problem.ref0, WORST: worst},
         picture=None if picture is None else lambda wrapped, found: picture(wrapped[DESIGN], found),
     )
 
 
-def _values_at_start(problem: Problem, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> np.ndarray:
-    def objectives(varying: Any) -> Any:
-        return _scenarios(problem, problem.answer(problem.partition.combine(varying)), "scenarios").objective
+def _at_start(
+    problem: Problem, transform: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> tuple[np.ndarray, float]:
+    """The scenarios at the start, and the slope of the largest one; 0 where there is no derivative."""
 
-    values = np.asarray(transform(objectives)(problem.start), np.float64)
+    def largest(varying: Any) -> tuple[Any, Any]:
+        values = _scenarios(problem, problem.answer(problem.partition.combine(varying)), "scenarios").objective
+        return values.max(), values
+
+    slope = 0.0
+    try:
+        (_, values), gradient = transform(jax.value_and_grad(largest, has_aux=True))(problem.start)
+    except EndpointNotFound:
+        _, values = transform(largest)(problem.start)
+    else:
+        leaves = zip(
+            jax.tree.leaves(problem.partition.scale_gradient(gradient)),
+            jax.tree.leaves(problem.partition.to_scaled(problem.start)),
+            strict=True,
+        )
+        slope = max(
+            (float(jnp.max(jnp.abs(g) * jnp.maximum(jnp.abs(u), 1.0), initial=0.0)) for g, u in leaves), default=0.0
+        )
+    values = np.asarray(values, np.float64)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = ", ".join(str(index.tolist()) for index in bad[:6])
@@ -106,7 +133,7 @@ def _values_at_start(problem: Problem, transform: Callable[[Callable[..., Any]],
             f"The scenarios of problem {problem.name!r} are not finite at the start: {len(bad)} of {values.size} "
             f"entries, at {where}.\nStart from a design that all of them can be evaluated at."
         )
-    return values
+    return values, slope if np.isfinite(slope) else 0.0
 
 
 def _scenarios(problem: Problem, answer: Any, name: str) -> Evaluation:

@@ -18,8 +18,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
 from tesseract_flow.autodiff import guards, informed
-from tesseract_flow.optimize.optimality import best_record, unit_of
-from tesseract_flow.optimize.partition import path_name
+from tesseract_flow.optimize.optimality import best_record, is_first_order, unit_of
+from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.result import StepRecord
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize.state import State
 
 CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM"
+_UNLIKE = 1e8  # times as large
 _LARGE_MULTIPLIER = 1e6  # of the objective's slope: times what a violation may be, all of the objective
 _FAILED_SEARCHES = 3  # in a row, before it is worth a note
 _A_WHILE = 20  # steps
@@ -137,8 +138,25 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
             f"the objective still fell as fast in the last steps as in the first ones, to {last.value:.3g}: more steps "
             "or a larger learning rate are needed, or it is unbounded below"
         )
+    if run.tolerance is not None and last.stationarity is not None and not is_first_order(last, run.tolerance):
+        notes += _about_sizes(state)
     notes += _about_bounds(run.problem, state.best.varying)
     return tuple(notes)
+
+
+def _about_sizes(state: State) -> list[str]:
+    """Leaves that are as different in size as no driver can walk through, in a run that did not converge."""
+    largest = [(name, float(np.abs(np.asarray(u, np.float64)).max())) for name, u in named_leaves(state.u) if u.size]
+    sizes = [(name, size) for name, size in largest if size > 0]
+    if len(sizes) < 2:
+        return []
+    (small, least), (large, most) = min(sizes, key=lambda item: item[1]), max(sizes, key=lambda item: item[1])
+    if most < _UNLIKE * least:
+        return []
+    return [
+        f"in the scaled design {large!r} is around {most:.1g} and {small!r} around {least:.1g}, and drivers walk with "
+        "one measure for all: Problem(scale={...}) says how large each is, scale='bounds' takes it from the bounds"
+    ]
 
 
 def _fell_undiminished(history: Sequence[StepRecord]) -> bool:

@@ -21,8 +21,9 @@ it is complementary by construction).
 
 **What they are relative to.** Wächter and Biegler, as most, compare with a number in the objective's own units; in a
 workflow these are anything from 1e-12 to 1e12. The gradient at the start is no better: a start that is far off, or
-infeasible, excuses everything. Here the unit is the *slope* of the objective: by how much it may change over one
-typical size of the design (the larger of 1 and |u|, u the scaled design), seen from where the design is now. It is
+infeasible, excuses everything. Here the unit is the *slope* of the objective: by how much it may change if one entry
+of the design moves by its own size (the larger of 1 and |u_i|, u the scaled design), seen from where the design is
+now. Entry by entry: a modulus of 2e11 beside a thickness of 4e-3 must not lend the thickness its size. It is
 
     |f|, but at least a part of, and at most, the slope that was seen.
 
@@ -36,8 +37,8 @@ along the floor of the valley. Single precision has no room for this; there it i
 extrapolated linearly to all of its size, so a far start is forgotten; with constraints, the gradient of the objective
 alone at the start, taken back linearly if the design has gone further than its own size. Penalties are never in it.
 
-With a tolerance of 1e-6 all of this says: no move by the design's own size changes the objective, to first order, by
-more than a millionth of it.
+With a tolerance of 1e-6 all of this says: no move of a leaf by its own size (the larger of 1 and its largest entry)
+changes the objective, to first order, by more than a millionth of it.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def measures(
     dtype = here.objective.dtype
     scale = state.objective_scale
     raw = state.here.gradient
-    size = jnp.maximum(_largest(state.u, dtype), 1.0)
+    sizes = jax.tree.map(lambda leaf: jnp.maximum(jnp.abs(leaf).max(initial=0.0), 1.0), state.u)
     if is_interior:
-        free = box.reachable_gradient(state.u, raw, size)
+        free = box.reachable_gradient(state.u, raw, sizes)
     else:
         free = box.projected_gradient(state.u, raw)
     prices = constraints.estimates(here.constraints, state.duals)
@@ -116,10 +117,12 @@ def measures(
     ]
     return {
         "gradient_norm": _largest(free, dtype) * scale,
-        "raw_gradient": _largest(raw, dtype) * scale,
+        "left": _largest(jax.tree.map(jnp.multiply, free, sizes), dtype) * scale,
+        "slope": _largest(jax.tree.map(_by_own_size, raw, state.u), dtype) * scale,
+        "free_slope": _largest(jax.tree.map(_by_own_size, free, state.u), dtype) * scale,
         "largest_price": _largest(prices, dtype) * scale,
         "product": _largest(products, dtype) * scale,
-        "size": size,
+        "size": jnp.maximum(_largest(state.u, dtype), 1.0),
         "start_size": jnp.maximum(_largest(start, dtype), 1.0),
         "distance": _largest(jax.tree.map(jnp.subtract, state.u, start), dtype),
     }
@@ -141,6 +144,10 @@ def _product(price: Array, value: Array, lower: Array, upper: Array, charged: fl
     return jnp.abs(price) * jnp.where(room < 0, jnp.asarray(-charged, room.dtype) * room, room)
 
 
+def _by_own_size(gradient: Array, leaf: Array) -> Array:
+    return gradient * jnp.maximum(jnp.abs(leaf), 1.0)
+
+
 def _largest(tree: PyTree, dtype: Any) -> Array:
     norms = [jnp.abs(leaf).max(initial=0.0).astype(dtype) for leaf in jax.tree.leaves(tree)]
     return jnp.stack(norms).max() if norms else jnp.zeros((), dtype)
@@ -159,10 +166,13 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
         return here * min(1.0, m["size"] / m["distance"]) if m["distance"] > 0 else here
     path = move
     # What pushes against active bounds counts, as it would in the sum that has to cancel.
-    seen = m["raw_gradient"] * m["size"]
+    seen = m["slope"]
     for record in reversed(history):
         if path >= LOOK_BACK * m["size"] or record is beginning:
-            seen = max(seen, (record.gradient_norm or 0.0) * m["size"] ** 2 / max(path, LOOK_BACK * m["size"]))
+            then = record.steepness
+            if then is None:  # written before there was one
+                then = (record.gradient_norm or 0.0) * m["size"]
+            seen = max(seen, then * m["size"] / max(path, LOOK_BACK * m["size"]))
             break
         path += record.move
     # Near the start what was seen there still counts: a start at the optimum has no other slope to show.
@@ -170,8 +180,8 @@ def slope_seen(m: Mapping[str, float], history: Sequence[StepRecord], move: floa
 
 
 def stationarity(m: Mapping[str, float], value: float, seen: float, dtype: np.dtype) -> float:
-    """By how much a move by the design's own size still changes the Lagrangian, relative to the slope."""
-    return m["gradient_norm"] * m["size"] / unit_of(value, seen, dtype)
+    """By how much a move by its own size of one leaf still changes the Lagrangian, relative to the slope."""
+    return m["left"] / unit_of(value, seen, dtype)
 
 
 def complementarity(m: Mapping[str, float], value: float, seen: float, dtype: np.dtype) -> float:

@@ -57,9 +57,9 @@ def look_around(
     Evaluates once more, if an entry of the gradient is exactly zero or all of it is tiny.
     """
     vicinity = Vicinity(u, box, here, sample, evaluator.dtype)
-    slope = largest(vicinity.slopes) * vicinity.size
-    free = vicinity.vector(box.projected_gradient(u, here.gradient))
-    is_flat = largest(free) * vicinity.size <= SUSPICIOUS * abs(vicinity.value)
+    slope = largest(vicinity.slopes)
+    free = vicinity.slopes_of(box.projected_gradient(u, here.gradient))
+    is_flat = largest(free) <= SUSPICIOUS * abs(vicinity.value)
     silent = vicinity.slopes == 0
     step = _way_aside(vicinity, silent)
     # What cannot move at all is no question; what has a slope and is not flat needs no second look.
@@ -73,7 +73,8 @@ def look_around(
     reach = largest(there.step)
     if reach == 0.0:
         return View(slope)
-    seen = max(slope, largest(there.slopes) * vicinity.size**2 / reach) if is_flat else slope
+    # By how much it bends, so that a constant added to a linear objective is no slope.
+    seen = max(slope, largest(there.slopes - vicinity.slopes) / reach) if is_flat else slope
     doubt, events = _about_silence(problem, evaluator, vicinity, listen(vicinity, silent, there))
     if doubt is None and is_flat and there.change < -vicinity.rounding(there):
         doubt = (
@@ -93,11 +94,10 @@ def _way_aside(vicinity: Vicinity, silent: Mask) -> Vector:
     patterns = [np.cos(1.0 + np.arange(part.size)) for part in vicinity.parts(vicinity.x)]
     pattern = np.concatenate([np.zeros(0), *patterns])
     pattern = np.where(np.abs(pattern) < 0.1, 1.0, pattern)
-    reach = LOOK_BACK * vicinity.size
     up, down = vicinity.upper - vicinity.x, vicinity.x - vicinity.lower
     ahead, behind = np.where(pattern > 0, up, down), np.where(pattern > 0, down, up)
-    inwards = np.where((ahead < reach * np.abs(pattern)) & (behind > ahead), -pattern, pattern)
-    return reach * np.where(silent, inwards, np.sign(vicinity.slopes))
+    inwards = np.where((ahead < LOOK_BACK * np.abs(pattern)) & (behind > ahead), -pattern, pattern)
+    return LOOK_BACK * np.where(silent, inwards, np.sign(vicinity.slopes))
 
 
 def _about_silence(problem: Problem, evaluator: Evaluator, vicinity: Vicinity, found: Silence | None) -> _Verdict:
@@ -144,7 +144,7 @@ def _look_for_a_way_down(vicinity: Vicinity, there: Seen) -> _Verdict:
     direction to look along next, as in the method of Lanczos; where the two of them span a direction down, the value
     there decides. Two evaluations at most; none where the step was along an eigenvector.
     """
-    first, bent, reach = there.step, there.slopes, LOOK_BACK * vicinity.size
+    first, bent, reach = there.step, there.slopes, LOOK_BACK
     # Only where there is room both ways, as the way down may be either.
     rest = bent - (bent @ first) / (first @ first) * first
     rest = np.where((vicinity.x - reach > vicinity.lower) & (vicinity.x + reach < vicinity.upper), rest, 0.0)

@@ -41,6 +41,7 @@ class StepRecord:
             journals that were written before there were figures, and without gradients.
         slope: the slope of the objective that the run had seen by then, which they are relative to, in units of
             objective per scaled design unit.
+        steepness: the slope at this design alone: what the Lagrangian changes by if one entry moves by its own size.
         price: the largest multiplier of a constraint, in the same units as the objective.
         worst: the constraint with the largest violation, if there is one.
         doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
@@ -75,6 +76,7 @@ class StepRecord:
     stationarity: float | None = None
     complementarity: float | None = None
     slope: float | None = None
+    steepness: float | None = None
     price: float = 0.0
     worst: str | None = None
     doubt: str | None = None

@@ -61,7 +61,7 @@ def listen(vicinity: Vicinity, silent: Mask, first: Seen) -> Silence | None:
     if abs(seen.change) <= rounding:
         return Silence("idle", still, seen, 0.0)
     # Long enough to be more than rounding, of the value as of the design, where the value follows in proportion.
-    short = max(_SHORT, 1e3 * vicinity.eps * vicinity.size / largest(seen.step), 10.0 * rounding / abs(seen.change))
+    short = max(_SHORT, 1e3 * vicinity.eps / largest(seen.step), 10.0 * rounding / abs(seen.change))
     if short > _LONGEST_SHORT:
         return None
     near = vicinity.look(short * seen.step)

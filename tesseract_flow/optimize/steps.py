@@ -217,7 +217,7 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     new = dataclasses.replace(new, best=best)
     measures = run.assess(new)
     # What was seen of the old problem's slope is of no use, but for constraints there is no other.
-    slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
+    slope = None if run.has_constraints else float(measures["slope"])
     record = _record(run, new, (last,), 0.0, False, totals, measures, slope)
     if not moved(u, best_u) or _is_better(run, new, measures, record, None, record):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
@@ -266,7 +266,7 @@ def advance(
         best = Best(run.varying_at(new.u), new.here.leaves, jnp.asarray(step, jnp.int32))
         new = dataclasses.replace(new, best=best)
         measures = run.assess(new)
-        slope = None if run.has_constraints else float(measures["raw_gradient"] * measures["size"])
+        slope = None if run.has_constraints else float(measures["slope"])
         record = _record(run, new, history, max(moves), move.stalled, totals, measures, slope)
         record = dataclasses.replace(record, since=step)
         found = verify_gradient(run, new) if is_due(verify, step) else None
@@ -393,6 +393,7 @@ def _record(
         if has_gradients
         else None,
         slope=slope if has_gradients else None,
+        steepness=m["free_slope"] if has_gradients else None,
         price=m["largest_price"],
         since=history[-1].since if history else 0,
         worst=run.constraints.names[worst] if worst is not None and m["violation"] > 0 else None,

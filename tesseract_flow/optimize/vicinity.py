@@ -1,7 +1,9 @@
 """What lies around a design: the objective and its gradient a step away, as vectors.
 
-The varying part of a design is a tree; next to it single entries are moved, whichever leaf they belong to. Whether what
-is seen there is to be believed is judged in `probe` and `silence`.
+The varying part of a design is a tree; next to it single entries are moved, whichever leaf they belong to. Vectors are
+in units of each entry's own size (the larger of 1 and |u_i|): a step is then as far for a modulus of 2e11 as for a
+thickness of 4e-3, and a slope is what the objective changes by over that size. Whether what is seen there is to be
+believed is judged in `probe` and `silence`.
 """
 
 from __future__ import annotations
@@ -50,15 +52,22 @@ class Vicinity:
         self._u, self._box, self._sample = u, box, sample
         self._leaves, self._treedef = jax.tree.flatten(u)
         self._ends = np.cumsum([leaf.size for leaf in self._leaves])
-        self.x, self.lower, self.upper = self.vector(u), self.vector(box.lower), self.vector(box.upper)
-        self.here, self.slopes, self.value = here, self.vector(here.gradient), float(here.lagrangian)
-        self.size = max(1.0, largest(self.x))
+        own = self.vector(u)
+        self._sizes = np.maximum(np.abs(own), 1.0)
+        self.x, self.lower, self.upper = (
+            part / self._sizes for part in (own, *map(self.vector, (box.lower, box.upper)))
+        )
+        self.here, self.value = here, float(here.lagrangian)
+        self.slopes = self.slopes_of(here.gradient)
         # A leaf of fewer digits makes a value of fewer, whatever its dtype.
         self.eps = max(float(jnp.finfo(d).eps) for d in (dtype, *(leaf.dtype for leaf in self._leaves)))
 
     @staticmethod
     def vector(tree: PyTree) -> Vector:
         return np.concatenate([np.zeros(0), *(np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree))])
+
+    def slopes_of(self, gradient: PyTree) -> Vector:
+        return self.vector(gradient) * self._sizes
 
     def parts(self, vector: np.ndarray) -> list[np.ndarray]:
         """A vector, cut into its leaves."""
@@ -68,14 +77,15 @@ class Vicinity:
     def look(self, step: Vector) -> Seen | None:
         """What is found a step away, or as far as the bounds let it go; `None` where the evaluation fails."""
         moved = [
-            leaf + jnp.asarray(part, leaf.dtype) for leaf, part in zip(self._leaves, self.parts(step), strict=True)
+            leaf + jnp.asarray(part, leaf.dtype)
+            for leaf, part in zip(self._leaves, self.parts(step * self._sizes), strict=True)
         ]
         point = self._box.project(self._treedef.unflatten(moved))
         sample = self._sample(point)
         if sample is None:
             return None
         change = float(sample.lagrangian) - self.value
-        return Seen(self.vector(point) - self.x, change, self.vector(sample.gradient), sample)
+        return Seen(self.vector(point) / self._sizes - self.x, change, self.slopes_of(sample.gradient), sample)
 
     def whole(self, mask: Mask) -> list[str]:
         """Names of leaves of which all entries are in the mask."""

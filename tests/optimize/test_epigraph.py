@@ -90,7 +90,8 @@ def test_everything_else_of_a_problem_stays():
     assert made.settings == {"mesh": 3}
     assert made.design["worst"] == 41.0  # the largest at the start
     assert_close(made.partition.scale["design"]["x"], jnp.full(2, 10.0))
-    assert_close(made.partition.scale["worst"], jnp.asarray(41.0))
+    assert_close(made.partition.scale["worst"], jnp.asarray(100.0))  # 2 (4 + 1) over a range of 10
+    assert_close(made.partition.origin["worst"], jnp.asarray(41.0))
     result = optimize(made, driver="slsqp")
     np.testing.assert_allclose(result.design["design"]["x"], [1.0, 0.0], atol=1e-5)
     np.testing.assert_allclose(result.value, 5.0, rtol=1e-6)
@@ -100,7 +101,7 @@ def test_everything_else_of_a_problem_stays():
     np.testing.assert_allclose(optimize(by_refs, driver="slsqp").value, 1.9522245, rtol=1e-6)
 
 
-def test_the_start_is_evaluated_once_and_not_where_its_worst_is_known():
+def test_the_start_is_evaluated_once_and_not_where_all_is_known():
     part = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(2)})
 
     def problem() -> Problem:
@@ -108,10 +109,23 @@ def test_the_start_is_evaluated_once_and_not_where_its_worst_is_known():
 
     with count_requests() as requests:
         assert epigraph(problem()).design["worst"] == 9.0
-    assert requests.n_solves == 1
+    assert (requests.n_of("apply"), requests.n_of("vector_jacobian_product")) == (1, 1)
     with count_requests() as requests:
-        assert epigraph(problem(), worst=9.0).design["worst"] == 9.0
+        assert epigraph(problem(), worst=9.0, unit=1.0).design["worst"] == 9.0
     assert requests.n_total == 0
+    part = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(2)}, endpoints=("apply", "abstract_eval"))
+    assert epigraph(problem()).partition.scale["worst"] == 8.0  # no derivatives: what tells the scenarios apart
+
+
+@pytest.mark.parametrize(("factor", "constant"), [(1.0, 1e7), (1.0, 1e8), (1e-6, 100.0), (1e-8, 5.0), (1e-4, 100.0)])
+def test_a_constant_added_to_the_scenarios_makes_no_design_optimal(factor: float, constant: float):
+    def scenarios(x: Any) -> Any:
+        return factor * jnp.stack([x[0] ** 2, (x[0] - 2) ** 2]) + constant
+
+    result = optimize(epigraph(Problem(jnp.array([3.0]), scenarios)), "slsqp")
+    assert result.converged
+    np.testing.assert_allclose(result.design["design"], [1.0], atol=1e-4)
+    np.testing.assert_allclose((result.value - constant) / factor, 1.0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -135,3 +149,5 @@ def test_a_name_that_is_taken_and_a_start_that_is_none():
         epigraph(Problem(jnp.ones(2), lambda x: x, constraints={"scenarios": Constraint(lower=0.0)}))
     with pytest.raises(ProblemError, match="finite number"):
         epigraph(Problem(jnp.ones(2), lambda x: x), worst=float("nan"))
+    with pytest.raises(ProblemError, match="positive number"):
+        epigraph(Problem(jnp.ones(2), lambda x: x), unit=0.0)

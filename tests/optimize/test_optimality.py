@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -541,3 +542,34 @@ def test_a_large_design_is_not_optimal_for_being_large(objective, optimum):
     """A slope of 1e-5 is steep where the design is a million."""
     result = optimize(Problem(jnp.array([1.0]), objective), "lbfgs", transform=jax.jit)
     assert not result.converged or result.value == pytest.approx(optimum, rel=1e-5, abs=1e-6)
+
+
+def _stiffness(design):
+    """500 t + E / 7e10 subject to E t^3 >= 560, in Pa and m: 1.75477 at E = 3.0708e10, t = 2.6321e-3 in closed form."""
+    cost = 500 * design["t"] + design["E"] / 7e10
+    return Evaluation(cost, {"stiff": design["E"] * design["t"] ** 3 / 560.0})
+
+
+@pytest.mark.parametrize("driver", ["slsqp", "lbfgs", "trust-constr"])
+def test_a_large_leaf_does_not_lend_its_size_to_a_small_one(driver):
+    problem = Problem(
+        {"E": jnp.asarray(2.1e11), "t": jnp.asarray(4e-3)},
+        _stiffness,
+        bounds=({"E": 1e9, "t": 1e-4}, {"E": 1e12, "t": 1e-1}),
+        constraints={"stiff": Constraint(lower=1.0)},
+    )
+    result = optimize(problem, driver, stop={"max_steps": 12, "gradient_tolerance": 1e-6}, transform=jax.jit)
+    assert not result.converged
+    assert any("scale='bounds'" in note for note in result.notes)
+    if driver == "slsqp":
+        result = optimize(dataclasses.replace(problem, scale="bounds"), driver, transform=jax.jit)
+        assert result.converged and result.value == pytest.approx(1.7547653748, rel=1e-7)
+
+
+@pytest.mark.parametrize("driver", ["slsqp", "l-bfgs-b", "lbfgs"])
+def test_a_large_entry_does_not_lend_its_size_to_a_small_one(driver):
+    def squares(x):
+        return (x[0] * 1e6 - 3.0) ** 2 + (x[1] * 1e-6 - 2.0) ** 2
+
+    result = optimize(Problem(jnp.array([1e-6, 1e6]), squares), driver, transform=jax.jit)
+    assert result.value < 1e-9 or not result.converged
