@@ -1,0 +1,1 @@
+"""A cold plate: flow and heat that need each other, and where the channels should be."""
