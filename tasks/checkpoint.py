@@ -23,6 +23,7 @@ class PrefectJournal(AbstractJournal):
     def __init__(self, journal: AbstractJournal, observation: AbstractObservation):
         self.journal = journal
         self.observation = observation
+        self.glance = journal.glance
 
     @property
     def address(self) -> str:
@@ -46,3 +47,12 @@ class PrefectJournal(AbstractJournal):
 
     def close(self) -> None:
         self.journal.close()
+
+    def inbox(self) -> dict[str, bytes]:
+        return self.journal.inbox()
+
+    def act(self, action: Mapping[str, Any]) -> None:
+        self.journal.act(action)
+
+    def dismiss(self, name: str, *, is_bad: bool = False) -> None:
+        self.journal.dismiss(name, is_bad=is_bad)

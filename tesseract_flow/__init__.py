@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize import epigraph as epigraph
     from tesseract_flow.optimize import optimize as optimize
     from tesseract_flow.optimize import read_journal as read_journal
+    from tesseract_flow.optimize import steer as steer
     from tesseract_flow.pictures import picture as picture
     from tesseract_flow.pipeline import Pipeline as Pipeline
     from tesseract_flow.report import report as report
@@ -80,6 +81,7 @@ _EXPORTS = {
     "report": "tesseract_flow.report",
     "save_intermediates": "tesseract_flow.autodiff",
     "sow": "tesseract_flow.autodiff",
+    "steer": "tesseract_flow.optimize",
     "sweep": "tesseract_flow.study",
 }
 
@@ -115,6 +117,7 @@ __all__ = [
     "report",
     "save_intermediates",
     "sow",
+    "steer",
     "sweep",
 ]
 

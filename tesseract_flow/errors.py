@@ -22,6 +22,7 @@ TesseractFlowError
 │   ├── AccessDenied (PermissionError)    401 or 403, 407 of a proxy
 │   ├── NotServed (ConnectionError)       a tesseract_core.Tesseract that nobody has started
 │   ├── CallTimeout (TimeoutError)        no answer in time: the solve may still be running there
+│   │   └── CallReleased                  ... or somebody has asked not to wait for it any longer
 │   ├── NotRecorded (LookupError)         a recording that is replayed has no answer to this; has .difference
 │   │   └── StaleRecording                ... since the component is another one now
 │   └── TransientError                    worth another attempt
@@ -45,6 +46,8 @@ TesseractFlowError
     ├── BoundsError (ValueError)          lower > upper, or the wrong shape
     ├── DriverError (ValueError)          an unknown optimiser, or settings it does not take
     ├── EvaluationFailed (RuntimeError)   a design could not be evaluated, and the policy is to go no further
+    ├── SteeringError (ValueError)        a request to a run that cannot be met; it has no effect
+    ├── RunStopped (RuntimeError)         stopped by hand before there was a design
     └── JournalError (RuntimeError)       a journal that cannot be used, is in use, or is damaged
         └── OtherRun                      ... or belongs to another run; has .changes
 ```
@@ -168,6 +171,10 @@ class NotServed(CallError, ConnectionError):
 
 class CallTimeout(CallError, TimeoutError):
     """No answer in the time that the caller allowed. Not repeated: the first solve may still be running there."""
+
+
+class CallReleased(CallTimeout):
+    """Somebody has asked that the run waits for this call no longer. The solve may still be running there."""
 
 
 class NotRecorded(CallError, LookupError):
@@ -359,6 +366,14 @@ class EvaluationFailed(OptimizationError, RuntimeError):
 
     def __reduce__(self):
         return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class SteeringError(OptimizationError, ValueError):
+    """A request to a run that cannot be met: it says why, and has no effect."""
+
+
+class RunStopped(OptimizationError, RuntimeError):
+    """A run was stopped by hand before there was a design to return."""
 
 
 class JournalError(OptimizationError, RuntimeError):

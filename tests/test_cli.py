@@ -35,6 +35,21 @@ def problem(tmp_path: Path) -> str:
     return f"{tmp_path / 'problem.py'}:bowl"
 
 
+def test_a_run_is_steered_by_the_folder_or_the_key_of_its_run(problem, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["optimize", problem, "--driver", "adam", "--journal", "runs/bowl/journal", "--max-steps", "3"]
+    assert main(arguments) == 0
+    for run in ("runs/bowl/journal", "runs/bowl", "bowl"):
+        assert main(["steer", run, "--stop", "max_steps=5", "--wait", "0"]) == 0
+        assert "The run has not looked at it yet" in capsys.readouterr().out
+    assert main(["steer", "bowl", "--bounds", "x=[1, null]", "--wait", "0"]) == 1
+    assert "SteeringError: The present design lies outside" in capsys.readouterr().err
+    assert main(["steer", "ball", "stop"]) == 1
+    assert "There is no run at ball or runs/ball." in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert "maximum number of steps reached (5)" in capsys.readouterr().err
+
+
 def test_optimize_leaves_the_result_and_goes_on_from_its_journal(problem, tmp_path, capsys):
     arguments = ["optimize", problem, "--set", "center=2", "--driver", "lbfgs", "--journal", str(tmp_path / "journal")]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0

@@ -28,6 +28,7 @@ PAGES = [
     "failures",
     "journals",
     "phases",
+    "steering",
     "study",
     "testing",
 ]

@@ -23,6 +23,7 @@ from tesseract_flow.cli import (
     report,
     serve,
     serve_flow,
+    steer,
     study,
     up,
 )
@@ -30,7 +31,7 @@ from tesseract_flow.errors import TesseractFlowError
 
 # In the order of --help.
 _COMMANDS = (
-    *(init, inspect, serve, check, check_gradients, picture, optimize, study, report),
+    *(init, inspect, serve, check, check_gradients, picture, optimize, study, steer, report),
     *(up, serve_flow, deploy, cache),
 )
 

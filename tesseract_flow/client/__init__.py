@@ -13,6 +13,7 @@ from tesseract_flow.client.at_once import AtOnce
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree, on_each_kind
 from tesseract_flow.client.meter import (
     Account,
+    Recall,
     RequestCounts,
     charge,
     charged_to,
@@ -72,6 +73,7 @@ __all__ = [
     "HttpTesseract",
     "LimitedTesseract",
     "MemoryCache",
+    "Recall",
     "ReplicatedTesseract",
     "RequestCounts",
     "RetryPolicy",

@@ -13,8 +13,10 @@ import dataclasses
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+
+from tesseract_flow.errors import CallReleased
 
 _lock = threading.Lock()
 _open: list[RequestCounts] = []
@@ -61,6 +63,45 @@ def count_requests() -> Iterator[RequestCounts]:
 # --- whose a request is -----------------------------------------------------------------------------------------------
 
 
+class Recalled(Exception):
+    """What ends a call that is not to be waited for any longer. Of no kind that means silence or a lost connection."""
+
+
+class Recall:
+    """By which whoever waits for calls of an account can be told to wait no longer.
+
+    Attributes:
+        is_possible: somebody may do so, and calls look out for it.
+        n: how often those under way were given up.
+        is_final: no call is to begin any more.
+    """
+
+    def __init__(self) -> None:
+        self.is_possible = False
+        self.n = 0
+        self.is_final = False
+
+    def give_up(self, *, for_good: bool = False) -> None:
+        """Wait no longer for the calls that are under way; and `for_good`: begin no other."""
+        self.is_final |= for_good
+        self.n += 1
+
+
+def look_out() -> Callable[[], None] | None:
+    """For a call that begins now: what raises `Recalled` when it is to be given up. None where nobody can want that."""
+    account = _account.get()
+    watched = [recall for recall in (() if account is None else account.recalls) if recall.is_possible]
+    if not watched:
+        return None
+    before = [recall.n for recall in watched]
+
+    def check() -> None:
+        if any(recall.is_final or recall.n != n for recall, n in zip(watched, before, strict=True)):
+            raise Recalled
+
+    return check
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Account:
     """To whom a request is charged.
@@ -68,10 +109,12 @@ class Account:
     Attributes:
         number: a small one that no other open account has.
         counts: of the block that opened it, and of those around that.
+        recalls: of the same blocks, in the same order.
     """
 
     number: int
     counts: tuple[RequestCounts, ...]
+    recalls: tuple[Recall, ...] = ()
 
     @property
     def own(self) -> RequestCounts:
@@ -95,7 +138,8 @@ def own_requests() -> Iterator[RequestCounts]:
     counts, outer = RequestCounts(), _account.get() or _NOBODY
     with _lock:
         number = next(n for n in itertools.count(1) if n not in _accounts)
-        account = _accounts[number] = Account(number, (counts, *outer.counts))
+        recalls = Recall(), *outer.recalls
+        account = _accounts[number] = Account(number, (counts, *outer.counts), recalls)
     try:
         with charged_to(account):
             yield counts
@@ -136,8 +180,18 @@ def open_account(number: int) -> Account | None:
 
 
 def record_request(tesseract: str, endpoint: str) -> None:
-    """Report one request to every open `count_requests()` block, and to those whose it is."""
+    """Report one request to every open `count_requests()` block, and to those whose it is.
+
+    Raises:
+        CallReleased: no call of this account is to begin any more.
+    """
     account = _account.get()
+    if account is not None and any(recall.is_final for recall in account.recalls):
+        raise CallReleased(
+            f"{endpoint!r} of Tesseract {tesseract!r} was not asked, as the run is being stopped.",
+            tesseract=tesseract,
+            endpoint=endpoint,
+        )
     if not _is_counted.get():
         return
     with _lock:

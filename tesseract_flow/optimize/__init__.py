@@ -6,6 +6,7 @@ is handed in. `optimize` is the way in; `loop` is where its steps are.
 
 from tesseract_flow.optimize.activity import Active, Activity
 from tesseract_flow.optimize.afterwards import Account, read_account, read_journal
+from tesseract_flow.optimize.asking import Asked, steer
 from tesseract_flow.optimize.checkpoint import Checkpoint
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Constraint
 from tesseract_flow.optimize.contents import Contents, read_contents
@@ -48,6 +49,7 @@ __all__ = [
     "Account",
     "Active",
     "Activity",
+    "Asked",
     "AugmentedLagrangian",
     "Checkpoint",
     "Constraint",
@@ -85,6 +87,7 @@ __all__ = [
     "read_account",
     "read_contents",
     "read_journal",
+    "steer",
     "stop_rules_from",
 ]
 

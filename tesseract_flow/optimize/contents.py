@@ -42,6 +42,7 @@ class Contents:
         identity: what the run is about; of several, because changes were accepted, the last.
         accepted: changes that were accepted on the way, as (step, line).
         notes: what was damaged, if anything.
+        actions: what the run was told by hand, in order.
     """
 
     address: str
@@ -50,6 +51,7 @@ class Contents:
     identity: Mapping[str, Any] | None
     accepted: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    actions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def step(self) -> int:
@@ -81,10 +83,10 @@ def read_contents(journal: Source) -> Contents:
     Raises:
         JournalError: there is no journal, or nothing in it can be read.
     """
-    source = _source_of(journal)
+    source = source_of(journal)
     address = shown(source)
     with translated(address, "read"):
-        store = _store_of(source)
+        store = store_of(source)
         for _ in range(20):
             found = look(store)
             # Between the listing and the reading, the run may have finished some steps and removed those listed.
@@ -110,14 +112,15 @@ def read_contents(journal: Source) -> Contents:
             *found.damaged,
             *(f"{name} {why}" for name, why in found.foreign.items()),
         ),
+        actions=ledger.actions,
     )
 
 
-def _source_of(journal: Source) -> AbstractStore | str | os.PathLike[str]:
+def source_of(journal: Source) -> AbstractStore | str | os.PathLike[str]:
     return journal if isinstance(journal, AbstractStore | str | os.PathLike) else journal.store
 
 
-def _store_of(source: AbstractStore | str | os.PathLike[str]) -> AbstractStore:
+def store_of(source: AbstractStore | str | os.PathLike[str]) -> AbstractStore:
     if isinstance(source, AbstractStore):
         return source
     store = open_store(source)
@@ -130,7 +133,7 @@ def _store_of(source: AbstractStore | str | os.PathLike[str]) -> AbstractStore:
 def read_attached(journal: Source, name: str) -> bytes | None:
     """A file beside the steps of a journal; `None` if there is none that can be read."""
     try:
-        return _store_of(_source_of(journal)).read(name)
+        return store_of(source_of(journal)).read(name)
     except OSError:
         return None
 

@@ -8,8 +8,10 @@ are counted from its beginning.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord
@@ -19,11 +21,17 @@ from tesseract_flow.optimize.stopping import (
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
     FirstOrder,
+    MaxEvaluations,
+    MaxRequests,
     MaxSteps,
+    Stagnation,
+    TargetValue,
     Unbounded,
     Unresponsive,
+    WallTime,
     first_reason,
     rules_given,
+    stop_rules_from,
 )
 
 Rules = tuple[AbstractStoppingRule, ...]
@@ -45,10 +53,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Ends:
-    """When a phase is over: rules for each of its stages, and a budget that is counted from its beginning."""
+    """When a phase is over: rules for each of its stages, and a budget that is counted from its beginning, by default
+    if nobody has asked for one."""
 
     rules: Rules
     budget: Rules = ()
+    is_default: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +74,10 @@ class Limits:
         stage = self.stages[min(history[-1].stage, len(self.stages) - 1)]
         ends = self.ends[stage.phase]
         if len(self.stages) == 1:
-            found = first_reason((*ends.budget, *self.budget, *ends.rules), history)
+            found = first_reason((*ends.budget, *self.budget), history) or first_reason(ends.rules, comparable(history))
             return None if found is None else Verdict(found[1], found[0])
         following = stage.index + 1 if stage.index + 1 < len(self.stages) else None
-        found = first_reason(ends.rules, tail(history, "stage"))
+        found = first_reason(ends.rules, comparable(tail(history, "stage")))
         if found is not None and (following is None or isinstance(found[0], Unbounded | Unresponsive)):
             return Verdict(found[1], found[0])
         if (over := first_reason(self.budget, history)) is not None:
@@ -78,6 +88,46 @@ class Limits:
             beyond = next((one.index for one in self.stages if one.phase > stage.phase), None)
             return Verdict(f"{over[1]}, in phase {stage.phase + 1} of {len(self.ends)}", over[0], beyond)
         return None
+
+
+# What a setting of a form makes.
+_MADE_BY: Mapping[str, type[AbstractStoppingRule]] = {
+    "gradient_tolerance": FirstOrder,
+    "max_evaluations": MaxEvaluations,
+    "max_requests": MaxRequests,
+    "max_steps": MaxSteps,
+    "patience": Stagnation,
+    "stagnation_tolerance": Stagnation,
+    "target_value": TargetValue,
+    "wall_time": WallTime,
+}
+
+
+def rules_by_setting(limits: Limits, settings: Iterable[str]) -> dict[str, list[str]]:
+    """The rules that are in force of the kinds that these settings make, in words."""
+    rules = dict.fromkeys([*limits.budget, *(rule for one in limits.ends for rule in (*one.rules, *one.budget))])
+    return {name: sorted({str(rule) for rule in rules if isinstance(rule, _MADE_BY[name])}) for name in settings}
+
+
+def with_rules(limits: Limits, settings: Mapping[str, Any], dtype: np.dtype) -> Limits:
+    """With other rules of the kinds that these settings make; None: with none. Limits are those of the whole run."""
+    kinds = tuple(_MADE_BY[name] for name in settings)
+    new = stop_rules_from(settings, dtype)
+
+    def others(rules: Rules) -> Rules:
+        return tuple(rule for rule in rules if not isinstance(rule, kinds))
+
+    goals = tuple(rule for rule in new if not rule.is_budget)
+    ends = tuple(
+        dataclasses.replace(
+            one,
+            rules=(*goals, *others(one.rules)),
+            budget=others(one.budget) if len(limits.ends) == 1 or one.is_default else one.budget,
+        )
+        for one in limits.ends
+    )
+    budget = (*others(limits.budget), *(rule for rule in new if rule.is_budget))
+    return dataclasses.replace(limits, ends=ends, budget=budget)
 
 
 def limits_of(problem: Problem, stop: Any) -> Limits:
@@ -94,9 +144,10 @@ def limits_of(problem: Problem, stop: Any) -> Limits:
         own = phase_of(problem, place).stop
         rules = given if own is None else rules_given(own, dtype)
         limits = tuple(rule for rule in rules if rule.is_budget and own is not None)
-        if not limits and not budget:
+        is_default = not limits and not budget
+        if is_default:
             limits = (MaxSteps(DEFAULT_MAX_STEPS),)
-        ends.append(Ends((*(rule for rule in rules if not rule.is_budget), *ALWAYS), limits))
+        ends.append(Ends((*(rule for rule in rules if not rule.is_budget), *ALWAYS), limits, is_default))
     return Limits(problem.stages, tuple(ends), budget)
 
 
@@ -120,6 +171,12 @@ def tail(history: Sequence[StepRecord], name: str) -> Sequence[StepRecord]:
             break
         n += 1
     return history[len(history) - n :]
+
+
+def comparable(history: Sequence[StepRecord]) -> Sequence[StepRecord]:
+    """The last records that are of one problem."""
+    n_before = history[-1].since - history[0].step
+    return history[n_before:] if n_before > 0 else history
 
 
 def _spent(history: Sequence[StepRecord]) -> StepRecord:

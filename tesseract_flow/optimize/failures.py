@@ -16,7 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 
 from tesseract_flow.client.caches.probation import on_probation
 from tesseract_flow.errors import (
+    CallReleased,
     CallTimeout,
     ComponentFailed,
     EvaluationFailed,
@@ -164,6 +165,13 @@ class Failure:
     error: Exception
 
 
+class Listener(Protocol):
+    """Who knows what a run was asked for while a step is made; see `steering`."""
+
+    def before_evaluation(self, step: int, number: int) -> None: ...
+    def is_asked_again(self, step: int, number: int) -> bool: ...
+
+
 class Attempts:
     """Looks at points as the policy says, and keeps the books of the step under way.
 
@@ -178,11 +186,16 @@ class Attempts:
         self.n_in_a_row = 0
         self._evaluator = evaluator
         self._sleep = sleep
-        self._step = 0
+        self._step = self._n_asked = 0
+        self._steering: Listener | None = None
         self._decisive = ""
         self._known: dict[tuple[bytes, ...], Failure] = {}
         self._failures: list[Failure] = []
         self._notes: list[str] = []
+
+    def listen(self, steering: Listener) -> None:
+        """Look before each evaluation whether somebody has asked for something."""
+        self._steering = steering
 
     def begin(self, step: int, n_in_a_row: int = 0, *, decisive: str = "") -> None:
         """Start a step. Trial points of the last one will not come back.
@@ -194,6 +207,7 @@ class Attempts:
         """
         self._evaluator.forget()
         self._step, self.n_in_a_row, self._decisive = step, n_in_a_row, decisive
+        self._n_asked = 0
         self._known.clear()
         self._failures.clear()
         self._notes.clear()
@@ -257,7 +271,7 @@ class Attempts:
         waited, pause = 0.0, 1.0
         while True:
             try:
-                return evaluated(evaluate)
+                return self._steered(evaluate)
             except TransientError as error:
                 if self._step == 0 or waited >= self.policy.patience:
                     if waited:
@@ -268,6 +282,19 @@ class Attempts:
                 self._note(f"waited {wait:.3g} s for a component: {_first_line(error)}")
                 self._sleep(wait)
                 waited, pause = waited + wait, min(2 * pause, _LONGEST_PAUSE)
+
+    def _steered(self, evaluate: Callable[[], T]) -> T:
+        if self._steering is None:
+            return evaluated(evaluate)
+        while True:
+            self._n_asked += 1
+            self._steering.before_evaluation(self._step, self._n_asked)
+            try:
+                return evaluated(evaluate)
+            except CallReleased as error:
+                if not self._steering.is_asked_again(self._step, self._n_asked):
+                    raise
+                self._note(f"an evaluation was made once more: {_first_line(error)}")
 
     def note(self, what: str) -> None:
         """Put down what was done about the failures of this step."""

@@ -8,6 +8,7 @@ A folder, or a place at a URL, holds
 * `answers-00000042.part`, what the driver's library was told in a step, if it has one that owns its loop (`answers`);
 * `history.jsonl`, a line per step, for people and their tools; made again where it is damaged;
 * `about.json`, `about.bin` and `outcome.json`, for readers only (`afterwards`);
+* `steer-....json`, what somebody asks of the run, until it has looked at it (`commands`);
 * `lock`, or at a URL a lease: one run at a time.
 
 A checkpoint is written aside, synced, and renamed, so at every instant the journal describes some finished step
@@ -28,6 +29,7 @@ from typing import Any
 from tesseract_flow.errors import JournalError, OtherRun, StorageError
 from tesseract_flow.optimize.answers import ANSWERS, AnswersLink, read_answers, write_answers
 from tesseract_flow.optimize.checkpoint import Checkpoint, encode_checkpoint
+from tesseract_flow.optimize.commands import COMMAND
 from tesseract_flow.optimize.contents import Found, history_alone, look, shown, translated
 from tesseract_flow.optimize.history import HISTORY, PART, History
 from tesseract_flow.optimize.identity import compare
@@ -49,6 +51,7 @@ class Resumption:
         changes: changes of the problem that were accepted since the checkpoint was written, so that the evaluations
             in it are those of another problem.
         answers: what the driver's library was told up to the checkpoint, step by step, the last one first.
+        actions: what the run was told by hand, in order, also after the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -57,10 +60,17 @@ class Resumption:
     doubts: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     answers: Callable[[], Iterator[bytes]] = lambda: iter(())
+    actions: tuple[Mapping[str, Any], ...] = ()
 
 
 class AbstractJournal(abc.ABC):
-    """Where finished steps are kept. To add behaviour (a Prefect task around `save`), wrap one."""
+    """Where finished steps are kept. To add behaviour (a Prefect task around `save`), wrap one.
+
+    Attributes:
+        glance: seconds after which it is worth looking into the inbox again.
+    """
+
+    glance: float = 0.25
 
     @property
     @abc.abstractmethod
@@ -102,6 +112,18 @@ class AbstractJournal(abc.ABC):
     def close(self) -> None:
         """Give up possession. Harmless when not open."""
 
+    def inbox(self) -> dict[str, bytes]:
+        """What a run was asked to do and has not looked at yet: files by name, the oldest first (`commands`)."""
+        return {}
+
+    def act(self, action: Mapping[str, Any]) -> None:
+        """Write down what the run is about to do because it was asked to. Durable on return."""
+        raise NotImplementedError
+
+    def dismiss(self, name: str, *, is_bad: bool = False) -> None:
+        """Take out of the inbox what was looked at; what `is_bad` is set aside."""
+        raise NotImplementedError
+
 
 class FileJournal(AbstractJournal):
     """A journal of files, in a folder or at a URL.
@@ -124,6 +146,7 @@ class FileJournal(AbstractJournal):
         with translated(shown(address), "opened"):
             self.store = address if isinstance(address, AbstractStore) else open_store(address, at)
         self.keep = keep
+        self.glance = 0.25 if self.store.can_append else 5.0  # a look at a bucket takes time, and may cost
         self._at = at
         self._possession: AbstractPossession | None = None
         self._history = History()
@@ -209,6 +232,30 @@ class FileJournal(AbstractJournal):
             self._possession.check()
             self.store.write(name, data)
 
+    def inbox(self) -> dict[str, bytes]:
+        found = {}
+        with translated(self.address, "read"):
+            for name in self.store.names():
+                if COMMAND.fullmatch(name):
+                    with contextlib.suppress(OSError):  # what is no file is nobody's request
+                        found[name] = self.store.read(name)
+        return found
+
+    def act(self, action: Mapping[str, Any]) -> None:
+        if self._possession is None:
+            raise JournalError(f"Journal {self.address} is not open, so nothing can be done in it.")
+        with translated(self.address, "written"):
+            self._possession.check()
+            self._ledger = self._ledger.with_action(action)
+            self._ledger.write(self.store)
+
+    def dismiss(self, name: str, *, is_bad: bool = False) -> None:
+        with translated(self.address, "written"):
+            if is_bad:
+                self.store.set_aside(name, "refused")
+            else:
+                self.store.remove(name)
+
     def close(self) -> None:
         possession, self._possession = self._possession, None
         if possession is None:
@@ -256,7 +303,7 @@ class FileJournal(AbstractJournal):
                 )
             return self._fresh(now, found)
         last = found.best.checkpoint.step
-        if now.digest != ledger.digest:
+        if now.digest != ledger.last.digest:
             because = "accepted" if changes else "compared"
             self._entry = dataclasses.replace(now, because=because, step=last, changes=tuple(changes))
         notes = [*found.notes, *self._tidied(found)]
@@ -270,6 +317,7 @@ class FileJournal(AbstractJournal):
             tuple(doubts),
             (*ledger.accepted_since(found.best.run), *changes),
             functools.partial(read_answers, self.store, found.best.answers),
+            ledger.actions,
         )
 
     def _compared(self, ledger: Ledger, now: Entry, accept_changes: bool) -> tuple[list[str], list[str]]:

@@ -18,7 +18,8 @@ from tesseract_flow.optimize.identity import digest_of
 from tesseract_flow.storage import AbstractStore
 
 _FORMAT = "tesseract-flow identity"
-_VERSION = 2
+# Of a run that was never steered, and of one that was: a version that knows nothing of it would go on without.
+_VERSIONS = (2, 3)
 _FILES = ("identity.json", "identity-copy.json")
 _OLD_FILE = "fingerprint.json"
 
@@ -46,9 +47,10 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-    """The identities of a run, in order."""
+    """The identities of a run, in order, and what it was told by hand (`steering`), which is part of what it is."""
 
     entries: tuple[Entry, ...] = ()
+    actions: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def last(self) -> Entry:
@@ -57,7 +59,7 @@ class Ledger:
     @property
     def digest(self) -> str:
         """What a checkpoint that is written now carries."""
-        return self.last.digest
+        return _digest(self.last, self.actions)
 
     def knows(self, run: str | None) -> bool:
         """Whether a checkpoint that carries `run` is of this run. An old one carries nothing."""
@@ -65,22 +67,40 @@ class Ledger:
             return True
         if run is None:
             return any(entry.because == "old" for entry in self.entries)
-        return any(entry.digest == run for entry in self.entries)
+        return self._position(run) is not None
 
     def accepted_since(self, run: str | None) -> tuple[str, ...]:
         """Changes that were accepted after a checkpoint was written that carries `run`."""
-        position = max((k for k, entry in enumerate(self.entries) if entry.digest == run), default=0)
-        return tuple(line for entry in self.entries[position + 1 :] for line in entry.changes)
+        position = None if run is None else self._position(run)
+        return tuple(line for entry in self.entries[(position or 0) + 1 :] for line in entry.changes)
+
+    def _position(self, run: str) -> int | None:
+        """The last identity under which a checkpoint can have carried `run`."""
+        for k in reversed(range(len(self.entries))):
+            if any(_digest(self.entries[k], self.actions[:n]) == run for n in range(len(self.actions) + 1)):
+                return k
+        return None
 
     def with_entry(self, entry: Entry) -> Ledger:
-        return Ledger((*self.entries, entry))
+        return Ledger((*self.entries, entry), self.actions)
+
+    def with_action(self, action: Mapping[str, Any]) -> Ledger:
+        return Ledger(self.entries, (*self.actions, dict(action)))
 
     def write(self, store: AbstractStore) -> None:
-        runs = [dataclasses.asdict(entry) for entry in self.entries]
-        document = {"format": _FORMAT, "version": _VERSION, "sha256": _checksum(runs), "runs": runs}
-        data = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        document: dict[str, Any] = {"runs": [dataclasses.asdict(entry) for entry in self.entries]}
+        if self.actions:
+            document["actions"] = list(self.actions)
+        head = {"format": _FORMAT, "version": _VERSIONS[bool(self.actions)], "sha256": _checksum(document)}
+        data = json.dumps(head | document, indent=1, ensure_ascii=False, allow_nan=False).encode()
         for name in _FILES:
             store.write(name, data)
+
+
+def _digest(entry: Entry, actions: Sequence[Mapping[str, Any]]) -> str:
+    if not actions:
+        return entry.digest
+    return hashlib.sha256((entry.digest + json.dumps(list(actions), sort_keys=True)).encode()).hexdigest()[:32]
 
 
 def read_ledger(store: AbstractStore, names: Sequence[str]) -> tuple[Ledger | None, str, list[str]]:
@@ -112,15 +132,18 @@ def _decoded(data: bytes) -> Ledger:
     document = json.loads(data)
     if document["format"] != _FORMAT:
         raise ValueError("it is something else")
-    if document["version"] != _VERSION:
+    if document["version"] not in _VERSIONS:
         raise JournalError(
-            f"A journal has format version {document['version']}; this tesseract-flow reads version {_VERSION}.\n"
+            f"A journal has format version {document['version']}; this tesseract-flow reads version {_VERSIONS[-1]}.\n"
             "Go on with the version that wrote it, or use another folder."
         )
-    if document["sha256"] != _checksum(document["runs"]):
+    if document["sha256"] != _checksum({key: document[key] for key in ("runs", "actions") if key in document}):
         raise ValueError("its checksum does not match")
-    return Ledger(tuple(Entry(**{**run, "changes": tuple(run["changes"])}) for run in document["runs"]))
+    runs = tuple(Entry(**{**run, "changes": tuple(run["changes"])}) for run in document["runs"])
+    return Ledger(runs, tuple(document.get("actions", ())))
 
 
-def _checksum(runs: Sequence[Mapping[str, Any]]) -> str:
-    return hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()
+def _checksum(document: Mapping[str, Any]) -> str:
+    # That of the identities alone is of the same text as ever.
+    what = document if "actions" in document else document["runs"]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

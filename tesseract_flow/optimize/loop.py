@@ -17,17 +17,25 @@ import optax
 
 from tesseract_flow.autodiff import rehearsal
 from tesseract_flow.client import current_account, own_requests
-from tesseract_flow.errors import EvaluationFailed
+from tesseract_flow.errors import (
+    BoundsError,
+    DriverError,
+    EvaluationFailed,
+    ProblemError,
+    RunStopped,
+    SteeringError,
+)
 from tesseract_flow.execute import concurrent
 from tesseract_flow.optimize.activity import Activity, active_bounds, active_constraints
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.checkpoint import Checkpoint
+from tesseract_flow.optimize.commands import require_inside
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.drivers.registry import AUTO, build_driver
-from tesseract_flow.optimize.ends import Verdict, tolerance_of
+from tesseract_flow.optimize.ends import Verdict, rules_by_setting, tolerance_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
@@ -36,14 +44,15 @@ from tesseract_flow.optimize.keywords import with_remedies
 from tesseract_flow.optimize.notes import notes_after
 from tesseract_flow.optimize.observers import AbstractObserver
 from tesseract_flow.optimize.optimality import best_record, optimality_of
-from tesseract_flow.optimize.phases import Course, course_of
+from tesseract_flow.optimize.phases import Course, course_of, waits_for
 from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
-from tesseract_flow.optimize.steps import advance, prepare, start, template_state
+from tesseract_flow.optimize.steering import Due, Steering
+from tesseract_flow.optimize.steps import Totals, advance, prepare, reassess, start, template_state
 from tesseract_flow.optimize.stopping import (
     AbstractStoppingRule,
     as_feasibility_tol,
@@ -190,28 +199,40 @@ def optimize(
         )
 
     course = course_of(problem, prepared, stop)
+    if journal is None and any(phase.approve for phase in problem.phases or ()):
+        raise ProblemError(
+            "A phase that waits for approval (approve=True) needs a journal: it is approved there (steer)."
+        )
     run = course.runs[0]
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
     with (
-        contextlib.closing(course),
         _opened(kept, course, problem, accept_changes) as resumed,
         _Told(kept, history) as told,
+        contextlib.ExitStack() as open_ended,
     ):
         history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
         meter = _Meter(clock, count, counted, course, history[-1] if history else None)
+        actions, last = (resumed.actions, history[-1].step) if resumed else ((), -1)
+        open_ended.callback(lambda: course.close())  # whichever it is by then
+        steering = open_ended.enter_context(Steering(kept, account.recalls[0], actions, last, meter.idle, sleep))
+        for action in steering.before(last):
+            course = course.steered(action["changes"], history[action["step"]].stage, action.get("was"))
 
-        def finish(run: Run, state: State, record: StepRecord) -> None:
+        def finish(run: Run, state: State, record: StepRecord) -> StepRecord:
             answers = run.engine.take_answers()
+            if events := steering.events(record.step - 1):
+                record = dataclasses.replace(record, events=(*events, *record.events))
             if kept is not None:
                 design = name_leaves(run.varying_at(state.u))
                 # A library that was told something in another stage is at work no more.
-                is_new = bool(history) and record.stage != history[-1].stage
+                is_new = bool(history) and (record.stage != history[-1].stage or record.since == record.step)
                 kept.save(Checkpoint(record.step, pack(state), design, answers, is_new), record.to_json())
             history.append(record)
             design, evaluation = run.design_at(state.u), run.evaluator.evaluation(state.here.leaves)
             for observer in observers:
                 observer.on_step(record, design, evaluation)
+            return record
 
         notes = run.notes
         state, record = None, None
@@ -227,12 +248,19 @@ def optimize(
                 state, said = run.engine.resume(state, resumed.answers)
                 notes += said
                 meter.restart()
+        for one in course.runs:
+            one.attempts.listen(steering)
         told.begin(run)
         for observer in observers:
             observer.on_start(problem, tuple(history))
         if state is None:
             looks = verify if run.driver.asks_for_gradients else None
-            state, record = run_step(0, functools.partial(start, run, meter.totals, looks))
+            steering.due(-1)
+            try:
+                state, record = run_step(0, functools.partial(start, run, meter.totals, looks))
+            except RunStopped as error:
+                steering.due(-1)
+                raise RunStopped("The run was stopped by hand before there was a design to end with.") from error
             record = dataclasses.replace(record, events=(*record.events, origin)) if origin else record
         if record is not None:
             finish(run, state, record)
@@ -241,10 +269,25 @@ def optimize(
         if contradiction and resumed and record is None:
             contradiction = str(verify_gradient(run, state) or "")
         given_up: EvaluationFailed | None = None
+        awaited = ""
         while True:
+            step = history[-1].step
+            if (due := steering.due(step, awaited)) is not None:
+                course, run, found = _changed(course, run, state, due, history, meter.totals, steering, run_step)
+                told.begin(run)
+                if found is not None:
+                    state, record = found
+                    finish(run, state, record)
+                continue
             verdict = _contradicted(contradiction, account.own) or course.verdict(history)
+            if steering.is_stopped(step):
+                verdict = Verdict(f"stopped by hand after step {step}; it goes on once it is told to (steer: go-on)")
             if verdict is not None and verdict.next is None:
                 break
+            awaited = "" if verdict is None else waits_for(course, verdict, history)
+            if awaited and not steering.is_approved(step, awaited):
+                continue
+            awaited = ""
             so_far, looks = tuple(history), verify if run.driver.asks_for_gradients else None
             if verdict is None:
                 make = functools.partial(advance, run, state, so_far, meter.totals, looks)
@@ -252,6 +295,8 @@ def optimize(
                 make = functools.partial(course.enter, verdict, state, so_far, meter.totals, looks)
             try:
                 state, record = run_step(history[-1].step + 1, make)
+            except RunStopped:
+                continue
             except EvaluationFailed as error:
                 if policy.action == "raise":
                     raise
@@ -276,6 +321,43 @@ def optimize(
     for observer in observers:
         observer.on_finish(result)
     return result
+
+
+def _changed(
+    course: Course,
+    run: Run,
+    state: State,
+    due: Due,
+    history: Sequence[StepRecord],
+    totals: Totals,
+    steering: Steering,
+    run_step: Callable[[int, Callable[[], Any]], Any],
+) -> tuple[Course, Run, tuple[State, StepRecord] | None]:
+    """A course that was changed by hand, the stage that it is in, and the step that it took; all as it was, if it was
+    refused.
+
+    Other bounds and other numbers make another function of it, or other optima: the design stays, and is judged anew.
+    """
+    changes, found, last = due.changes, None, history[-1]
+    varying = run.varying_at(state.u)
+    was = rules_by_setting(course.limits, changes.get("stop", ()))
+    try:
+        for name, pair in changes.get("bounds", {}).items():
+            require_inside(name, pair, name_leaves(varying))
+        new = course.steered(changes, run.stage.index)
+        now = new.runs[run.stage.index]
+        if "bounds" in changes or "schedule" in changes:
+            make = functools.partial(reassess, now, state, varying, last, totals)
+            found = run_step(last.step + 1, make)
+    except (SteeringError, DriverError, BoundsError, EvaluationFailed) as error:
+        if due.name is None:
+            raise
+        steering.done(due, refused=str(error).partition("\n")[0])
+        return course, run, None
+    steering.done(due, was=was)
+    if now.engine is not run.engine:
+        run.engine.close()
+    return new, now, found
 
 
 def _contradicted(contradiction: str, requests: Mapping[str, int]) -> Verdict | None:
@@ -346,6 +428,10 @@ class _Meter:
         self._clock, self._count, self._course, self._last = clock, count, course, last
         self.restart()
         self._counted = counted
+
+    def idle(self, seconds: float) -> None:
+        """The run waited for somebody: that is not time that it took."""
+        self._began += seconds
 
     def restart(self) -> None:
         """What was done so far is not part of the run: a point that was evaluated again, to compare."""

@@ -14,27 +14,41 @@ function. Multipliers are kept where the constraint is still there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from tesseract_flow.errors import SteeringError
+from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.commands import sides_of
 from tesseract_flow.optimize.constraints import Duals
 from tesseract_flow.optimize.contradictions import Verify
-from tesseract_flow.optimize.drivers.base import AbstractEngine
-from tesseract_flow.optimize.drivers.optax.named import OBJECT
-from tesseract_flow.optimize.ends import Limits, Verdict, limits_of, phase_of, tail, tolerance_of
+from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
+from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, OBJECT, named_driver
+from tesseract_flow.optimize.ends import (
+    Limits,
+    Verdict,
+    limits_of,
+    phase_of,
+    rules_by_setting,
+    tail,
+    tolerance_of,
+    with_rules,
+)
 from tesseract_flow.optimize.evaluator import Evaluator
 from tesseract_flow.optimize.failures import Attempts
 from tesseract_flow.optimize.identity import constraint_text, leaf_texts
+from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.schedule import Phase, described
 from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.steps import Kept, Totals, advance, begun
-from tesseract_flow.optimize.stopping import ALWAYS
+from tesseract_flow.optimize.steps import Kept, Totals, advance, begun, rebuilt
+from tesseract_flow.optimize.stopping import ALWAYS, FirstOrder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +119,7 @@ class Course:
         else:
             before.engine.close()
             kept, done = _kept(before, run, state)
-            run.attempts.begin(history[-1].step + 1, decisive=f"the design where {self._named(run)} begins")
+            run.attempts.begin(history[-1].step + 1, decisive=f"the design where {self.named(run)} begins")
             # The same function for another driver: the best of what is known of it.
             varying = before.varying_at(state.u) if is_new else state.best.varying
             state, record = begun(run, varying, kept, history, totals, verify)
@@ -123,13 +137,50 @@ class Course:
         if run.stage.index < len(self.runs) - 1:
             last = described(self.runs[-1].stage.values)
             return (
-                f"the run ended in {self._named(run)}{where}, before what was to come after it"
+                f"the run ended in {self.named(run)}{where}, before what was to come after it"
                 f"{f' (at the end {last})' if last else ''}: its result is that of the stage it was in",
             )
         return (
             f"the best design, and whether it is optimal, are those of the last stage{where}: values of earlier ones "
             "are of other functions",
         )
+
+    def steered(self, changes: Mapping[str, Any], stage: int, was: Mapping[str, Any] | None = None) -> Course:
+        """With what somebody has changed by hand, from a stage on.
+
+        Args:
+            was: the stop rules in whose place those of `changes` came; where others are asked for by now, these hold.
+
+        Raises:
+            SteeringError, DriverError: it cannot be changed.
+        """
+        runs, limits, now = list(self.runs), self.limits, self.runs[stage]
+        if "learning_rate" in changes:
+            driver = with_learning_rate(now.driver, changes["learning_rate"])
+            runs = _rebuilt(runs, lambda run: run.driver is now.driver, lambda run: rebuilt(run, run.problem, driver))
+            if not _is_same_form(now.engine.fresh(now.problem.start), runs[stage].engine.fresh(now.problem.start)):
+                raise SteeringError(f"Driver {driver.name!r} remembers other things with a learning rate.")
+        if "bounds" in changes:
+            problem = now.problem.within(with_bounds(now.problem.box, changes["bounds"]))
+            runs = _rebuilt(runs, lambda run: run.problem is now.problem, lambda run: rebuilt(run, problem, run.driver))
+        for name, value in changes.get("schedule", {}).items():
+            if name not in now.stage.values:
+                raise SteeringError(f"{name!r} is not scheduled in this run.")
+            for k in range(stage, len(runs)):
+                of_stage = dataclasses.replace(runs[k].stage, values={**runs[k].stage.values, name: value})
+                scheduled = runs[k].problem.scheduled(of_stage)
+                runs[k] = dataclasses.replace(runs[k], stage=of_stage, scheduled=scheduled)
+        if "stop" in changes:
+            asked = rules_by_setting(self.limits, changes["stop"])
+            ours = {name: one for name, one in changes["stop"].items() if was is None or was.get(name) == asked[name]}
+            limits = with_rules(limits, ours, now.problem.partition.dtype)
+            if "gradient_tolerance" in ours:
+                goals = [
+                    next((rule.tol for rule in one.rules if isinstance(rule, FirstOrder)), None) for one in limits.ends
+                ]
+                runs = [dataclasses.replace(run, tolerance=goals[run.stage.phase]) for run in runs]
+        stages = tuple(run.stage for run in runs)
+        return Course(tuple(runs), dataclasses.replace(limits, stages=stages))
 
     def identity(self, problem: Problem) -> dict[str, Any]:
         """What the identity of a run says of schedule and phases: all that decides where it goes."""
@@ -153,18 +204,30 @@ class Course:
         description["phases"] = ends
         return description
 
-    def _named(self, run: Run) -> str:
+    def named(self, run: Run) -> str:
+        """What its phase is called."""
         name = phase_of(run.problem, run.stage.phase).name
         which = f"phase {run.stage.phase + 1} of {self.n_phases}"
         return f"{which}, {name!r}" if name else which
 
     def _event(self, before: Run, run: Run, verdict: Verdict, done: str) -> str:
         changed = described(run.stage.values, before.stage.values)
+        if not changed and run.stage.phase == before.stage.phase:  # as somebody has set it by hand
+            return ""
         why = f", as {verdict.reason}; {done}" if done else f", as {verdict.reason}"
         if run.stage.phase != before.stage.phase:
-            return f"{self._named(run)} begins{f' with {changed}' if changed else ''}{why}"
+            return f"{self.named(run)} begins{f' with {changed}' if changed else ''}{why}"
         # A number that changes at each step is in the history, and no event.
         return "" if before.stage.n_steps == 1 else f"{changed}{why}"
+
+
+def waits_for(course: Course, verdict: Verdict, history: Sequence[StepRecord]) -> str:
+    """What somebody has to approve of before the next stage begins; empty if it needs nobody."""
+    if verdict.next is None:
+        return ""
+    run = course.runs[verdict.next]
+    is_new = run.stage.phase != course.at(history).stage.phase
+    return course.named(run) if is_new and phase_of(run.problem, run.stage.phase).approve else ""
 
 
 def course_of(problem: Problem, prepared: Callable[[Problem, Phase, Run | None], Run], stop: Any) -> Course:
@@ -188,6 +251,55 @@ def course_of(problem: Problem, prepared: Callable[[Problem, Phase, Run | None],
         run = runs[min(stage.phase, len(runs) - 1)]
         of_stages.append(dataclasses.replace(run, stage=stage, scheduled=run.problem.scheduled(stage)))
     return Course(tuple(of_stages), limits_of(problem, stop))
+
+
+def _rebuilt(runs: Sequence[Run], which: Callable[[Run], bool], how: Callable[[Run], Run]) -> list[Run]:
+    """Runs with some of them made anew; those that shared an engine share the new one."""
+    made: dict[AbstractEngine, Run] = {}
+    found = []
+    for run in runs:
+        if which(run):
+            new = made.setdefault(run.engine, how(run)) if run.engine not in made else made[run.engine]
+            run = dataclasses.replace(new, stage=run.stage, scheduled=run.scheduled, tolerance=run.tolerance)
+        found.append(run)
+    return found
+
+
+def with_learning_rate(driver: AbstractDriver, rate: float) -> AbstractDriver:
+    """The same driver of Optax with another learning rate.
+
+    Raises:
+        SteeringError, DriverError: it has none that could be changed.
+    """
+    about = dict(driver.description)
+    if about.get("name") not in LEARNING_RATES or about.get("learning_rate") is None:
+        why = "is an Optax object, which has its own" if about.get("name") == OBJECT else "has none"
+        raise SteeringError(f"The learning rate cannot be changed: driver {driver.name!r} {why}.")
+    settings = {key: value for key, value in about.items() if key not in ("name", "learning_rate")}
+    return named_driver(driver.name, rate, settings)
+
+
+def with_bounds(box: Box, bounds: Mapping[str, Any]) -> Box:
+    """A box with other sides for some leaves.
+
+    Raises:
+        SteeringError: there is no such leaf, or its sides do not fit it.
+    """
+    named = dict(named_leaves(box.lower)), dict(named_leaves(box.upper))
+    sides = {name: sides_of(name, pair, named[0]) for name, pair in bounds.items()}
+    lower, upper = (
+        jax.tree.structure(box.lower).unflatten(
+            [jnp.asarray(sides[name][k]) if name in sides else leaf for name, leaf in named[k].items()]
+        )
+        for k in (0, 1)
+    )
+    return Box(lower, upper)
+
+
+def _is_same_form(a: Any, b: Any) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        x.shape == y.shape and x.dtype == y.dtype for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def _walks_on(before: Run, run: Run) -> bool:
@@ -221,11 +333,7 @@ def _remembers(before: Run, run: Run, state: State) -> bool:
     scales = [jax.tree.leaves(one.problem.partition.scale) for one in (before, run)]
     return (
         is_same
-        and jax.tree.structure(fresh) == jax.tree.structure(state.driver)
-        and all(
-            a.shape == b.shape and a.dtype == b.dtype
-            for a, b in zip(jax.tree.leaves(fresh), jax.tree.leaves(state.driver), strict=True)
-        )
+        and _is_same_form(fresh, state.driver)
         and all(np.array_equal(a, b) for a, b in zip(*scales, strict=True))
     )
 

@@ -256,6 +256,13 @@ class Problem:
 
         return FlatFunction(self, transform=transform, scaled=scaled)
 
+    def within(self, box: Box) -> Problem:
+        """The same problem within other bounds, in the same scaled units, also where these are the range between the
+        bounds."""
+        other = dataclasses.replace(self, bounds=(box.lower, box.upper))
+        other.__dict__["partition"] = self.partition  # where the cached property keeps it
+        return other
+
     def starting_at(self, varying: PyTree) -> Problem:
         """The same problem with another start.
 

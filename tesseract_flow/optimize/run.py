@@ -13,7 +13,7 @@ from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Scheduled, Weights
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Scheduled, Transform, Weights
 from tesseract_flow.optimize.failures import Attempts, Failure
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.schedule import Stage
@@ -59,6 +59,7 @@ class Run:
     objective_scale: ObjectiveScale = None
     stage: Stage = dataclasses.field(default_factory=Stage)
     scheduled: Scheduled = dataclasses.field(default_factory=dict)  # what `evaluate` receives in it
+    transform: Transform | None = None  # of functions that are evaluated
 
     @property
     def is_scaled(self) -> bool:

@@ -98,6 +98,7 @@ class Phase:
         driver, learning_rate, driver_settings: as in `optimize`.
         bounds, constraints: as in `Problem`, in place of the problem's; `{}` is no constraint at all.
         stop: as in `optimize`; limits on steps, time and requests are those of this phase.
+        approve: the run waits before this phase until somebody says `steer(journal, "go-on")`; it needs a journal.
         name: what events and reports call it.
     """
 
@@ -107,6 +108,7 @@ class Phase:
     bounds: tuple[PyTree, PyTree] | None = None
     constraints: Mapping[str, Any] | None = None
     stop: Any = None
+    approve: bool = False
     name: str = ""
 
     @property

@@ -77,6 +77,7 @@ def prepare(
     forgiven = optimality.forgiven_part(feasibility_tol, reachable(1e-6, dtype))
     engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
     return Run(
+        transform=transform,
         problem=problem,
         driver=driver,
         engine=engine,
@@ -92,6 +93,25 @@ def prepare(
         objective_scale=objective_scale,
         stage=problem.stages[0],
         scheduled=problem.scheduled(),
+    )
+
+
+def rebuilt(run: Run, problem: Problem, driver: AbstractDriver) -> Run:
+    """The same run from now on within other bounds, or with a driver that does the same in another way. What was traced
+    and compiled of the problem serves on."""
+    box, partition = problem.box.scaled(problem.partition), problem.partition
+    assert run.transform is not None
+    policy, start = run.attempts.policy, partition.to_scaled(problem.start)
+    setting = Setting(problem, start, box, run.constraints, run.evaluator, run.transform, policy)
+    engine = driver.engine(setting)
+    forgiven = optimality.forgiven_part(run.feasibility_tol, reachable(1e-6, run.evaluator.dtype))
+    return dataclasses.replace(
+        run,
+        problem=problem,
+        driver=driver,
+        engine=engine,
+        box=box,
+        assess=jax.jit(lambda state: _assess(engine, box, run.constraints, run.evaluator, start, state, forgiven)),
     )
 
 

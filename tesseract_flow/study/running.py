@@ -233,6 +233,7 @@ class _Journal(AbstractJournal):
 
     def __init__(self, address: str, problem: Problem, terms: Terms):
         self._inner = FileJournal(address)
+        self.glance = self._inner.glance
         self._problem, self._terms = problem, terms
         self.unsettled: tuple[str, ...] = ()
 
@@ -266,3 +267,12 @@ class _Journal(AbstractJournal):
 
     def close(self) -> None:
         self._inner.close()
+
+    def inbox(self) -> dict[str, bytes]:
+        return self._inner.inbox()
+
+    def act(self, action: Mapping[str, Any]) -> None:
+        self._inner.act(action)
+
+    def dismiss(self, name: str, *, is_bad: bool = False) -> None:
+        self._inner.dismiss(name, is_bad=is_bad)

@@ -32,9 +32,9 @@ from tesseract_flow.client.http.pairing import hang_up, headers_of, is_clean_end
 from tesseract_flow.client.http.patience import FIRST_WORD, Patience
 from tesseract_flow.client.http.session import Session, session_of
 from tesseract_flow.client.http.sharing import is_read_from
-from tesseract_flow.client.meter import record_request
+from tesseract_flow.client.meter import Recalled, look_out, record_request
 from tesseract_flow.client.translate import Question, error_of_status
-from tesseract_flow.errors import CallError, InvalidAnswer, SchemaError, WireError
+from tesseract_flow.errors import CallError, CallReleased, InvalidAnswer, SchemaError, WireError
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.wire import Message, check_once
 
@@ -215,6 +215,13 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             return answer, lane
         except TRANSPORT_ERRORS as error:
             is_whole, failure = lane.sent_at is not None, error
+        except Recalled as error:
+            seconds = time.monotonic() - start
+            raise question.error(
+                CallReleased,
+                f"no answer after {seconds:.1f} s, and somebody has asked not to wait for it any longer. The solve may "
+                "still be running there.",
+            ) from error
         finally:
             if is_good:
                 session.took(question.endpoint, time.monotonic() - start)
@@ -259,11 +266,11 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
     def _patience(self, question: Question) -> Patience:
         """The limits of one exchange."""
         if question.endpoint in QUESTIONS:
-            return Patience(self.question_timeout)
+            return Patience(self.question_timeout, look_out=look_out())
         # What has always taken long is no news.
         usual = self._session.longest.get(question.endpoint, 0.0)
         says = functools.partial(_say_waiting, question, self.read_timeout)
-        return Patience(says=says, first_word=max(FIRST_WORD, 2 * usual))
+        return Patience(says=says, first_word=max(FIRST_WORD, 2 * usual), look_out=look_out())
 
     def _limit(self, question: Question) -> str:
         return "question_timeout" if question.endpoint in QUESTIONS else "read_timeout"

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 
+_GLANCE = 0.25  # seconds
 FIRST_WORD = 60.0  # seconds, after which a call is said to be waited for; then at twice as many, and so on
 
 
@@ -20,6 +21,7 @@ class Patience:
     Args:
         whole: seconds for all of it; None for no limit.
         says: called with the seconds so far, after `first_word` of them, twice as many, four times as many, ...
+        look_out: raises if the exchange is to be given up; looked at every quarter of a second.
     """
 
     def __init__(
@@ -29,7 +31,9 @@ class Patience:
         *,
         first_word: float = FIRST_WORD,
         clock: Callable[[], float] = time.monotonic,
+        look_out: Callable[[], None] | None = None,
     ):
+        self._look_out = look_out
         self._clock = clock
         self._start = clock()
         self._end = math.inf if whole is None else self._start + whole
@@ -66,7 +70,11 @@ class Wait:
         patience = self._patience
         now = patience._clock()
         patience.speak(now)
+        if patience._look_out is not None:
+            patience._look_out()
         if now >= self._end:
             raise TimeoutError("the time is over")
         moment = min(self._end, patience._next_word)
+        if patience._look_out is not None:
+            moment = min(moment, now + _GLANCE)
         return None if moment == math.inf else moment - now
