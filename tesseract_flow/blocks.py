@@ -4,7 +4,7 @@ The lowest module that imports Prefect; everything below runs without it.
 """
 
 import base64
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -44,10 +44,10 @@ class TesseractEndpoint(Block):
     cache: str | None = Field(
         default=None, description="Folder where answers are kept, so that no solver answers twice; empty keeps none"
     )
-    max_in_flight: int | None = Field(
+    max_in_flight: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         default=None,
-        ge=1,
-        description="The most requests under way at once, as licences may demand it; empty is no limit",
+        description="The most requests under way at once, as licences may demand it; auto finds out what the server "
+        "takes; empty is no limit",
     )
     limit_folder: str | None = Field(
         default=None,

@@ -210,6 +210,7 @@ class Overloaded(TransientError, RuntimeError):
 
     Attributes:
         retry_after: seconds that the server asked to wait, if it said so.
+        status: of HTTP, if it was said by that.
     """
 
     def __init__(
@@ -217,11 +218,13 @@ class Overloaded(TransientError, RuntimeError):
         message: str,
         *,
         retry_after: float | None = None,
+        status: int | None = None,
         tesseract: str = "?",
         endpoint: str = "?",
     ):
         super().__init__(message, tesseract=tesseract, endpoint=endpoint)
         self.retry_after = retry_after
+        self.status = status
 
 
 class NotDifferentiable(TesseractFlowError, ValueError):

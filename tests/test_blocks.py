@@ -2,7 +2,8 @@
 
 import base64
 
-from pydantic import SecretStr
+import pytest
+from pydantic import SecretStr, ValidationError
 
 from tesseract_flow.blocks import TesseractEndpoint
 from tesseract_flow.client import HttpTesseract, open_tesseract
@@ -21,6 +22,13 @@ def test_block_may_derive_endpoints_keep_answers_and_bound_requests(tmp_path):
     handle = TesseractEndpoint(url="http://solver:8000", **options).open()
     assert handle == open_tesseract("http://solver:8000", **options)
     assert handle != HttpTesseract("http://solver:8000")
+
+
+def test_block_may_leave_the_bound_to_what_the_server_refuses():
+    block = TesseractEndpoint(url="http://solver:8000", max_in_flight="auto")
+    assert block.open() == open_tesseract("http://solver:8000", max_in_flight="auto")
+    with pytest.raises(ValidationError):
+        TesseractEndpoint(url="http://solver:8000", max_in_flight=0)
 
 
 def test_basic_authentication_becomes_a_header():

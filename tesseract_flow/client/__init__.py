@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tesseract_flow.client.caches.directory import DirectoryCache
     from tesseract_flow.client.caches.memory import MemoryCache
     from tesseract_flow.client.deriving.derive import Derive
+    from tesseract_flow.client.handles.adaptive import AdaptiveTesseract
     from tesseract_flow.client.handles.cached import CachedTesseract
     from tesseract_flow.client.handles.core import CoreTesseract
     from tesseract_flow.client.handles.derived import DerivedTesseract
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 # Public name -> the module that defines it. The imports above say the same to type checkers; a test compares the two.
 _EXPORTS = {
     "AbstractCache": "tesseract_flow.client.caches.base",
+    "AdaptiveTesseract": "tesseract_flow.client.handles.adaptive",
     "CachedTesseract": "tesseract_flow.client.handles.cached",
     "CoreTesseract": "tesseract_flow.client.handles.core",
     "Derive": "tesseract_flow.client.deriving.derive",
@@ -63,6 +65,7 @@ __all__ = [
     "AbstractCache",
     "AbstractTesseract",
     "Account",
+    "AdaptiveTesseract",
     "AtOnce",
     "CachedTesseract",
     "CoreTesseract",

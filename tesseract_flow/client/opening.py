@@ -8,12 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from tesseract_flow import client  # for handles over HTTP, which are imported with the first of them
 from tesseract_flow.client.address import shown
 from tesseract_flow.client.base import AbstractTesseract
 from tesseract_flow.client.deriving.derive import Derive
+from tesseract_flow.client.handles.adaptive import AdaptiveTesseract
 from tesseract_flow.client.handles.cached import CachedTesseract, CacheLike, cache_from_option
 from tesseract_flow.client.handles.core import CoreTesseract
 from tesseract_flow.client.handles.derived import DerivedTesseract
@@ -29,6 +30,8 @@ _OPTIONS_OF_REPLICAS = ("first_pause", "longest_pause", "retry", "clock", "sleep
 # `host:port/prefix` and `user:password@host`, which have slashes and colons as paths may have.
 _ADDRESS = re.compile(r"([^/]*@)?[\w.-]+:[0-9]+(/|$)|[^/]*@")
 
+_LANES_TO_FIND_OUT = 64  # a bound for what is found out
+
 TesseractLike = Union[AbstractTesseract, "Tesseract", str, os.PathLike[str]]
 
 
@@ -37,7 +40,7 @@ def open_tesseract(
     *,
     derive: Derive | Differences | str | bool | None = None,
     cache: CacheLike = None,
-    max_in_flight: int | None = None,
+    max_in_flight: int | Literal["auto"] | None = None,
     limit_folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> AbstractTesseract:
@@ -54,8 +57,8 @@ def open_tesseract(
             process, half a GiB for all together. A path: in this folder, also for other processes and later ones. A
             `MemoryCache` or `DirectoryCache` has its own bound.
         max_in_flight: the most requests under way at once, over all equal handles of this process, as licences may
-            demand it. This, `limit_folder`, `cache` and `derive` are the options that a handle which is open already
-            takes.
+            demand it. `"auto"`: as many as the server takes, found out from what it refuses (429, 503). This,
+            `limit_folder`, `cache` and `derive` are the options that a handle which is open already takes.
         limit_folder: a folder that makes `max_in_flight` the bound over all processes which name the folder.
         options: `label` for any of them; for a URL the fields of `HttpTesseract` (`token`, `headers`,
             `read_timeout`, `verify`, ...), for several URLs the same and those of `ReplicatedTesseract`, for a path
@@ -72,6 +75,10 @@ def open_tesseract(
     settings, answers = Derive.from_option(derive), cache_from_option(cache)
     if limit_folder is not None and max_in_flight is None:
         raise OptionError("limit_folder says where places are counted; say with max_in_flight how many there are.")
+    if limit_folder is not None and max_in_flight == "auto":
+        raise OptionError('max_in_flight="auto" needs no limit_folder: each process finds out what the server takes.')
+    if max_in_flight == "auto" and not isinstance(source, AbstractTesseract) and _may_have_lanes(source):
+        options.setdefault("n_lanes", _LANES_TO_FIND_OUT)
     handle = _open(source, options)
     if settings is None and answers is None and max_in_flight is None:
         return handle
@@ -83,8 +90,11 @@ def open_tesseract(
         answers = handle.cache if answers is None else answers
         handle = handle.tesseract
     if max_in_flight is not None:  # inside the cache, as a remembered answer takes no licence
-        handle = handle.tesseract if isinstance(handle, LimitedTesseract) else handle
-        handle = LimitedTesseract(handle, max_in_flight, limit_folder)  # type: ignore[arg-type]
+        handle = handle.tesseract if isinstance(handle, LimitedTesseract | AdaptiveTesseract) else handle
+        if max_in_flight == "auto":
+            handle = AdaptiveTesseract(handle)
+        else:
+            handle = LimitedTesseract(handle, max_in_flight, limit_folder)  # type: ignore[arg-type]
     # The cache is inside, where it keeps the probes of derived endpoints as well.
     handle = handle if answers is None else CachedTesseract(handle, answers)
     return handle if settings is None else DerivedTesseract(handle, settings)
@@ -124,6 +134,13 @@ def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: di
         f"open_tesseract: expected a URL, a list of URLs, a path to a tesseract_api.py, or a tesseract_core.Tesseract; "
         f"got {type(source).__name__}."
     )
+
+
+def _may_have_lanes(source: Any) -> bool:
+    """Whether it is an address, or several."""
+    if isinstance(source, list | tuple):
+        return all(isinstance(one, str) for one in source)
+    return isinstance(source, str) and _component_path(source) is None
 
 
 def _open_replicas(sources: Sequence[Any], options: dict[str, Any]) -> AbstractTesseract:

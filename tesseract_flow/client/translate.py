@@ -106,6 +106,7 @@ def error_of_status(question: Question, status: int, headers: Mapping[str, str],
             f"the server, or a proxy before it, is not able to answer now (HTTP {status}).{said}\n"
             "If it persists, look at the server's log and number of workers." + question.advice_on_the_way,
             retry_after=wait,
+            status=status,
         )
     if status == 406:
         return question.error(

@@ -51,18 +51,8 @@ _NO_VERSION = frozenset({"", "unknown", "0.0.0+unknown", "0+unknown"})
 _NO_MATTER = frozenset(
     {
         *("url", "urls", "address", "addresses", "host", "hosts", "port", "ports", "endpoint", "label", "labels"),
-        *(
-            "workers",
-            "n_workers",
-            "num_workers",
-            "max_in_flight",
-            "limit_folder",
-            "n_lanes",
-            "cache",
-            "retries",
-            "observe",
-        ),
-        *("timeout", "read_timeout", "startup_timeout"),
+        *("workers", "n_workers", "num_workers", "max_in_flight", "n_lanes", "cache", "retries", "observe"),
+        *("limit_folder", "timeout", "read_timeout", "startup_timeout"),
     }
 )
 # Compared in their own way, or not at all.

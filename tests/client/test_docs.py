@@ -50,8 +50,8 @@ def test_examples_of_lanes() -> None:
         names: dict[str, Any] = {"open_tesseract": open_tesseract}
         exec(block, names)
         handles.append(names["fem"])
-    assert [handle.name for handle in handles] == ["fem"] * 4
-    assert [handle.n_lanes for handle in handles] == [4, 16, 2, 2]
+    assert [handle.name for handle in handles] == ["fem"] * 5
+    assert [handle.n_lanes for handle in handles] == [4, 16, 2, 64, 2]
 
 
 def test_figures_of_wire() -> None:

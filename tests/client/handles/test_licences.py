@@ -79,16 +79,16 @@ def test_four_processes_two_licences_and_owners_that_are_killed(local_server, cl
     with Licences(tmp_path, 2).taken():
         pass
     # A call that took long: the time that those of a killed owner are given.
-    (tmp_path / "place-1").write_text(json.dumps({"longest": 1.0, "owner": "", "since": 0.0}))
+    (tmp_path / "place-1").write_text(json.dumps({"longest": 2.0, "owner": "", "since": 0.0}))
     steady = [client(local_server.url, tmp_path, name) for name in ("a", "b")]
     clients += steady
     for k in range(n_kills):
         first, second = f"c{k}", f"d{k}"
         doomed = [client(local_server.url, tmp_path, name) for name in (first, second)]
         clients += doomed
+        wait_until(lambda names={first, second}: names <= solver.seen, 60)
         solver.hold(first)
         wait_until(lambda first=first: first in solver.now, 60)
-        wait_until(lambda second=second: second in solver.seen, 60)
         for process in doomed:  # the first in the middle of its call, which the server goes on with
             process.kill()
             process.wait(30)
