@@ -42,7 +42,7 @@ def sow(value: T, name: str, *, tag: str = "intermediates") -> T:
         name: unique within the function that is watched.
         tag: a group of points, seen by a `save_intermediates` with the same tag.
     """
-    arrays, form = _split(value)
+    arrays, form = split(value)
     sown = sow_p.bind(*arrays, name=name, tag=tag, form=form, part="new", is_whole=False)
     return form([y if isinstance(y, Tracer) else x for x, y in zip(arrays, sown, strict=True)])
 
@@ -67,13 +67,13 @@ def save_intermediates(fn: Callable[..., Any], *, tag: str = "intermediates") ->
 
     @functools.wraps(fn, updated=())
     def saving(*args: Any, **kwargs: Any) -> tuple[Any, Seen]:
-        arrays, form = _split((args, kwargs))
+        arrays, form = split((args, kwargs))
         out_form: Any = None
 
         def flat(*arrays: Any) -> list[Any]:
             nonlocal out_form
             args, kwargs = form(arrays)
-            results, out_form = _split(fn(*args, **kwargs))
+            results, out_form = split(fn(*args, **kwargs))
             return results
 
         try:
@@ -123,7 +123,7 @@ class _Form:
         return tree if part == "primal" else plain.without_plain_outputs(tree)
 
 
-def _split(tree: Any) -> tuple[list[Any], _Form]:
+def split(tree: Any) -> tuple[list[Any], _Form]:
     """What JAX can trace, and the rest. (NumPy also has arrays of text, dates and objects.)"""
     leaves, treedef = jax.tree_util.tree_flatten(tree)
     kinds = [x.dtype.kind if isinstance(x, np.ndarray | np.generic) else "O" for x in leaves]
@@ -199,7 +199,7 @@ def _run(tag: str, body: Any, args: Sequence[Any]) -> tuple[list[Any], Found]:
                 raise ValueError(_TWICE.format(name=name, part=part))
             found.update(new)
         else:
-            outputs = _evaluate(eqn, env)
+            outputs = evaluate_equation(eqn, env)
             for name in names:
                 warnings.warn(f"Nothing is recorded inside of {eqn.primitive.name!r}, so not {name!r}.", stacklevel=3)
         env.update(zip(eqn.outvars, outputs, strict=True))
@@ -215,7 +215,7 @@ def _run_sow(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Foun
 def _run_wrapper(run: Any, eqn: Any, values: list[Any]) -> tuple[Sequence[Any], Found]:
     if eqn.primitive.name.startswith("custom"):
         values = _without_derivative(values)
-    (body,) = _bodies(eqn)
+    (body,) = bodies_of_equation(eqn)
     outputs, found = run(body, values)
     if eqn.params.get("differentiated"):
         # The backward pass of jax.checkpoint computes primals again; the forward pass has given them already.
@@ -269,7 +269,7 @@ _RULES: dict[str, Callable[..., tuple[Sequence[Any], Found]]] = {
 }
 
 
-def _bodies(eqn: Any) -> list[Any]:
+def bodies_of_equation(eqn: Any) -> list[Any]:
     values = [value if isinstance(value, tuple | list) else [value] for value in eqn.params.values()]
     return [item for value in values for item in value if isinstance(item, ClosedJaxpr | Jaxpr)]
 
@@ -279,10 +279,10 @@ def _names(eqns: Sequence[Any], tag: str) -> Iterator[str]:
     for eqn in eqns:
         if eqn.primitive is sow_p and eqn.params["tag"] == tag:
             yield eqn.params["name"]
-        yield from (name for body in _bodies(eqn) for name in _names(body.eqns, tag))
+        yield from (name for body in bodies_of_equation(eqn) for name in _names(body.eqns, tag))
 
 
-def _evaluate(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
+def evaluate_equation(eqn: Any, env: dict[Any, Any]) -> Sequence[Any]:
     """An equation in which nothing is sown, as a jaxpr of its own: how to evaluate it is JAX's business."""
     operands = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, Literal)))
     info = DebugInfo("save_intermediates", "tesseract_flow", ("x",) * len(operands), ("y",) * len(eqn.outvars))

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from tesseract_flow.autodiff import informed, rehearsal, sow
+from tesseract_flow.autodiff.carried import Left, begins, ends, measured
 from tesseract_flow.autodiff.primitives import is_staging
 from tesseract_flow.compose.accelerations import AbstractAcceleration, Aitken, Anderson, Broyden, GaussSeidel, Picard
 from tesseract_flow.compose.implicit import Root
@@ -61,6 +62,7 @@ def fixed_point(
     order: Sequence[str] | None = None,
     linear: Gmres | None = None,
     name: str | None = None,
+    warm_start: bool = True,
     with_convergence: bool = False,
 ) -> Any:
     """T with T = phi(T, *parameters), and its derivatives with respect to the parameters.
@@ -91,6 +93,8 @@ def fixed_point(
         order: of components by name; default the one in which the least is fed back.
         linear: how the linear system of the derivative is solved.
         name: for messages, and for `save_intermediates`, which then sees the `Convergence` as `"<name>"`.
+        warm_start: within `optimize`, begin where the fixed point of the step before lies, and at T0 only in the first
+            one; False: always at T0. Elsewhere there is no step before.
         with_convergence: return (T, `Convergence`).
 
     Raises:
@@ -164,7 +168,14 @@ def fixed_point(
         x, convergence = once(x0, everything), Convergence(jnp.zeros(max_steps + 1), jnp.asarray(0), jnp.asarray(1))
     else:
         problem = _Problem(
-            once, layout, np.array(used, bool), form == "map", tolerance, _per_leaf(atol, T0, who), max_steps
+            once,
+            layout,
+            np.array(used, bool),
+            form == "map",
+            tolerance,
+            _per_leaf(atol, T0, who),
+            max_steps,
+            warm_start,
         )
         # The way there has no derivative; where it ends has.
         x, convergence = problem.solved(chosen, *jax.lax.stop_gradient((x0, everything)), title)
@@ -183,6 +194,7 @@ class _Problem(NamedTuple):
     rtol: float
     atol: tuple[float, ...]
     max_steps: int
+    warm_start: bool
 
     def solved(self, solver: Solver, x0: Any, arrays: Sequence[Any], title: str) -> tuple[Any, Convergence]:
         """The state, and how it was reached. Only what phi looks at is iterated; the rest follows from it."""
@@ -195,12 +207,21 @@ class _Problem(NamedTuple):
             return (answer[fed] - x, answer) if self.is_map else (-answer, x0.at[fed].set(x))
 
         atol = tuple(a for a, is_used in zip(self.atol, used, strict=True) if is_used)
-        system = System(residual, part, self.rtol, atol, self.is_map, self.max_steps)
+        yardsticks = [jnp.zeros(0, self.layout.dtype)]
+
+        def yardstick(at_start: Any) -> Any:
+            yardsticks.append(measured(at_start))
+            return yardsticks[-1]
+
+        x0 = begins(x0, arrays, title, self.warm_start)
+        system = System(residual, part, self.rtol, atol, self.is_map, self.max_steps, yardstick)
         found = solver.solve(system, x0[fed])
         case = Case(title, "solution", str(solver), part.names, self.rtol)
         is_good = verdict(case, found.is_there, found.status, found.history, found.n_rounds, found.errors)
         x = jnp.where(is_good, found.beside.at[fed].set(found.x), jnp.nan)
-        return x, Convergence(found.history, found.n_steps, found.n_rounds)
+        relative = jnp.max(found.errors, initial=0.0) * self.rtol
+        left = ends(Left(x, yardsticks[-1], relative, found.n_steps, found.n_rounds))
+        return left.x, Convergence(found.history, left.n_steps, left.n_rounds)
 
 
 def _chosen(solver: str | Solver, who: str) -> Solver:

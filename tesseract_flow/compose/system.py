@@ -25,6 +25,7 @@ class System:
     atol: the same in the leaf's own unit, per leaf.
     is_map: whether the residual is the difference of two states.
     max_steps: how many there may be.
+    yardstick: what it was at the start -> what counts as that.
     """
 
     residual: Residual
@@ -33,6 +34,7 @@ class System:
     atol: tuple[float, ...]
     is_map: bool
     max_steps: int
+    yardstick: Callable[[Any], Any] = lambda at_start: at_start
 
 
 class Measure(NamedTuple):
@@ -52,7 +54,7 @@ class Measure(NamedTuple):
 def measure(system: System, x: Any, residual: Any) -> Measure:
     layout = system.layout
     state = jnp.maximum(layout.rms(x), layout.rms(x + residual) if system.is_map else 0.0)
-    start = state if system.is_map else layout.rms(residual)
+    start = state if system.is_map else system.yardstick(layout.rms(residual))
     weights = _weights(layout, state)
     return Measure(start, weights, weights if system.is_map else _weights(layout, start))
 

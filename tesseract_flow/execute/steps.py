@@ -18,6 +18,7 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Va
 from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.autodiff import HOST, Call, calls_of, guards, has_calls, only, pullback_p, pushforward_p
+from tesseract_flow.autodiff.carried import MARKS
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.exact import InputKey, is_array
 from tesseract_flow.execute.plan import Constant, Ref
@@ -84,6 +85,8 @@ class Flattener:
         if eqn.primitive is sow_p:
             # Nobody is listening here, and an identity that takes several values would make each wait for all.
             return inputs
+        if eqn.primitive in MARKS:
+            return inputs[: len(eqn.outvars)]
         if not has_calls(eqn) or eqn.primitive in HOST:
             return self._add(eqn, inputs)
         if eqn.primitive.name == "custom_linear_solve":

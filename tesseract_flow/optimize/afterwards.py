@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 
+from tesseract_flow.autodiff.carried import Left
 from tesseract_flow.errors import TesseractFlowError
 from tesseract_flow.optimize.activity import Activity
 from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
@@ -225,6 +226,7 @@ def _evaluation(contents: Contents, about: Mapping[str, Any], history: tuple[Ste
     constraints: dict[str, Any] = {}
     aux: dict[str, Any] = {}
     misfit: dict[str, Any] = {}
+    coupled: dict[str, Any] = {}
     names = about.get("evaluation", ())
     kept = contents.checkpoint.arrays if contents.checkpoint else {}
     for k, name in enumerate(names):
@@ -238,9 +240,13 @@ def _evaluation(contents: Contents, about: Mapping[str, Any], history: tuple[Ste
             constraints[rest] = array
         elif kind == "misfit":
             misfit[rest or kind] = array
+        elif kind == "coupled":
+            name, _, part = rest.rpartition(".")
+            coupled.setdefault(name, {})[part] = array
         else:
             aux[rest or kind] = array
-    return Evaluation(objective, constraints, aux or None, misfit or None)  # type: ignore[arg-type]
+    lefts = {name: Left(**parts) for name, parts in coupled.items() if len(parts) == len(Left._fields)}
+    return Evaluation(objective, constraints, aux or None, misfit or None, lefts)  # type: ignore[arg-type]
 
 
 def _multipliers(contents: Contents, about: Mapping[str, Any], outcome: Mapping[str, Any]) -> dict[str, Any]:

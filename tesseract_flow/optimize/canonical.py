@@ -24,6 +24,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from tesseract_flow.autodiff import ENDPOINTS, Call
+from tesseract_flow.autodiff.carried import MARKS
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.storage import told_apart
@@ -340,8 +341,8 @@ class _Flat:
                 continue
             inputs = tuple(read(atom) for atom in eqn.invars)
             body = self._wrapped(eqn)
-            if eqn.primitive is sow_p:
-                outputs: Sequence[Any] = inputs
+            if eqn.primitive is sow_p or eqn.primitive in MARKS:
+                outputs: Sequence[Any] = inputs[: len(eqn.outvars)]
             elif body is not None:
                 outputs = self.add(body.jaxpr, body.consts, inputs)
             else:

@@ -7,8 +7,9 @@ as they become ready. This is the only place of the package where a solver may b
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -18,16 +19,20 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.autodiff import compiled_apart, revealed
-from tesseract_flow.errors import EndpointNotFound, InvalidEvaluation, NonFiniteError
+from tesseract_flow.autodiff.carried import Left, carrying
+from tesseract_flow.errors import EndpointNotFound, InvalidEvaluation, NonFiniteError, NotConverged, cause
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 
+T = TypeVar("T")
 # What makes `jax.value_and_grad(f, has_aux=True)` into something that can be called.
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
 # Numbers that `evaluate` receives besides the design. Arguments of what is traced, so that nothing is traced again when
 # they change.
 Scheduled = Mapping[str, Array]
+# What the fixed points in `evaluate` have left: where they begin. Arguments as well, and results.
+Warm = Sequence[Left]
 
 
 class Weights(eqx.Module):
@@ -74,18 +79,22 @@ class Evaluator:
         self.dtype = template.objective.dtype
         self.n_evaluations = 0
         self._memory: list[tuple[list[bytes], Sample]] = []
+        self._problem = problem
+        self._coupled = template.coupled
+        self._cold = [jax.tree.map(_cold, left) for left in self._coupled.values()]
+        self._warm: Warm = ()
 
-        def lagrangian(varying: PyTree, weights: Weights, scheduled: Scheduled):
-            evaluation = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
+        def lagrangian(varying: PyTree, weights: Weights, scheduled: Scheduled, warm: Warm):
+            evaluation = self.evaluate(varying, scheduled, warm)
             augmentation = constraints.augmentation(evaluation.constraints, weights.duals, self.dtype)
             return evaluation.objective / weights.objective_scale + augmentation, self.arrays_of(evaluation)
 
-        def alone(varying: PyTree, weights: Weights, scheduled: Scheduled):
-            return lagrangian(varying, weights, scheduled), jax.tree.map(jnp.zeros_like, varying)
+        def alone(varying: PyTree, weights: Weights, scheduled: Scheduled, warm: Warm):
+            return lagrangian(varying, weights, scheduled, warm), jax.tree.map(jnp.zeros_like, varying)
 
-        def pushed(varying: PyTree, weights: Weights, scheduled: Scheduled):
+        def pushed(varying: PyTree, weights: Weights, scheduled: Scheduled, warm: Warm):
             def twice(varying: PyTree):
-                value, leaves = lagrangian(varying, weights, scheduled)
+                value, leaves = lagrangian(varying, weights, scheduled, warm)
                 return value, (value, leaves)
 
             gradient, found = jax.jacfwd(twice, has_aux=True)(varying)
@@ -114,12 +123,12 @@ class Evaluator:
         self.n_evaluations += 1
         with compiled_apart():
             try:
-                (value, leaves), gradient = self._call(varying, weights, scheduled)
+                (value, leaves), gradient = self.warmly(lambda warm: self._call(varying, weights, scheduled, warm))
             except EndpointNotFound:
                 if self._by_pushforwards is None:
                     raise
                 self._call = self._by_pushforwards
-                (value, leaves), gradient = self._call(varying, weights, scheduled)
+                (value, leaves), gradient = self.warmly(lambda warm: self._call(varying, weights, scheduled, warm))
         sample = jax.tree.map(jnp.asarray, Sample(value, gradient, list(leaves)))
         evaluation = self.evaluation(sample.leaves)
         check_valid(evaluation, self._valid)  # first: a solver that gave up may well have left NaN behind
@@ -127,9 +136,47 @@ class Evaluator:
         self._memory.append((key, sample))
         return sample
 
+    def evaluate(self, varying: PyTree, scheduled: Scheduled, warm: Warm) -> Evaluation:
+        """What is traced: the problem at a point, its fixed points begun where `warm` says."""
+
+        def cold(varying: PyTree, scheduled: Scheduled) -> Evaluation:
+            return as_evaluation(self._problem.answer(self._problem.partition.combine(varying), scheduled))
+
+        if not self._coupled:
+            return cold(varying, scheduled)
+        evaluation, left = carrying(cold)(warm, varying, scheduled)
+        return dataclasses.replace(evaluation, coupled=dict(zip(self._coupled, left, strict=True)))
+
+    def warmly(self, call: Callable[[Warm], T]) -> T:
+        """What a call finds that begins fixed points where the step before left them; or, if one of them cannot be
+        reached from there, where they begin by themselves.
+
+        Raises:
+            Exception: whatever the call raised.
+        """
+        if not self._warm:
+            return call(self._cold)
+        try:
+            return call(self._warm)
+        except Exception as error:
+            ours = cause(error)
+            if not isinstance(ours, NotConverged) or ours.part != "solution":
+                raise
+            return call(self._cold)
+
     def forget(self) -> None:
-        """Start a new step: trial points of the last one will not come back."""
+        """Start a new step: trial points of the last one will not come back. Fixed points begin by themselves."""
         self._memory.clear()
+        self._warm = ()
+
+    def begin_at(self, leaves: Sequence[Array]) -> None:
+        """Begin fixed points where an evaluation, given by its arrays, has found them, for the rest of this step."""
+        if self._coupled and len(leaves) == len(self.shapes):
+            found = self.evaluation(leaves).coupled
+            # Of one type, whether they come from an evaluation or from a journal: nothing is traced again for them.
+            self._warm = [
+                jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), found[name]) for name in self._coupled
+            ]
 
     def arrays_of(self, evaluation: Evaluation) -> list[Any]:
         """What leaves a traced function; what else `aux` holds is known from the template."""
@@ -180,6 +227,10 @@ def check_valid(evaluation: Evaluation, names: Sequence[str]) -> None:
     down = [f"{name!r} is {np.asarray(flags[name]).tolist()}" for name in names if not np.asarray(flags[name]).all()]
     if down:
         raise InvalidEvaluation(f"evaluate says that its answer is not valid: {'; '.join(down)}.")
+
+
+def _cold(shape: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(shape.shape, jnp.nan if jnp.issubdtype(shape.dtype, jnp.inexact) else 0, shape.dtype)
 
 
 def _count(array: Array) -> str:

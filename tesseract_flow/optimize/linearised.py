@@ -23,7 +23,7 @@ from tesseract_flow.autodiff import compiled_apart, informed
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract
 from tesseract_flow.errors import NonFiniteError
 from tesseract_flow.optimize.canonical import handles_of
-from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform
+from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform, Warm
 from tesseract_flow.optimize.oracle import Remembered, checked
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import Problem, as_evaluation
@@ -57,9 +57,9 @@ class Linearised:
         self._is_free = is_free
         design, misfit = self._varying, self._misfit
 
-        def linearised(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Any]:
+        def linearised(varying: PyTree, scheduled: Scheduled, warm: Warm) -> tuple[list[Any], Any]:
             def evaluate(varying: PyTree) -> tuple[PyTree, list[Any]]:
-                found = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
+                found = evaluator.evaluate(varying, scheduled, warm)
                 return found.misfit, evaluator.arrays_of(found)
 
             try:
@@ -154,7 +154,7 @@ class Linearised:
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, linear = self._linearised(varying, scheduled or {})
+                leaves, linear = self._evaluator.warmly(lambda warm: self._linearised(varying, scheduled or {}, warm))
             return _Point(checked(self._evaluator, self._valid, leaves), linear)
 
         return self._points.at((varying, scheduled), look)

@@ -20,9 +20,9 @@ from jaxtyping import Array, PyTree
 
 from tesseract_flow.autodiff import compiled_apart
 from tesseract_flow.errors import NonFiniteError
-from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform, check_finite, check_valid
+from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform, Warm, check_finite, check_valid
 from tesseract_flow.optimize.partition import path_name
-from tesseract_flow.optimize.problem import Problem, as_evaluation
+from tesseract_flow.optimize.problem import Problem
 
 T = TypeVar("T")
 _N_REMEMBERED = 3  # points; of each the pullback holds what is between its calls
@@ -60,9 +60,9 @@ class Oracle:
         shapes = {name: template.constraints[name] for name in sorted(names)}
         n_rows = 1 + sum(shape.size for shape in shapes.values())
 
-        def pulled(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Callable[[Any], Any]]:
+        def pulled(varying: PyTree, scheduled: Scheduled, warm: Warm) -> tuple[list[Any], Callable[[Any], Any]]:
             def evaluate(varying: PyTree) -> tuple[Any, list[Any]]:
-                found = as_evaluation(problem.answer(problem.partition.combine(varying), scheduled))
+                found = evaluator.evaluate(varying, scheduled, warm)
                 wanted = found.objective, {name: jnp.asarray(found.constraints[name]) for name in shapes}
                 return wanted, evaluator.arrays_of(found)
 
@@ -89,8 +89,8 @@ class Oracle:
                 position += shape.size
             return gradient, jacobians
 
-        def both(varying: PyTree, scheduled: Scheduled) -> tuple[list[Any], Any]:
-            leaves, pull = pulled(varying, scheduled)
+        def both(varying: PyTree, scheduled: Scheduled, warm: Warm) -> tuple[list[Any], Any]:
+            leaves, pull = pulled(varying, scheduled, warm)
             return leaves, rows(pull)
 
         self._pulled, self._rows, self._both = transform(pulled), transform(rows), transform(both)
@@ -110,7 +110,7 @@ class Oracle:
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, pull = self._pulled(varying, scheduled or {})
+                leaves, pull = self._evaluator.warmly(lambda warm: self._pulled(varying, scheduled or {}, warm))
             return _Point(checked(self._evaluator, self._valid, leaves), pull)
 
         return self._points.at((varying, scheduled), look).leaves
@@ -121,7 +121,7 @@ class Oracle:
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, found = self._both(varying, scheduled or {})
+                leaves, found = self._evaluator.warmly(lambda warm: self._both(varying, scheduled or {}, warm))
             return _Point(checked(self._evaluator, self._valid, leaves), derivatives=_checked(found))
 
         point = self._points.at((varying, scheduled), look)

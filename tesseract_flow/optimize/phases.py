@@ -120,6 +120,7 @@ class Course:
             before.engine.close()
             kept, done = _kept(before, run, state)
             run.attempts.begin(history[-1].step + 1, decisive=f"the design where {self.named(run)} begins")
+            run.evaluator.begin_at(state.here.leaves)
             # The same function for another driver: the best of what is known of it.
             varying = before.varying_at(state.u) if is_new else state.best.varying
             state, record = begun(run, varying, kept, history, totals, verify)

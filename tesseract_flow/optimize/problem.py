@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.autodiff import as_words, informed
+from tesseract_flow.autodiff.carried import Left, searches_of
 from tesseract_flow.errors import ProblemError, closest, did_you_mean
 from tesseract_flow.optimize.bounds import Box, box_from
 from tesseract_flow.optimize.constraints import Constraint
@@ -49,12 +50,15 @@ class Evaluation(eqx.Module):
 
     `constraints` are values, not residuals: `{"volume": 0.0101}`, whose demands are in `Problem.constraints`. `aux` is
     any pytree, handed to pictures and observers untouched.
+
+    `coupled` is filled in by `optimize`: by name of the fixed point, where it lies and how it was reached.
     """
 
     objective: Float[Array, ""] = None  # type: ignore[assignment]  # filled in where there is a misfit
     constraints: dict[str, Array] = eqx.field(default_factory=dict)
     aux: PyTree = None
     misfit: PyTree = None
+    coupled: dict[str, Left] = eqx.field(default_factory=dict)
 
 
 _DEFAULTS = ("driver", "learning_rate", "driver_settings", "stop", "objective_scale")
@@ -337,10 +341,12 @@ def check_evaluation(problem: Problem) -> Evaluation:
 
     # As arguments, as they are in a run: what looks at their values fails here, and not at the first step.
     scheduled = problem.scheduled()
-    template = informed(
-        lambda: eqx.filter_eval_shape(evaluate, problem.partition.varying, scheduled),
+    closed, shapes, others = informed(
+        lambda: eqx.filter_make_jaxpr(evaluate)(problem.partition.varying, scheduled),
         lambda: evaluate(problem.start, scheduled),
     )
+    template = eqx.combine(shapes, others, is_leaf=lambda leaf: leaf is None)
+    template = dataclasses.replace(template, coupled=_coupled(closed.jaxpr))
     _check_objective(problem.name, template.objective)
     returned = sorted(template.constraints)
     for name, constraint in (problem.constraints or {}).items():
@@ -350,6 +356,16 @@ def check_evaluation(problem: Problem) -> Evaluation:
         constraint.check_against(name, template.constraints[name])
     _check_flags(problem, named_leaves(template.aux))
     return template
+
+
+def _coupled(jaxpr: Any) -> dict[str, Left]:
+    """What fixed points leave for the next evaluation, by name; those that share one are numbered."""
+    found: dict[str, Left] = {}
+    for title, left in searches_of(jaxpr):
+        # Numbered so that they stay in order when sorted, as JAX sorts the keys of dictionaries.
+        n = sum(key.partition(" #")[0] == title for key in found)
+        found[f"{title} #{n + 1:03d}" if n else title] = left
+    return found
 
 
 def other_names(name: str, returned: Collection[str]) -> tuple[str, str]:

@@ -156,6 +156,7 @@ def begun(
     duals, tally = run.constraints.start(run.method)
     scale = jnp.ones((), run.evaluator.dtype)
     alone = run.engine.first_look(run, u)
+    run.evaluator.begin_at(alone.leaves)
     evaluation = run.evaluator.evaluation(alone.leaves)
     if run.has_constraints:
         # One penalty for all entries of a demand carries no further; a library has each row by itself.
@@ -177,6 +178,7 @@ def begun(
     state = dataclasses.replace(state, best=Best(best.varying, state.here.leaves, best.step))
     measures, events = run.assess(state), run.attempts.events()
     run.attempts.begin(step)  # a point next to it may fail
+    run.evaluator.begin_at(alone.leaves)
     view = View(0.0)
     if run.driver.asks_for_gradients:
         view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
@@ -271,6 +273,7 @@ def advance(
     """
     step = history[-1].step + 1
     run.attempts.begin(step, history[-1].failed_in_a_row)
+    run.evaluator.begin_at(state.here.leaves)
     move = run.engine.step(run, state)
     new = move.state
     if is_new and new.here is state.here:  # the update was dropped

@@ -8,7 +8,8 @@ FOLDER/killed.json is what the last life found, FOLDER/undisturbed.json what a r
 begins with fewer steps than the ones before had announced ends with an error.
 
 KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), `misfit` (one that
-stays, so that steps do not end; bounded, and beyond a wall evaluations fail), `scheduled` and `scheduled misfit` (in
+stays, so that steps do not end; bounded, and beyond a wall evaluations fail), `coupled` (a fixed point, begun where the
+step before left it; constrained), `scheduled` and `scheduled misfit` (in
 three phases, with a number that changes), `phases` (SLSQP, DRIVER, SLSQP, under other limits each), or the URL of the
 component of `tests.faults`.
 """
@@ -29,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import tesseract_flow as tf
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import HttpTesseract
 from tesseract_flow.optimize import (
@@ -79,6 +81,11 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         misfit["wall"] = jnp.where(x[0] > 1.5, jnp.nan, misfit["wall"])
         return Evaluation(misfit=misfit, aux={"x": x})
 
+    def coupled(design):
+        found = evaluate(design)
+        T = tf.fixed_point(lambda T, x: jnp.cos(x) + 1.5 * jnp.sin(T), jnp.zeros(6), design["x"], name="loop")
+        return Evaluation(found.objective + (T**2).sum(), {"sum": design["x"].sum()}, found.aux)
+
     def ask(design):
         x = design["x"]
         jax.debug.callback(on_evaluation)
@@ -103,6 +110,8 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         fn, demands = ask, {"sum": Constraint(equals=3.0)}
     elif kind == "misfit":
         fn, demands = fit, {}
+    elif kind == "coupled":
+        fn, demands = coupled, {"sum": Constraint(equals=3.0)}
     else:
         fn, demands = evaluate, {"sum": Constraint(equals=3.0)} if kind == "constrained" else {}
     return Problem(design, fn, bounds=bounds, constraints=demands, settings={"n": 6})

@@ -80,6 +80,12 @@ def test_every_driver_survives_three_kills(killed, driver, kind, seed):
     killed(driver, kind, seed, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["adam", "lbfgs", "slsqp"])
+def test_killed_where_fixed_points_begin_where_the_last_step_left_them(killed, driver):
+    killed(driver, "coupled", len(driver), 4)
+
+
 SCHEDULED = [("scheduled", driver) for driver in ("adam", "lbfgs", "slsqp", "mma", "cma-es")]
 SCHEDULED += [("scheduled misfit", "levenberg-marquardt"), ("phases", "adam"), ("phases", "lbfgs"), ("phases", "ccsaq")]
 

@@ -1,0 +1,129 @@
+"""Fixed points begin where the step before has left them: fewer requests, the same answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tesseract_flow as tf
+from tesseract_flow.autodiff.carried import carrying, searches_of
+from tesseract_flow.optimize import check_evaluation
+from tesseract_flow.testing import FunctionTesseract
+
+LOOP = FunctionTesseract(
+    lambda i: {"T": i["x"] + i["gain"] * jnp.tanh(i["T"])},
+    {"T": np.ones(3), "x": np.ones(3), "gain": np.array(1.0)},
+    name="loop",
+)
+
+
+def loop(x: Any, gain: float = 0.95, **settings: Any) -> Any:
+    return tf.fixed_point(
+        lambda T, x: tf.apply_tesseract(LOOP, {"T": T, "x": x, "gain": gain})["T"],
+        jnp.zeros(3),
+        x,
+        name="loop",
+        **settings,
+    )
+
+
+def problem(**settings: Any) -> tf.Problem:
+    def evaluate(x: Any) -> Any:
+        return tf.Evaluation(jnp.sum((loop(x, **settings) - 1.0) ** 2) + 0.1 * jnp.sum(x**2))
+
+    return tf.Problem(jnp.linspace(0.5, 1.0, 3), evaluate, bounds=(0.01, 3.0))
+
+
+@pytest.mark.parametrize(
+    "driver", [pytest.param("adam", marks=pytest.mark.slow), pytest.param("lbfgs", marks=pytest.mark.slow), "l-bfgs-b"]
+)
+def test_it_saves_requests_and_the_answer_is_within_the_tolerance(driver: str):
+    warm, cold = (tf.optimize(problem(warm_start=one), driver, stop={"max_steps": 4}) for one in (True, False))
+    assert warm.requests / warm.evaluations <= 0.85 * cold.requests / cold.evaluations
+    np.testing.assert_allclose(warm.design, cold.design, rtol=1e-7)
+    left = warm.evaluation.coupled["loop"]
+    assert left.residual < 4e-11
+    np.testing.assert_allclose(left.x, loop(warm.design), rtol=1e-9)
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(tmp_path):
+    one = problem(solver="anderson")
+    whole = tf.optimize(one, "adam", stop={"max_steps": 4})
+    tf.optimize(one, "adam", stop={"max_steps": 2}, journal=tmp_path / "run")
+    resumed = tf.optimize(one, "adam", stop={"max_steps": 4}, journal=tmp_path / "run")
+    assert np.asarray(resumed.design).tobytes() == np.asarray(whole.design).tobytes()
+    assert resumed.requests == whole.requests
+    # Where it begins is no part of what a run is.
+    again = tf.optimize(
+        problem(solver="anderson", warm_start=False), "adam", stop={"max_steps": 4}, journal=tmp_path / "run"
+    )
+    assert again.requests == whole.requests
+
+
+@pytest.mark.slow
+def test_through_compiled_functions_checkpoints_and_vmap_and_beside_each_other():
+    def two(xs: Any) -> Any:
+        def inner(x: Any) -> Any:
+            return tf.fixed_point(lambda T, x: x + 0.9 * jnp.tanh(T), jnp.zeros(3), x, name="inner")
+
+        first = jax.jit(jax.vmap(inner))(xs)
+        second = jax.checkpoint(lambda x: tf.fixed_point(lambda T, x: x - 2.0 * T, 0.0, x, name="outer"))(xs.sum())
+        within = jax.lax.map(inner, xs)  # no way out of a loop
+        return (first**2).sum() + second**2 + (within**2).sum()
+
+    xs = jnp.linspace(0.1, 0.6, 6).reshape(2, 3)
+    found = searches_of(jax.make_jaxpr(two)(xs).jaxpr)
+    assert [(one.title, one.left.x.shape) for one in found] == [("inner", (2, 3)), ("outer", (1,))]
+    cold = [
+        jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan if s.dtype == xs.dtype else 0, s.dtype), one.left)
+        for one in found
+    ]
+    step = jax.jit(jax.value_and_grad(carrying(two), argnums=1, has_aux=True))
+    (value, left), gradient = step(cold, xs)
+    plain, expected = jax.value_and_grad(two)(xs)
+    np.testing.assert_allclose(value, plain, rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+    # One element alone may begin anew.
+    (value, again), gradient = step([left[0]._replace(x=left[0].x.at[1].set(jnp.nan)), left[1]], xs)
+    assert again[0].n_rounds.tolist() == [1, left[0].n_rounds[1]] and again[1].n_rounds == 1
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+
+
+def test_a_residual_is_measured_by_what_it_was_at_the_first_start():
+    def evaluate(x: Any) -> Any:
+        T = tf.fixed_point(lambda T, x: x - T - T**3, jnp.zeros(3), x, form="residual", name="R")
+        return jnp.sum((T - 0.5) ** 2)
+
+    found = tf.optimize(tf.Problem(jnp.linspace(0.5, 1.0, 3), evaluate), "adam", stop={"max_steps": 3})
+    assert not found.history[-1].failures
+    np.testing.assert_allclose(
+        found.evaluation.coupled["R"].yardstick, np.sqrt(np.mean(np.linspace(0.5, 1.0, 3) ** 2)), rtol=1e-12
+    )
+
+
+def test_where_it_cannot_be_reached_from_there_it_begins_at_T0():
+    # Picard: from T0 it converges at once, from the last state (T = 3) it runs away.
+    def phi(T: Any, x: Any) -> Any:
+        return jnp.where(jnp.abs(T) < 1.0 + x, x * 0.0 + 0.5, T * 4.0)
+
+    def evaluate(x: Any) -> Any:
+        return (tf.fixed_point(phi, 0.0, x, solver="picard", name="run away") - x) ** 2
+
+    one = tf.Problem(jnp.asarray(1.0), evaluate)
+    template = check_evaluation(one)
+    from tesseract_flow.optimize.constraints import ConstraintSet
+    from tesseract_flow.optimize.evaluator import Evaluator, Weights
+
+    constraints = ConstraintSet.build({}, template.constraints, template.objective.dtype)
+    evaluator = Evaluator(one, template, constraints, jax.jit)
+    weights = Weights(jnp.ones(()), constraints.silent())
+    sample = evaluator(jnp.asarray(1.0), weights)
+    evaluator.forget()
+    lost = [leaf + 9.0 if k == 1 else leaf for k, leaf in enumerate(sample.leaves)]
+    assert evaluator.evaluation(lost).coupled["run away"].x == sample.leaves[1] + 9.0
+    evaluator.begin_at(lost)
+    assert evaluator(jnp.asarray(1.0), weights).lagrangian == sample.lagrangian
