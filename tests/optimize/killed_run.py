@@ -83,7 +83,7 @@ def make_problem(kind: str, on_evaluation) -> Problem:
 
     def coupled(design):
         found = evaluate(design)
-        T = tf.fixed_point(lambda T, x: jnp.cos(x) + 1.5 * jnp.sin(T), jnp.zeros(6), design["x"], name="loop")
+        T = tf.fixed_point(lambda T, x: jnp.cos(x) + 0.9 * jnp.tanh(T), jnp.zeros(6), design["x"], name="loop")
         return Evaluation(found.objective + (T**2).sum(), {"sum": design["x"].sum()}, found.aux)
 
     def ask(design):
