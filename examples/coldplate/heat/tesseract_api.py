@@ -58,6 +58,8 @@ def _solved(inputs: InputSchema) -> _Heat:
         raise ValueError(f"{inputs.flux.size} fluxes for {before.size} faces of a plate {inputs.conductivity.shape}.")
     if not np.all(inputs.conductivity > 0.0):  # written so that NaN counts as bad
         raise ValueError("conductivity must be positive.")
+    if not inputs.flux[~(has_before & has_behind)].any():
+        raise ValueError("no fluid goes through the edges of the plate, so heat has no way out.")
     a, b = inputs.conductivity.ravel()[before], inputs.conductivity.ravel()[behind]
     k = np.where(has_before & has_behind, 2.0 * a * b / (a + b), 0.0)
     of_before = (np.maximum(inputs.flux, 0.0) + k) * has_before
