@@ -11,7 +11,7 @@ Source: S. V. Patankar, Numerical Heat Transfer and Fluid Flow (1980), chapter 5
 """
 
 # The annotation Differentiable[...] describes a field to tesseract-core, not to a type checker.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
 
 import functools
 from typing import Any, NamedTuple
