@@ -3,8 +3,8 @@
 With constraints it is SLSQP: on the problems of CUTEst with up to ten variables it solves as many as SciPy called by
 hand, with no more evaluations and no false claim, and an augmented Lagrangian takes several times as many
 (`benchmarks/cutest.py`). Its own work grows with the cube of the unknowns, and each step pulls back every row of the
-constraints, so it is not for fields and not for arrays of stresses. Without constraints, and for those, it is Adam,
-which walks on where values are noisy.
+constraints, so it is not for fields, and not for arrays of stresses that components compute. Without constraints, and
+for those, it is Adam, which walks on where values are noisy.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jaxtyping import Array, PyTree
 
+from tesseract_flow.autodiff import informed
 from tesseract_flow.errors import JournalError
+from tesseract_flow.optimize.canonical import handles_of
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contents import read_contents
 from tesseract_flow.optimize.drivers.registry import CHOICES, driver_settings
 from tesseract_flow.optimize.failures import FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal
-from tesseract_flow.optimize.problem import Problem, check_evaluation
+from tesseract_flow.optimize.problem import Problem, as_evaluation, check_evaluation
 
 _STEPS, _CONSTRAINED = CHOICES
 _MOST_UNKNOWNS = 500
 _MOST_ROWS = 100
+_MOST_ENTRIES = _MOST_UNKNOWNS * _MOST_ROWS  # of a Jacobian that no component is asked for
 
 
 def automatic_driver(
@@ -48,7 +52,20 @@ def automatic_driver(
     unknowns = sum(leaf.size for leaf in jax.tree.leaves(problem.partition.varying))
     shapes = check_evaluation(problem).constraints
     rows = sum(math.prod(shapes[name].shape) for name in problem.constraints if name in shapes)
-    return _CONSTRAINED if unknowns <= _MOST_UNKNOWNS and rows <= _MOST_ROWS else _STEPS
+    is_small = rows <= _MOST_ROWS or (rows * unknowns <= _MOST_ENTRIES and not _asks_components(problem))
+    return _CONSTRAINED if unknowns <= _MOST_UNKNOWNS and is_small else _STEPS
+
+
+def _asks_components(problem: Problem) -> bool:
+    """Whether there is anybody to ask for rows of a Jacobian; else they are computed here, all at once. Runs nothing,
+    but what it takes to trace."""
+
+    def evaluate(varying: PyTree) -> list[Array]:
+        found = as_evaluation(problem.answer(problem.partition.combine(varying)))
+        return [found.objective, *found.constraints.values()]
+
+    closed = informed(lambda: jax.make_jaxpr(evaluate)(problem.start), lambda: evaluate(problem.start))
+    return next(handles_of(closed.jaxpr), None) is not None
 
 
 def _driver_of(journal: AbstractJournal | str | os.PathLike[str] | None) -> str | None:

@@ -189,6 +189,18 @@ class Evaluator:
         return revealed(self._treedef.unflatten(filled))
 
 
+def convergence_of(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """How the fixed points of an evaluation were reached, as plain numbers by name; see `StepRecord.coupled`."""
+    return {
+        name: {
+            "steps": int(np.max(left.n_steps)),
+            "rounds": int(np.sum(left.n_rounds)),
+            "residual": float(np.max(left.residual)),
+        }
+        for name, left in evaluation.coupled.items()
+    }
+
+
 def check_finite(evaluation: Evaluation, sample: Sample | None = None) -> None:
     """Refuse a point where NaN or inf appeared.
 

@@ -105,8 +105,9 @@ def optimize(
         problem: what to optimise.
         driver: a name (see `driver_names()`), or any `optax.GradientTransformation`, line searches included. Default:
             `"auto"`, which is the problem's own (`Problem.defaults`); or else `slsqp` for a problem with constraints,
-            up to 500 unknowns and 100 values under constraints, and `adam` for others, or where something is asked for
-            that only drivers of Optax have (a learning rate, `constraint_method`, `on_failure="skip"`).
+            up to 500 unknowns and 100 values under constraints (without components, that many entries of a Jacobian),
+            and `adam` for others, or where something is asked for that only drivers of Optax have (a learning rate,
+            `constraint_method`, `on_failure="skip"`).
         learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
         stop: one rule, several, or settings as in `stop_rules_from`. Default: the problem's own, or else a small

@@ -51,6 +51,8 @@ class StepRecord:
         ending: in what words the driver's library came to its own end, where `stalled`.
         stage, phase: which of the stages and phases of the run this step is part of, from 0 on.
         scheduled: the numbers that held in this step, by name.
+        coupled: by name of a fixed point, how it was reached at this design: `steps` of its solver, `rounds` through
+            its components, and the relative `residual` that was left; under `vmap` the worst one, and all rounds.
         events: what happened on the way to this step that one should know, as sentences: evaluations that failed and
             what was done about it, changes of the problem that were accepted.
     """
@@ -87,11 +89,12 @@ class StepRecord:
     stage: int = 0
     phase: int = 0
     scheduled: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    coupled: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         # Of a run in which nothing changes they say nothing.
-        quiet = {"stage": 0, "phase": 0, "scheduled": {}}
+        quiet = {"stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
         return {name: value for name, value in fields.items() if quiet.get(name, ...) != value}
 
     @classmethod

@@ -30,7 +30,7 @@ from tesseract_flow.optimize.contradictions import (
 )
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
 from tesseract_flow.optimize.drivers.moves import moved
-from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights
+from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, convergence_of
 from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
@@ -423,5 +423,6 @@ def _record(
         stage=run.stage.index,
         phase=run.stage.phase,
         scheduled=dict(run.stage.values),
+        coupled=convergence_of(run.evaluator.evaluation(state.here.leaves)),
         **totals(),
     )

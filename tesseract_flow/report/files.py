@@ -90,8 +90,9 @@ def history_csv(history: Sequence[Any]) -> str:
     """One line per step, with all that the records hold; floats read back as the same number."""
     first = history[0] if history else None
     fields = [field.name for field in dataclasses.fields(first)] if dataclasses.is_dataclass(first) else []
-    more = tables.changing(history)
-    names = [name for name in dict.fromkeys([*tables.COLUMNS, *fields]) if name not in ("stage", "phase", "scheduled")]
+    more = tables.changing(history) | tables.coupling(history)
+    own = ("stage", "phase", "scheduled", "coupled")  # have columns of their own
+    names = [name for name in dict.fromkeys([*tables.COLUMNS, *fields]) if name not in own]
     text = io.StringIO()
     rows = (
         [_cell(getattr(record, name, None)) for name in names] + [values[i] for values in more.values()]

@@ -51,12 +51,12 @@ def column(history: Sequence[Any], name: str) -> np.ndarray:
 
 
 def history_rows(history: Sequence[Any], limit: int | None = None) -> list[dict[str, Any]]:
-    """One dict per step with the keys `COLUMNS`, and `changing` ones; at most `limit` of them, spread evenly.
+    """One dict per step with the keys `COLUMNS`, `changing` and `coupling` ones; at most `limit`, spread evenly.
 
     The first, the last and the step that found the best value are always among them (as far as `limit` allows).
     """
     chosen = range(len(history)) if limit is None or len(history) <= limit else _spread(history, limit)
-    more = changing(history)
+    more = changing(history) | coupling(history)
     return [
         {name: _plain(getattr(history[i], name, None)) for name in COLUMNS}
         | {name: values[i] for name, values in more.items()}
@@ -79,6 +79,16 @@ def changing(history: Sequence[Any]) -> dict[str, list[Any]]:
         shown = f"scheduled {name}" if name in ("phase", *COLUMNS) else name
         columns[shown] = [numbers.get(name) for numbers in held]
     return columns
+
+
+def coupling(history: Sequence[Any]) -> dict[str, list[Any]]:
+    """Columns of how fixed points were reached at each step's design, three for each; empty where there are none."""
+    held = [dict(getattr(record, "coupled", None) or {}) for record in history]
+    return {
+        f"{name} {what}": [found.get(name, {}).get(what) for found in held]
+        for name in dict.fromkeys(name for found in held for name in found)
+        for what in ("steps", "rounds", "residual")
+    }
 
 
 def borders(history: Sequence[Any]) -> list[int]:
@@ -173,9 +183,23 @@ def summary_rows(result: Any) -> list[tuple[str, str]]:
         rows.append(("stationarity", number(optimality.stationarity, 3) + limit))
         if result.constraints:
             rows.append(("complementarity", number(optimality.complementarity, 3) + limit))
+    rows += [(f"fixed point {name}", text) for name, text in coupled_words(result.history)]
     rows.append(("requests", number(total_requests(result.requests))))
     rows.append(("time", duration(total_seconds(result))))
     return rows
+
+
+def coupled_words(history: Sequence[Any]) -> list[tuple[str, str]]:
+    """Per fixed point, how it was reached over the steps of a run, in words."""
+    words = []
+    columns = coupling(history)
+    for name in dict.fromkeys(name for record in history for name in getattr(record, "coupled", None) or {}):
+        steps, rounds, left = (
+            [x for x in columns[f"{name} {what}"] if x is not None] for what in ("steps", "rounds", "residual")
+        )
+        mean = sum(rounds) / len(rounds)
+        words.append((name, f"{mean:.3g} rounds per design, {max(steps)} steps at most, residual {max(left):.2g}"))
+    return words
 
 
 def constraint_rows(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.errors import UnknownArgument
 from tesseract_flow.optimize import (
     AugmentedLagrangian,
@@ -18,6 +20,7 @@ from tesseract_flow.optimize import (
 )
 from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.failures import as_policy
+from tesseract_flow.testing import FunctionTesseract
 from tests.optimize.helpers import hs71_problem, rosenbrock_problem, same_bits
 
 ONCE = {"stop": MaxSteps(1), "transform": jax.jit}
@@ -28,10 +31,10 @@ def name_for(problem, policy="shrink", **options) -> str:
     return automatic_driver(problem, policy=as_policy(policy), **asked)
 
 
-def constrained(n: int, rows: int) -> Problem:
+def constrained(n: int, rows: int, of=jnp.asarray) -> Problem:
     return Problem(
         jnp.ones(n),
-        lambda x: Evaluation((x**2).sum(), {"c": jnp.resize(x, rows)}),
+        lambda x: Evaluation((x**2).sum(), {"c": jnp.resize(of(x), rows)}),
         constraints={"c": Constraint(lower=0.5)},
     )
 
@@ -39,7 +42,15 @@ def constrained(n: int, rows: int) -> Problem:
 def test_a_problem_with_constraints_gets_slsqp_unless_it_is_large():
     assert name_for(hs71_problem()) == "slsqp"
     assert name_for(rosenbrock_problem()) == "adam"
-    assert [name_for(constrained(n, rows)) for n, rows in [(500, 100), (501, 1), (2, 101)]] == ["slsqp", "adam", "adam"]
+    assert [name_for(constrained(n, rows)) for n, rows in [(500, 100), (501, 1)]] == ["slsqp", "adam"]
+
+
+def test_many_rows_are_too_many_where_a_component_computes_them():
+    """Each is a pullback then, at every step; what is computed here has all of them at once."""
+    tripled = FunctionTesseract(lambda i: {"y": 3.0 * i["x"]}, {"x": np.ones(2)}, name="tripled")
+    assert [name_for(constrained(n, rows)) for n, rows in [(2, 25_000), (2, 25_001)]] == ["slsqp", "adam"]
+    few, many = (constrained(2, rows, lambda x: apply_tesseract(tripled, {"x": x})["y"]) for rows in (100, 101))
+    assert [name_for(few), name_for(many)] == ["slsqp", "adam"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ import pytest
 import tesseract_flow as tf
 from tesseract_flow.autodiff.carried import carrying, searches_of
 from tesseract_flow.optimize import check_evaluation
+from tesseract_flow.report import history_rows
+from tesseract_flow.report.files import history_csv
+from tesseract_flow.report.tables import summary_rows
 from tesseract_flow.testing import FunctionTesseract
 
 LOOP = FunctionTesseract(
@@ -50,6 +53,24 @@ def test_it_saves_requests_and_the_answer_is_within_the_tolerance(driver: str):
     left = warm.evaluation.coupled["loop"]
     assert left.residual < 4e-11
     np.testing.assert_allclose(left.x, loop(warm.design), rtol=1e-9)
+
+
+def test_how_fixed_points_were_reached_is_in_history_report_and_files(tmp_path):
+    def evaluate(x: Any) -> Any:
+        T = jax.vmap(lambda x: tf.fixed_point(lambda T, x: x + 0.5 * jnp.tanh(T), 0.0, x, name="loop"))(x)
+        return jnp.sum((T - 1.0) ** 2)
+
+    one = tf.Problem(jnp.linspace(0.5, 1.0, 3), evaluate)
+    result = tf.optimize(one, "adam", stop={"max_steps": 2}, journal=tmp_path / "run")
+    first, *_, last = (record.coupled["loop"] for record in result.history)
+    assert last["rounds"] < first["rounds"] and 1 <= last["steps"] <= first["steps"] and last["residual"] < 4e-11
+    assert [record.coupled for record in tf.read_journal(tmp_path / "run").history] == [
+        record.coupled for record in result.history
+    ]
+    rows = history_rows(result.history)
+    assert [rows[-1][f"loop {what}"] for what in ("steps", "rounds", "residual")] == list(last.values())
+    assert "loop rounds" in history_csv(result.history).splitlines()[0]
+    assert "rounds per design" in dict(summary_rows(result))["fixed point loop"]
 
 
 def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(tmp_path):
