@@ -22,7 +22,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-format check-lint check-types \
-	check-layers check-wheel format constraints clean
+	check-layers check-dependencies check-wheel format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,7 +61,7 @@ test-ui: install ## drive the forms and pages of the Prefect UI in a browser
 bench: install ## measure against the peers, side by side
 	$(PY) -m benchmarks $(ARGS)
 
-check: check-format check-lint check-types check-layers check-wheel ## format, lint, types, layers, wheel
+check: check-format check-lint check-types check-layers check-dependencies check-wheel ## format, lint, types, layers, dependencies, wheel
 
 check-format: install
 	$(PY) -m ruff format --check .
@@ -74,6 +74,9 @@ check-types: install
 
 check-layers: install
 	$(PY) -m pytest -q tests/test_layers.py tests/test_import.py
+
+check-dependencies: install
+	$(PY) tools/audit.py
 
 check-wheel: install
 	$(PY) tools/check_wheel.py

@@ -3,7 +3,7 @@
 No `from __future__ import annotations` here: Prefect builds the form from live annotations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from prefect import flow
@@ -13,6 +13,8 @@ from tesseract_flow.checks import GradientReport, Report, check, check_gradients
 from tesseract_flow.checks.views import as_markdown, gradient_markdown
 from tesseract_flow.errors import ProblemError, TesseractFlowError
 from tesseract_flow.optimize import Problem, Result, load_problem
+from tesseract_flow.optimize.loading import check_named_settings
+from tesseract_flow.storage import without_secrets
 from tesseract_flow.tasks.cards import Cards
 from tesseract_flow.tasks.log import own_log, run_logger
 from tesseract_flow.tasks.run import ended, label_of_run, name_run
@@ -36,7 +38,7 @@ def check_design(
         ok, and findings with kind, where, message, remedy and severity. The run fails if one of them is an error.
     """
     with own_log():
-        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        loaded = load_problem(problem, settings_of_form(problem, settings))
         return looked_at(loaded, flow=check_design.fn)
 
 
@@ -65,7 +67,7 @@ def check_gradients_of_design(
         derivative is wrong.
     """
     with own_log():
-        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        loaded = load_problem(problem, settings_of_form(problem, settings))
         where = None if at is None else (at, at_design)
         return compared(loaded, where, components, max_requests, flow=check_gradients_of_design.fn)
 
@@ -123,10 +125,44 @@ def _show_gradients(cards: Cards, report: GradientReport) -> None:
     cards.markdown("gradients", gradient_markdown(report), report.headline)
 
 
-def resolved(value: Any) -> Any:
-    """What a setting of a form stands for: "block:NAME" is the Tesseract of that endpoint block."""
-    if isinstance(value, str) and value.startswith("block:"):
+def settings_of_form(problem: str, settings: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
+    """Settings as a form has them, for the factory of a problem. Nothing of the problem is run for it.
+
+    Args:
+        others: names of settings that it gets besides.
+
+    Raises:
+        ProblemError: the factory takes others, or one of them holds a credential.
+        NotAllowed: the problem lies outside of `TESSERACT_FLOW_ROOTS`.
+    """
+    check_named_settings(problem, [*settings, *others])
+    return {name: resolved(value, name) for name, value in settings.items()}
+
+
+def resolved(value: Any, name: str = "") -> Any:
+    """What a setting of a form stands for: "block:NAME" is the Tesseract of that endpoint block.
+
+    Raises:
+        ProblemError: it holds a credential. Parameters of a run are kept in clear, for everybody to read.
+    """
+    is_block = isinstance(value, str) and value.startswith("block:")
+    if not is_block and without_secrets(_texts(value), name) != _texts(value):
+        raise ProblemError(
+            f"Setting {name!r} holds what looks like a credential, and the parameters of a run are kept in clear.\n"
+            "Keep it in an endpoint block, and give 'block:NAME' (or choose the block in the form). Renew the "
+            "credential: whoever sees this run's parameters has it."
+        )
+    if is_block:
         block = TesseractEndpoint.load(value.removeprefix("block:"))
         assert isinstance(block, TesseractEndpoint)
         return block.open()
     return value
+
+
+def _texts(value: Any) -> Any:
+    """All but numbers, which are settings, whatever they are called: `pin` may well be an input."""
+    if isinstance(value, Mapping):
+        return {key: _texts(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_texts(item) for item in value]
+    return value if isinstance(value, str) and value else None

@@ -28,7 +28,7 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 
 from tesseract_flow.errors import DeploymentError, did_you_mean
-from tesseract_flow.flows.check import resolved
+from tesseract_flow.flows.check import settings_of_form
 from tesseract_flow.flows.of_problem import Kind, entrypoint_of, flow_of, form_of
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.storage import without_secrets
@@ -152,8 +152,8 @@ class _Folder(LocalStorage):
 def _loaded(path: str, settings: Mapping[str, Any]) -> Problem:
     if any(isinstance(value, str) and value.startswith("block:") for value in settings.values()):
         with _api():  # blocks are on the server
-            return load_problem(path, {name: resolved(value) for name, value in settings.items()})
-    return load_problem(path, settings)
+            return load_problem(path, settings_of_form(path, settings))
+    return load_problem(path, settings_of_form(path, settings))
 
 
 def _deployments(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from prefect import flow
 
 from tesseract_flow import study
-from tesseract_flow.flows.check import require_soundness, resolved
+from tesseract_flow.flows.check import require_soundness, settings_of_form
 from tesseract_flow.flows.forms import Failures, Optimizer, Stop, said
 from tesseract_flow.optimize import load_problem
 from tesseract_flow.storage import folder_name, is_url, place_in
@@ -65,7 +65,7 @@ def multi_start(
         value, reason, converged and feasible of the best run, how many runs ended how, and the folder with all.
     """
     with own_log():
-        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        loaded = load_problem(problem, settings_of_form(problem, settings))
         label = label_of_run(run_key)
         name_run(f"{loaded.name} {label}")
         cards = Cards(loaded.name, label)

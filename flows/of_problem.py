@@ -128,7 +128,7 @@ class _Parameter:
         """What the factory gets for what the form has."""
         if isinstance(given, TesseractEndpoint):
             return given.open()
-        return tuple(given) if self.is_tuple and isinstance(given, list) else resolved(given)
+        return tuple(given) if self.is_tuple and isinstance(given, list) else resolved(given, self.name)
 
 
 def _parameters(factory: Callable[..., Any], called: str) -> dict[str, _Parameter]:

@@ -16,7 +16,7 @@ from tesseract_flow.checks import Report
 from tesseract_flow.checks.views import finding_rows
 from tesseract_flow.client import own_requests
 from tesseract_flow.execute import concurrent, default_submitter
-from tesseract_flow.flows.check import blamed, require_soundness, resolved
+from tesseract_flow.flows.check import blamed, require_soundness, settings_of_form
 from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop, said
 from tesseract_flow.optimize import FileJournal, Problem, Result, WhichDesign, load_problem, optimize
 from tesseract_flow.report import Reporting, TerminalProgress
@@ -97,7 +97,7 @@ def optimize_design(
         accept_changes=accept_changes,
     )
     with own_log():
-        loaded = load_problem(problem, {name: resolved(value) for name, value in settings.items()})
+        loaded = load_problem(problem, settings_of_form(problem, settings))
         return optimise(loaded, optimizer, stop, on_failure, how, run_key=run_key, flow=optimize_design.fn)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from tesseract_flow import study
-from tesseract_flow.flows.check import resolved
+from tesseract_flow.flows.check import resolved, settings_of_form
 from tesseract_flow.flows.forms import Failures, Optimizer, Stop
 from tesseract_flow.flows.multi_start import concluded, options_of
 from tesseract_flow.storage import folder_name, place_in
@@ -57,8 +57,8 @@ def sweep(
         label = label_of_run(run_key)
         name_run(f"sweep {label}")
         out = place_in(folder, folder_name(key_of_run(run_key)))
-        fixed = {name: [resolved(value)] for name, value in settings.items()}
-        swept = {name: [resolved(value) for value in values] for name, values in over.items()}
+        fixed = {name: [value] for name, value in settings_of_form(problem, settings, over).items()}
+        swept = {name: [resolved(value, name) for value in values] for name, values in over.items()}
         run_logger().info("Sweeping %s over %s; journals and results in %s", problem, ", ".join(swept), out)
         found = study.sweep(
             problem,

@@ -37,6 +37,7 @@ TesseractFlowError
 ├── InvalidEvaluation (ArithmeticError)   an answer says of itself that it is not valid
 │   ├── NotConverged                      coupled components that were not brought to agree; has .residuals
 │   └── ProbeFailed (NonFiniteError)      a finite difference through a point where there is no number; has .inputs
+├── NotAllowed (PermissionError)           code from outside of TESSERACT_FLOW_ROOTS
 ├── StorageError (OSError)                a folder or bucket that cannot be used, or is somebody else's
 ├── DeploymentError (RuntimeError)        a flow that cannot be deployed, or a worker without its folder
 └── OptimizationError
@@ -305,6 +306,10 @@ class ProbeFailed(InvalidEvaluation, NonFiniteError):
 
     def __reduce__(self):
         return _rebuild, (type(self), str(self), dict(self.__dict__))
+
+
+class NotAllowed(TesseractFlowError, PermissionError):
+    """A problem or a component outside of the folders from which code may be run (`TESSERACT_FLOW_ROOTS`)."""
 
 
 class StorageError(TesseractFlowError, OSError):

@@ -22,6 +22,7 @@ from tesseract_flow.client.handles.limited import LimitedTesseract
 from tesseract_flow.client.handles.source import code_of
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import OptionError, Unreachable, did_you_mean
+from tesseract_flow.storage import require_allowed
 
 if TYPE_CHECKING:
     from tesseract_core import Tesseract
@@ -123,6 +124,7 @@ def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: di
     if isinstance(source, str | os.PathLike):
         path = _component_path(source)
         if path is not None:
+            require_allowed(path)
             return _build(client.ServedTesseract, path, options)
         return _build(client.HttpTesseract, os.fspath(source), options)
     # By its methods, as `openapi_schema` asks the server, and raises on a Tesseract that is not served yet.

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from tesseract_flow.errors import ProblemError, TesseractFlowError, did_you_mean
 from tesseract_flow.named.folders import load_file
+from tesseract_flow.storage import require_allowed, require_allowed_module
 
 T = TypeVar("T")
 
@@ -47,6 +48,7 @@ def named_function(path: str, form: str, *, folder: Path | None = None) -> tuple
 
 
 def _module_from_file(file: Path, form: str) -> ModuleType:
+    require_allowed(file)
     if not file.is_file():
         folder = file.parent
         near = sorted(p.name for p in folder.glob("*.py")) if folder.is_dir() else []
@@ -56,6 +58,7 @@ def _module_from_file(file: Path, form: str) -> ModuleType:
 
 
 def _module_by_name(name: str, form: str) -> ModuleType:
+    require_allowed_module(name)
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -5,9 +5,10 @@ This is how a form, a command line or a deployment names a problem without holdi
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.named import executed, named_function
 from tesseract_flow.optimize.problem import Origin, Problem
 from tesseract_flow.optimize.problem_file import is_problem_file, problem_file
+from tesseract_flow.storage import require_allowed
 
 _FORM = "Name a problem as folder/problem.py:factory, package.module:factory or folder/problem.yaml."
 
@@ -48,6 +50,39 @@ def load_factory(path: str) -> Callable[..., Any]:
         ProblemError: there is no such file, module or function; the message names the nearest ones.
     """
     return _found(path)[0]
+
+
+def check_named_settings(path: str, settings: Collection[str]) -> None:
+    """Refuse names of settings that a factory in a file does not take, as far as its text tells: nothing is run.
+
+    Raises:
+        ProblemError: it does not take one of them, or needs another one.
+        NotAllowed: the file lies outside of `TESSERACT_FLOW_ROOTS`.
+    """
+    where, _, name = path.strip().rpartition(":")
+    if not where.endswith(".py") or not Path(where).is_file():
+        return
+    require_allowed(where)
+    try:
+        body = ast.parse(Path(where).read_bytes()).body
+    except (SyntaxError, ValueError):  # which is said, with its line, when it is imported
+        return
+    found = [one for one in body if isinstance(one, ast.FunctionDef) and one.name == name and not one.decorator_list]
+    if len(found) != 1:
+        return
+    about = found[0].args
+    names = [one.arg for one in (*about.args, *about.kwonlyargs)]
+    unknown = [key for key in settings if key not in names and about.kwarg is None]
+    n_needed = len(about.args) - len(about.defaults)
+    needed = [one.arg for one in about.args[:n_needed]]
+    needed += [one.arg for one, default in zip(about.kwonlyargs, about.kw_defaults, strict=True) if default is None]
+    if unknown:
+        raise ProblemError(
+            f"{path} does not take a setting {unknown[0]!r}.{did_you_mean(unknown[0], names)} "
+            f"It takes: {', '.join(names) or 'none'}."
+        )
+    if missing := [one for one in needed if one not in settings]:
+        raise ProblemError(f"{path} needs the setting {missing[0]!r}. It takes: {', '.join(names)}.")
 
 
 def _name_of(factory: Callable[..., Any]) -> str:

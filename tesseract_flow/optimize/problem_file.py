@@ -27,6 +27,7 @@ from tesseract_flow.pipeline import Description, Pipeline
 from tesseract_flow.pipeline.description import Part
 from tesseract_flow.pipeline.document import Document, Place, declared_settings
 from tesseract_flow.pipeline.validation import faults_of
+from tesseract_flow.storage import require_allowed
 
 _FUNCTION = "Name a function as file.py:function (beside the problem's file) or package.module:function."
 
@@ -187,7 +188,9 @@ def problem_file(path: str | Path) -> ProblemFile:
 
     Raises:
         PipelineError: it is not there, no YAML, or declares no settings where it should.
+        NotAllowed: it lies outside of `TESSERACT_FLOW_ROOTS`.
     """
+    require_allowed(path)
     document = Document(path)
     return ProblemFile(document, declared_settings(document, {}))
 

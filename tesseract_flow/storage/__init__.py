@@ -10,6 +10,7 @@ from tesseract_flow.storage.folder import FolderStore
 from tesseract_flow.storage.lease import Lease
 from tesseract_flow.storage.names import folder_name, slug
 from tesseract_flow.storage.opening import is_url, local_folder, open_store, place_in
+from tesseract_flow.storage.roots import require_allowed, require_allowed_module
 from tesseract_flow.storage.secrets import MASK, is_secret, told_apart, without_secrets, without_tags
 from tesseract_flow.storage.url import UrlStore
 
@@ -26,6 +27,8 @@ __all__ = [
     "local_folder",
     "open_store",
     "place_in",
+    "require_allowed",
+    "require_allowed_module",
     "slug",
     "told_apart",
     "without_secrets",
