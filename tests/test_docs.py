@@ -17,6 +17,7 @@ from tesseract_flow.client import ServedTesseract
 ROOT = Path(__file__).parents[1]
 PAGES = [
     "problem",
+    "batch",
     "caching",
     "checking",
     "coming-from-tesseract-jax",

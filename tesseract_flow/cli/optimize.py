@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
+import os
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments, at_least_one
 from tesseract_flow.errors import OptionError
+
+GO_ON = 75  # the exit code of a run that is to be started again, EX_TEMPFAIL of sysexits.h
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +27,13 @@ def add(commands: Commands) -> None:
     add_run_options(parser)
     parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
     parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
+    parser.add_argument(
+        "--until",
+        type=_moment,
+        metavar="WHEN",
+        help="end in time before this moment: 2026-05-01T08:00, +3600 (seconds from now), seconds since 1970, or slurm "
+        f"(SLURM_JOB_END_TIME); the exit code is then {GO_ON}, and the same command goes on with --journal",
+    )
     parser.add_argument("--out", type=Path, help="folder for result.json, design.npz, history.csv, report.html")
     parser.add_argument(
         "--pictures",
@@ -125,33 +138,45 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures and not arguments.out:
         raise OptionError("--pictures draws into the folder of --out, which is not given.")
     say(f"loading {arguments.problem}")
-    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, load_problem, optimize
+    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, Until, load_problem, optimize, stop_rules_from
+    from tesseract_flow.optimize.stopping import TIME_IS_UP
     from tesseract_flow.report import Pictures, Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
     own = (problem.defaults or {}).get("stop") or {}
     options = run_options(arguments, own)
+    limits = {**own, **(options["stop"] or {})}
+    if arguments.until is not None:
+        settings = limits or {"gradient_tolerance": 1e-6}
+        options["stop"] = [*stop_rules_from(settings, problem.partition.dtype), Until(arguments.until)]
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
     say("tracing the objective and its gradient; asking its components for shapes")
     reporting = None if out is None else Reporting(journal, out)
+    n_before: list[int] = []
     with contextlib.nullcontext() if reporting is None else reporting:
-        optimize(
+        result = optimize(
             problem,
             **options,
             journal=journal,
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
             observers=[
-                TerminalProgress(max_steps={**own, **(options["stop"] or {})}.get("max_steps", DEFAULT_MAX_STEPS)),
+                TerminalProgress(max_steps=limits.get("max_steps", DEFAULT_MAX_STEPS)),
                 Observer(on_start=_say_of_start),
+                Observer(on_start=lambda problem, history: n_before.append(len(history))),
                 *([] if reporting is None else [reporting]),
                 *([Pictures(out / "pictures", arguments.pictures)] if out and arguments.pictures else []),
             ],
         )
     if reporting is not None:
         print(f"Written to {out}: {', '.join(reporting.written)}")
-    return 0
+    if not result.reason.startswith(TIME_IS_UP):
+        return 0
+    if len(result.history) > n_before[0]:
+        return GO_ON
+    print(f"No step was made: {result.reason}. It needs more time at once than it was given.", file=sys.stderr)
+    return 1
 
 
 def _verify(text: str) -> str | int | None:
@@ -165,3 +190,21 @@ def _verify(text: str) -> str | int | None:
 
 def _scale(text: str) -> str | float:
     return text if text == "start" else float(text)
+
+
+def _moment(text: str) -> float:
+    """Seconds since the epoch."""
+    if text == "slurm":
+        text = os.environ.get("SLURM_JOB_END_TIME", "")
+        if not text:
+            raise argparse.ArgumentTypeError(
+                "slurm: SLURM_JOB_END_TIME is not set here. Older versions of Slurm do not set it; say when: "
+                '--until "$(squeue -h -j $SLURM_JOB_ID -o %e)"'
+            )
+    with contextlib.suppress(ValueError, OverflowError):
+        seconds = float(text)
+        if math.isfinite(seconds):
+            return time.time() + seconds if text.startswith("+") else seconds
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text).timestamp()
+    raise argparse.ArgumentTypeError(f"expected 2026-05-01T08:00, +3600, seconds since 1970, or slurm, got {text!r}")

@@ -34,6 +34,7 @@ from tesseract_flow.optimize.stopping import (
     Stagnation,
     Stalled,
     TargetValue,
+    Until,
     WallTime,
     stop_rules_from,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "StartFrom",
     "StepRecord",
     "TargetValue",
+    "Until",
     "WallTime",
     "WhichDesign",
     "build_driver",

@@ -28,6 +28,7 @@ from tesseract_flow.optimize.stopping import (
     TargetValue,
     Unbounded,
     Unresponsive,
+    Until,
     WallTime,
     first_reason,
     rules_given,
@@ -144,7 +145,8 @@ def limits_of(problem: Problem, stop: Any) -> Limits:
         own = phase_of(problem, place).stop
         rules = given if own is None else rules_given(own, dtype)
         limits = tuple(rule for rule in rules if rule.is_budget and own is not None)
-        is_default = not limits and not budget
+        # A moment ends a process, and the run is to go on in the next.
+        is_default = not limits and all(isinstance(rule, Until) for rule in budget)
         if is_default:
             limits = (MaxSteps(DEFAULT_MAX_STEPS),)
         ends.append(Ends((*(rule for rule in rules if not rule.is_budget), *ALWAYS), limits, is_default))

@@ -7,7 +7,9 @@ requests over from the journal. To stop is a value in the result, not an excepti
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -19,6 +21,7 @@ from tesseract_flow.optimize.optimality import best_record, first_record, is_fir
 from tesseract_flow.optimize.result import StepRecord
 
 DEFAULT_MAX_STEPS = 200
+TIME_IS_UP = "the time of this process is nearly up"
 # What a form, or `optimize(stop={...})`, may say; see `stop_rules_from`.
 STOP_SETTINGS = (
     "gradient_tolerance",
@@ -155,6 +158,33 @@ class WallTime(AbstractStoppingRule):
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         spent = history[-1].seconds
         return f"wall time used up ({spent:.1f} s of {self.seconds:g} s)" if spent >= self.seconds else None
+
+
+class Until(AbstractStoppingRule):
+    """Stop in time before a moment at which this process has to be over, such as the end of a batch job.
+
+    There has to be room for one and a quarter times the longest step so far, and for `reserve` seconds, in which
+    results are written. The run is to go on later from its journal, with another moment.
+
+    Unlike all others it looks at a clock: what it decides is about this process, and not about the run.
+    """
+
+    time: float  # seconds since the epoch
+    reserve: float = 30.0
+    clock: Callable[[], float] = eqx.field(default=time.time, static=True, repr=False)
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = True
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        left = self.time - self.clock()
+        if left > 1.25 * history[-1].seconds + self.reserve:  # no step took longer than all of them
+            return None
+        seconds = [0.0, *(record.seconds for record in history)]
+        longest = max(after - before for before, after in itertools.pairwise(seconds))
+        if left > 1.25 * longest + self.reserve:
+            return None
+        about = f"{max(left, 0.0):.0f} s left, the longest step took {longest:.3g} s"
+        return f"{TIME_IS_UP} ({about}); start it again to go on"
 
 
 class MaxRequests(AbstractStoppingRule):

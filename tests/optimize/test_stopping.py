@@ -17,6 +17,7 @@ from tesseract_flow.optimize import (
     Stalled,
     StepRecord,
     TargetValue,
+    Until,
     WallTime,
     stop_rules_from,
 )
@@ -167,8 +168,26 @@ def test_there_is_always_a_rule_that_ends_the_run():
     for stop in (None, (), GradientBelow(1e-8), {"target_value": 0.0}, [Stagnation(3)]):
         assert all(rule.is_budget for rule in budget_of(stop)) and budget_of(stop)
     assert budget_of(MaxSteps(1000)) == [MaxSteps(1000)]
+    # A moment ends a process, and not what goes on in the next one.
+    assert len(budget_of(Until(0.0))) == 2 and len(budget_of([Until(0.0), MaxSteps(1000)])) == 2
     with pytest.raises(ProblemError, match="received 'often'"):
         limits_of(rosenbrock_problem(), ["often"])
+
+
+def test_a_run_ends_before_a_moment_in_time_for_its_longest_step():
+    now = [1000.0]
+    rule = Until(2000.0, reserve=30.0, clock=lambda: now[0])
+    steps = [record(k, seconds=seconds) for k, seconds in enumerate([5.0, 105.0, 110.0, 900.0 - 10.0, 900.0])]
+    assert rule.reason_to_stop(steps[:3]) is None
+    now[0] = 2000.0 - 1.25 * 100.0 - 30.0 - 1.0  # the longest of these took 100 s
+    assert rule.reason_to_stop(steps[:3]) is None
+    now[0] += 2.0
+    assert "154 s left, the longest step took 100 s" in (rule.reason_to_stop(steps[:3]) or "")
+    now[0] = 1100.0
+    assert "took 780 s" in (rule.reason_to_stop(steps) or "")
+    now[0] = 3000.0
+    assert "0 s left" in (rule.reason_to_stop(steps[:1]) or "")
+    assert "clock" not in repr(rule)
 
 
 def test_success_speaks_first():
