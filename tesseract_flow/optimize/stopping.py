@@ -169,14 +169,14 @@ class Until(AbstractStoppingRule):
     Unlike all others it looks at a clock: what it decides is about this process, and not about the run.
     """
 
-    time: float  # seconds since the epoch
+    moment: float  # seconds since the epoch
     reserve: float = 30.0
     clock: Callable[[], float] = eqx.field(default=time.time, static=True, repr=False)
     means_success: ClassVar[bool] = False
     is_budget: ClassVar[bool] = True
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
-        left = self.time - self.clock()
+        left = self.moment - self.clock()
         if left > 1.25 * history[-1].seconds + self.reserve:  # no step took longer than all of them
             return None
         seconds = [0.0, *(record.seconds for record in history)]
