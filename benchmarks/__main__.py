@@ -16,13 +16,15 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import calls, curves, cutest, flows, gradients, plots, residuals, results, solver_runs
+from benchmarks import calls, curves, cutest, flows, gradients, loops, plots, residuals, results, solver_runs
 from benchmarks.measuring import Bench, Row
 
 PEERS = ("tesseract-jax", "tesseract-core[runtime]>=1.12")
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "gradient": gradients.gradient_rows,
     "vmap": gradients.vmap_rows,
+    "loops": loops.loop_rows,
+    "coupled": loops.coupled_rows,
     "flow": flows.flow_rows,
     "recipe": residuals.recipe_rows,
     "http": calls.call_rows,
