@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from tesseract_flow.autodiff.shapes import is_x64_on
+from tesseract_flow.checks.around import cheapest_differences
 from tesseract_flow.checks.asking import PATIENCE, Component, ask_all, handles_in
 from tesseract_flow.checks.differentiability import Cut, Flow, Walk
 from tesseract_flow.checks.endpoints import Asked, asked_by, asked_on_paths, missing_endpoints, summary, time_of
@@ -44,7 +45,8 @@ def check(problem: Problem, *, patience: float = PATIENCE) -> Report:
 
     Looked at are: whether each component and each of its replicas can be asked, and is the same; shapes and dtypes
     along the pipeline; a differentiable path from every varying leaf to the objective, and to each constraint, and
-    where it is cut; derivative endpoints that are missing, and what `derive=` would cost; 64-bit mode; bounds, scale
+    where it is cut; derivative endpoints that are missing, and what `derive=` would cost, or differences of several
+    components together; 64-bit mode; bounds, scale
     and start; names of constraints; numbers that do not vary. Components are asked for descriptions and shapes alone:
     no request goes to `apply` or a derivative.
 
@@ -99,10 +101,11 @@ def _report(problem: Problem, components: Sequence[Component], patience: float, 
         gradient = None
     asked = asked_by(gradient) if gradient is not None else [*asked_on_paths(flows), *_unshaped(found, walk)]
     missing = list(missing_endpoints(asked))
+    cheaper = list(cheapest_differences(found.closed)) if found.is_complete else []
     seconds, unknown = time_of(gradient) if gradient is not None and not missing else (None, ())
     return Report(
         problem.name,
-        in_order([*findings, *missing]),
+        in_order([*findings, *missing, *cheaper]),
         tuple(summary(component, asked, is_complete=gradient is not None) for component in found.components),
         seconds,
         unknown,
