@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tesseract_flow.execute import concurrent
@@ -78,8 +78,12 @@ _STEP = st.recursive(_SIMPLE, lambda step: st.tuples(st.sampled_from(sorted(AROU
 _LOOP = st.tuples(st.sampled_from(LOOPS), _programs(_STEP, 2))
 
 
-@pytest.mark.parametrize("share", [0.02, pytest.param(1.0, marks=pytest.mark.slow)])
-def test_loops_with_anything_in_them_equal_plain_jax(request: pytest.FixtureRequest, share: float):
+# In parts, each of which is done in less time than a test may take, with `--graphs 1000` as well.
+@pytest.mark.parametrize("part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 11))])
+def test_loops_with_anything_in_them_equal_plain_jax(request: pytest.FixtureRequest, part: int):
+    share = 0.1 if part else 0.02
+
+    @seed(part)
     @settings(
         max_examples=max(1, round(share * request.config.getoption("--graphs"))),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -91,8 +95,8 @@ def test_loops_with_anything_in_them_equal_plain_jax(request: pytest.FixtureRequ
         st.integers(0, 2**32 - 1),
         st.booleans(),
     )
-    def check(before: Any, loop: Any, after: Any, seed: int, speculative: bool) -> None:
-        DELAY.rng = np.random.default_rng(seed)
+    def check(before: Any, loop: Any, after: Any, delays: int, speculative: bool) -> None:
+        DELAY.rng = np.random.default_rng(delays)
 
         def loss(ask: Callable[..., Any]) -> Callable[[Any], Any]:
             def of(x: Any) -> tuple[Any, Any]:
