@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -97,15 +98,16 @@ def _by_hand(loop: FunctionTesseract, designs: list[np.ndarray]) -> list[int]:
                 f_tol=rtol * float(np.sqrt(np.mean(T**2)) or 1.0),
             )
 
-            def pulled(price: np.ndarray, x: np.ndarray = x, T: np.ndarray = T) -> np.ndarray:
-                bars = loop.vector_jacobian_product({"T": T, "x": x}, ["T", "x"], ["y"], {"y": price})
-                return np.asarray(bars["T"])
-
-            system = scipy.sparse.linalg.LinearOperator((T.size, T.size), lambda p, pulled=pulled: p - pulled(p))
+            pull = functools.partial(_pulled, loop, x, T)
+            system = scipy.sparse.linalg.LinearOperator((T.size, T.size), lambda price, pull=pull: price - pull(price))
             price, info = scipy.sparse.linalg.gmres(
                 system, 2.0 * (T - 0.3), rtol=Gmres().tolerance(np.dtype(np.float64)), restart=40
             )
             assert info == 0
-            pulled(price)
+            pull(price)
         counts.append(requests.n_solves)
     return counts
+
+
+def _pulled(loop: FunctionTesseract, x: np.ndarray, T: np.ndarray, price: np.ndarray) -> np.ndarray:
+    return np.asarray(loop.vector_jacobian_product({"T": T, "x": x}, ["T", "x"], ["y"], {"y": price})["T"])
