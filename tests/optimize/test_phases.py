@@ -294,3 +294,14 @@ def test_mistakes_are_said_before_anything_runs(make, error, message):
 def test_a_function_of_the_step_is_kept_as_its_values():
     assert Schedule.from_function(lambda k: 2.0**k, 4) == Schedule([1.0, 2.0, 4.0, 8.0], every=1)
     assert Schedule.linear(0.0, 1.0, 3, every=2) == Schedule([0.0, 0.5, 1.0], every=2)
+
+
+def test_in_single_precision_a_driver_that_leads_nowhere_comes_to_its_end():
+    """What a leg was worth is kept in single precision: compared in double, it never ended here."""
+    with jax.enable_x64(False):
+        weight = Schedule.geometric(1.0, 1e4, 5)
+        problem = Problem(
+            jnp.array([-1.8858751, -0.6326743]), penalised, schedule={"weight": weight}, bounds=(-2.0, 2.0)
+        )
+        result = optimize(problem, "slsqp", transform=eqx.filter_jit, stop=MaxSteps(80))
+    assert result.value == pytest.approx(exact(1e4), rel=1e-6) and result.history[-1].stalled

@@ -358,7 +358,10 @@ class LibraryEngine(AbstractEngine):
         """The objective, over its size, and the violation."""
         found = run.evaluator.evaluation(state.here.leaves)
         violation = run.constraints.violation(found.constraints, state.duals)
-        return float(found.objective) / float(state.objective_scale), float(violation)
+        # As the state keeps it: compared with more digits, a leg without an effect would seem to have led somewhere, and
+        # the next one too, without an end.
+        worth = np.asarray(jnp.asarray((float(found.objective) / float(state.objective_scale), float(violation))))
+        return float(worth[0]), float(worth[1])
 
     def _is_progress(self, run: Run, state: State, new: State) -> bool:
         """Whether the last point of a library is worth going to."""
