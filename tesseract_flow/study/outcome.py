@@ -66,21 +66,33 @@ class StudyRun:
     @property
     def why(self) -> str:
         """The reason why it ended, or the error, in one line."""
-        return (self.error or "").strip().partition("\n")[0] if self.result is None else self.result.reason
+        if self.result is None:
+            return (self.error or "").strip().partition("\n")[0]
+        n = self.stages_left
+        return self.result.reason + (f", before {n} of its {_n_stages(self.problem)} stages" if n else "")
+
+    @property
+    def stages_left(self) -> int:
+        """How many stages of the problem, with other numbers or demands, the run has not come to."""
+        n = _n_stages(self.problem)
+        if n == 1 or self.result is None:
+            return 0
+        return max(0, n - 1 - self.result.history[-1].stage)
 
     @property
     def sort_key(self) -> tuple[Any, ...]:
         """Smaller is better: feasible designs by value, then infeasible ones by violation, then failures.
 
-        Of equal values the converged one comes first, and then the design decides, so that the order of runs does not.
+        Values of different stages are of different functions: who has come further is ahead, whatever the value. Of
+        equal values the converged one comes first, and then the design decides, so that the order of runs does not.
         """
         result = self.result
         if result is None or not math.isfinite(result.value):
             return (2, self.key)
         design = tuple(float(x) for x in self.varying)
         if result.feasible:
-            return (0, result.value, not result.converged, result.violation, design, self.key)
-        return (1, result.violation, result.value, not result.converged, design, self.key)
+            return (0, self.stages_left, result.value, not result.converged, result.violation, design, self.key)
+        return (1, self.stages_left, result.violation, result.value, not result.converged, design, self.key)
 
     @property
     def varying(self) -> np.ndarray:
@@ -89,6 +101,11 @@ class StudyRun:
             return np.zeros(0)
         names = {name for name, _ in named_leaves(self.problem.partition.varying)}
         return _flat([leaf for name, leaf in named_leaves(self.result.design) if name in names])
+
+
+def _n_stages(problem: Problem | None) -> int:
+    """How many stages a problem has."""
+    return 1 if problem is None else len(problem.stages)
 
 
 def _flat(leaves: Sequence[Any]) -> np.ndarray:
@@ -231,7 +248,8 @@ class AbstractStudy(abc.ABC):
     def pareto(self, objectives: Sequence[str], *, maximize: Sequence[str] = ()) -> list[StudyRun]:
         """The runs that no other one beats in all objectives at once, in order of the first.
 
-        Of feasible designs only, and of numbers only: where one is NaN or infinite, the run is left out. Runs that are
+        Of feasible designs of the last stage only, and of numbers only: where one is NaN or infinite, the run is left
+        out. Runs that are
         equal in all of them are there together.
 
         Args:
@@ -249,7 +267,7 @@ class AbstractStudy(abc.ABC):
         signs = np.array([-1.0 if name in maximize else 1.0 for name in objectives])
         runs, points = [], []
         for run in self.runs:
-            if run.result is None or not run.result.feasible:
+            if run.result is None or not run.result.feasible or run.stages_left:
                 continue
             point = signs * [_number(run.result, name) for name in objectives]
             if np.isfinite(point).all():

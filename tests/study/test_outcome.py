@@ -14,6 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 
+import tesseract_flow as tf
 from tesseract_flow.errors import EvaluationFailed, OptionError, ProblemError
 from tesseract_flow.study import MultiStart, StudyRun, Sweep
 from tests.study.helpers import failed, run
@@ -200,3 +201,19 @@ def test_the_table_is_for_a_terminal():
     assert "... 2 more" in study.table(limit=1)
     assert all(line.isascii() for line in lines)
     assert len({len(line) for line in itertools.islice(study.table().splitlines(), 1, 3)}) <= 2
+
+
+def test_a_run_that_ended_in_an_earlier_stage_is_not_the_best_for_it():
+    def evaluate(x, scheduled):
+        return scheduled["weight"] * ((x - 1.0) ** 2 + 1.0)
+
+    problem = tf.Problem(jnp.asarray(9.0), evaluate, schedule={"weight": tf.Schedule([1.0, 1000.0])})
+    starts = [jnp.asarray(9.0), jnp.asarray(1.0)]
+    study = tf.multi_start(
+        problem, 2, "adam", starts=starts, stop=[tf.optimize.FirstOrder(1e-6), tf.optimize.MaxSteps(2)]
+    )
+    late, early = study.ranked
+    assert (late.stages_left, early.stages_left) == (0, 1)
+    assert late.result.value == 1000.0 > early.result.value
+    assert "before 1 of its 2 stages" in early.why
+    assert study.pareto(["value"]) == [late]

@@ -358,8 +358,8 @@ class LibraryEngine(AbstractEngine):
         """The objective, over its size, and the violation."""
         found = run.evaluator.evaluation(state.here.leaves)
         violation = run.constraints.violation(found.constraints, state.duals)
-        # As the state keeps it: compared with more digits, a leg without an effect would seem to have led somewhere, and
-        # the next one too, without an end.
+        # As the state keeps it: compared with more digits, a leg without an effect would seem to have led somewhere,
+        # and the next one too, without an end.
         worth = np.asarray(jnp.asarray((float(found.objective) / float(state.objective_scale), float(violation))))
         return float(worth[0]), float(worth[1])
 
