@@ -58,6 +58,10 @@ class AbstractTesseract(abc.ABC):
         """The schema as the component says it now, whatever was remembered: whether it can be asked, and what it is."""
         return self.schema
 
+    def refresh(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Ask again for the schema where somebody else may have taken the place of who told it: a server that was
+        started again, perhaps with another version of the component. Costs nothing where that cannot be."""
+
     @property
     def anchor(self) -> object:
         """What lives as long as the component is in use, through this handle or an equal one.
@@ -94,6 +98,7 @@ class AbstractTesseract(abc.ABC):
 
     def require(self, endpoint: Endpoint) -> None:
         """Raise `EndpointNotFound` unless the component offers `endpoint`."""
+        self.refresh()
         if endpoint not in self.schema.endpoints:
             from tesseract_flow.client.deriving.routes import advice  # the way there is long, and hardly ever gone
 

@@ -205,6 +205,7 @@ def _components(handles: Iterable[AbstractTesseract]) -> tuple[dict[str, Any], A
 
 
 def _component(handle: AbstractTesseract) -> dict[str, Any]:
+    handle.refresh()
     schema = handle.schema
     return {"name": schema.name, "version": schema.version, "schema": schema.digest[:32], "build": handle.build}
 

@@ -75,6 +75,10 @@ class CachedTesseract(AbstractWrapper):
     def read_schema(self) -> TesseractSchema:
         return self._component.schema if self._is_replay else self.tesseract.read_schema()
 
+    def refresh(self) -> None:
+        if not self._is_replay:
+            self.tesseract.refresh()
+
     @property
     def known_schema(self) -> TesseractSchema | None:
         return self._component.schema if self._is_replay else self.tesseract.known_schema
@@ -118,6 +122,7 @@ class CachedTesseract(AbstractWrapper):
 
     def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
+        self.refresh()
         component = self._component.key
         try:
             asked = {name: sorted(item) if name in _PATHS else item for name, item in payload.items()}

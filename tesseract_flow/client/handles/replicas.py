@@ -203,6 +203,13 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
     def _check(self, group: _Group, k: int) -> None:
         """Before its first call: that it serves what the others do."""
         if k in group.checked:
+            replica = self.replicas[k]
+            known = replica.known_schema
+            replica.refresh()
+            if replica.known_schema is not known and known is not None:
+                group.schema = None  # they may all be others by now
+                group.checked.clear()
+                _ = self.schema
             return
         try:
             schema = self.replicas[k].schema

@@ -39,6 +39,9 @@ class AbstractWrapper(ByFields, AbstractTesseract):
     def read_schema(self) -> TesseractSchema:
         return self.tesseract.read_schema()
 
+    def refresh(self) -> None:
+        self.tesseract.refresh()
+
     @property
     def known_schema(self) -> TesseractSchema | None:
         return self.tesseract.known_schema

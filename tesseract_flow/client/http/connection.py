@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +52,16 @@ class KeptConnection:
             patience = self._road.patience
             self._new()
             self._road.patience = patience
+        if not self.n_requests:
+            self._made_at = time.monotonic()
         self.n_requests += 1
         return self._connection.handle_request(request)
+
+    def alive_since(self) -> float:
+        """When it was made, by the monotonic clock; infinity where there is none, or the server has hung up."""
+        if not self.n_requests or self._connection.is_closed() or self._connection.has_expired():
+            return math.inf
+        return self._made_at
 
     def is_ahead(self) -> bool:
         """Whether the server has sent something already, or has hung up, before it has the whole question."""
@@ -78,6 +88,7 @@ class KeptConnection:
         self._road = _Backend()
         self._connection = self._connect(self._road)
         self.n_requests = 0  # on this connection
+        self._made_at = math.inf
 
     def _tell_of_strays(self) -> None:
         if any(stream.has_strays() for stream in self._road.streams):
@@ -219,6 +230,9 @@ class TransportConnection:
             content=_Body(response),
             extensions=response.extensions,
         )
+
+    def alive_since(self) -> float:
+        return -math.inf
 
     n_requests = 1  # whatever is behind the transport: nothing is known of its connections
 

@@ -69,8 +69,32 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         session = self._session
         with session.lock:
             if session.schema is None:
-                session.schema = self._read_schema()
+                session.learn(self._read_schema())
+                assert session.schema is not None
             return session.schema
+
+    def refresh(self) -> None:
+        session = self._session
+        if session.schema is None or session.is_vouched_for():
+            return
+        with session.lock:
+            if (known := session.schema) is None or session.is_vouched_for():
+                return
+            try:
+                schema = self._ask_schema()
+            except CallError:  # who is not there is nobody else; what is sent next says so
+                return
+            session.learn(schema)
+            if (schema.name, schema.version, schema.digest) != (known.name, known.version, known.digest):
+                _log.warning(
+                    "The component at %s is another one now, and so are its answers: %s %s has become %s %s%s.",
+                    self.url,
+                    known.name,
+                    known.version,
+                    schema.name,
+                    schema.version,
+                    "" if known.digest == schema.digest else ", with another schema",
+                )
 
     def read_schema(self) -> TesseractSchema:
         return self._read_schema()
@@ -88,8 +112,8 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return self._repeated(endpoint, lambda: self.ask(endpoint, payload, run_id, key))
 
     def learn_schema(self, schema: TesseractSchema) -> None:
-        """Take it from somebody who has asked the same server."""
-        self._session.schema = schema
+        """Take it from somebody who has asked the same server, a process of ours."""
+        self._session.learn(schema, is_ours=True)
 
     def ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
         """`request`, once, for callers that know more.
@@ -183,8 +207,11 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
         return primals_key(endpoint, payload) if self.n_lanes > 1 and has_residuals else None
 
     def _read_schema(self) -> TesseractSchema:
-        question = self._question("openapi.json")
-        content, _ = self._repeated("openapi.json", lambda: self._send("GET", question, Message(), {}))
+        return self._repeated("openapi.json", self._ask_schema)
+
+    def _ask_schema(self) -> TesseractSchema:
+        """Once."""
+        content, _ = self._send("GET", self._question("openapi.json"), Message(), {})
         try:
             return self._read_cleanly(_schema, content)
         except (orjson.JSONDecodeError, SchemaError, WireError) as error:

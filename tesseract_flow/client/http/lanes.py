@@ -51,6 +51,8 @@ class Connection(Protocol):
 
     def was_ahead(self) -> bool: ...
 
+    def alive_since(self) -> float: ...
+
     def has_rest(self) -> bool: ...
 
     def close(self) -> object: ...
@@ -267,6 +269,12 @@ class Lanes:
             out = list(self._open)
             self._take_out(out)
         _close(out)
+
+    def has_lasted_since(self, then: float) -> bool:
+        """Whether there is a connection that was there at a time of the monotonic clock, and without a break since."""
+        with self._lock:
+            lanes = list(self._open)
+        return any(lane.connection.alive_since() <= then for lane in lanes)
 
     def has_seen(self, key: Hashable) -> bool:
         """Whether an open lane has seen these primals."""

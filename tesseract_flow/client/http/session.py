@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -86,14 +88,33 @@ class Session:
         else:
             self.lanes = Lanes(options.n_lanes, functools.partial(TransportConnection, options.transport))
         self.schema: TesseractSchema | None = None
+        self._vouched_at = -math.inf
         self.longest: dict[str, float] = {}  # seconds that a call of an endpoint took
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a question names the component, by its schema
         self.pid = os.getpid()
         self.folders: Folders | None = None
         if options.input_dir is not None and options.output_dir is not None and options.encoding in ("binref", "auto"):
             self.folders = Folders(options.input_dir, options.output_dir, is_choosing=options.encoding == "auto")
             weakref.finalize(self, self.folders.close)
         weakref.finalize(self, _close, self.lanes, options.transport)
+
+    def learn(self, schema: TesseractSchema, *, is_ours: bool = False) -> None:
+        """Its schema, as it was just told.
+
+        Args:
+            is_ours: the server is a process of ours, so nobody takes its place.
+        """
+        self.schema, self._vouched_at = schema, math.inf if is_ours else time.monotonic()
+
+    def is_vouched_for(self) -> bool:
+        """Whether the server must still be the one that told its schema: a connection from then is still there, or one
+        that was made while such a one was."""
+        if self._vouched_at == math.inf:
+            return True
+        if not self.lanes.has_lasted_since(self._vouched_at):
+            return False
+        self._vouched_at = time.monotonic()
+        return True
 
     def took(self, endpoint: str, seconds: float) -> None:
         """A call of an endpoint was answered after so many seconds."""
