@@ -18,9 +18,11 @@ from tesseract_flow.errors import (
     EndpointNotFound,
     InvalidAnswer,
     InvalidInput,
+    NotRecorded,
     NotServed,
     OverBudget,
     Overloaded,
+    StaleRecording,
     TesseractFlowError,
     Unreachable,
 )
@@ -34,7 +36,9 @@ FINAL = [
     InvalidAnswer,
     AccessDenied,
     NotServed,
+    NotRecorded,
     OverBudget,
+    StaleRecording,
 ]
 
 
