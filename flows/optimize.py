@@ -26,6 +26,7 @@ from tesseract_flow.tasks import (
     Cards,
     ObservedSubmitter,
     ObserveLevel,
+    PausesOfFlowRun,
     PrefectJournal,
     PrefectSubmitter,
     ProgressLog,
@@ -127,7 +128,7 @@ def optimise(
         own = (problem.defaults or {}).get("stop") or {}
         most_steps = own.get("max_steps", stop.max_steps) if said(stop) is None else stop.max_steps
         publisher = ArtifactPublisher(cards, journal, most_steps, lambda: dict(requests), submitter.graph.rows)
-        with reporting, publisher:
+        with reporting, publisher, PausesOfFlowRun(journal) as pauses:
             return optimize(
                 problem,
                 optimizer.name,
@@ -135,7 +136,7 @@ def optimise(
                 driver_settings=optimizer.settings,
                 stop=said(stop),
                 on_failure=on_failure.model_dump(),
-                journal=PrefectJournal(journal, observation),
+                journal=PrefectJournal(journal, observation, pauses),
                 transform=partial(concurrent, submitter=submitter),
                 run_step=_step_runner(submitter, observe),
                 observers=[ProgressLog(), publisher, TerminalProgress(max_steps=most_steps), reporting],

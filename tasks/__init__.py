@@ -8,6 +8,7 @@ from tesseract_flow.tasks.endpoints import apply_task, jacobian_task, pullback_t
 from tesseract_flow.tasks.log import ProgressLog, own_log, warnings_in_run_log
 from tesseract_flow.tasks.observe import ObservedSubmitter, ObserveLevel, observation_of
 from tesseract_flow.tasks.publish import ArtifactPublisher
+from tesseract_flow.tasks.steering import PausesOfFlowRun
 from tesseract_flow.tasks.step import run_step, run_step_as_task
 from tesseract_flow.tasks.study import StudyPublisher
 
@@ -16,6 +17,7 @@ __all__ = [
     "Cards",
     "ObserveLevel",
     "ObservedSubmitter",
+    "PausesOfFlowRun",
     "PrefectCache",
     "PrefectJournal",
     "PrefectSubmitter",

@@ -9,6 +9,7 @@ from prefect.utilities.annotations import opaque
 
 from tesseract_flow.optimize import AbstractJournal, Checkpoint, Resumption
 from tesseract_flow.tasks.observe import AbstractObservation
+from tesseract_flow.tasks.steering import PausesOfFlowRun
 
 
 @task(name="checkpoint", task_run_name="checkpoint #{step}", cache_policy=NO_CACHE, persist_result=False)
@@ -20,9 +21,12 @@ def save_checkpoint(step: int, journal: AbstractJournal, checkpoint: Checkpoint,
 class PrefectJournal(AbstractJournal):
     """Wraps a journal: its checkpoints become task runs, at the steps that are observed."""
 
-    def __init__(self, journal: AbstractJournal, observation: AbstractObservation):
+    def __init__(
+        self, journal: AbstractJournal, observation: AbstractObservation, pauses: PausesOfFlowRun | None = None
+    ):
         self.journal = journal
         self.observation = observation
+        self.pauses = pauses
         self.glance = journal.glance
 
     @property
@@ -56,3 +60,7 @@ class PrefectJournal(AbstractJournal):
 
     def dismiss(self, name: str, *, is_bad: bool = False) -> None:
         self.journal.dismiss(name, is_bad=is_bad)
+
+    def waiting(self, why: str | None) -> None:
+        if self.pauses is not None:
+            self.pauses.waiting(why)

@@ -120,6 +120,10 @@ class AbstractJournal(abc.ABC):
         """Write down what the run is about to do because it was asked to. Durable on return."""
         raise NotImplementedError
 
+    def waiting(self, why: str | None) -> None:
+        """Told again and again while the run waits for somebody, and with None when it goes on; for who shows that."""
+        return None
+
     def dismiss(self, name: str, *, is_bad: bool = False) -> None:
         """Take out of the inbox what was looked at; what `is_bad` is set aside."""
         raise NotImplementedError

@@ -74,6 +74,7 @@ class Steering:
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
         self._announced: tuple[int, str] | None = None
+        self._is_waiting = False
 
     def __enter__(self) -> Steering:
         if self._journal is not None:
@@ -233,13 +234,18 @@ class Steering:
         """A moment, if the run is to wait; whether it did."""
         is_paused = self._last(step, "pause", "go-on") == "pause"
         if self.is_stopped(step) or not (is_paused or (waits_for and not self.is_approved(step, waits_for))):
+            if self._is_waiting and self._journal is not None:
+                self._journal.waiting(None)
+            self._is_waiting = False
             return False
         assert self._journal is not None
+        why = f"{waits_for} waits for approval" if waits_for else "the run is paused"
         if self._announced != (step, waits_for):
             self._announced = step, waits_for
-            why = f"{waits_for} waits for approval" if waits_for else "the run is paused"
             _log.warning("After step %d %s: tesseract-flow steer %s go-on", step, why, self._journal.address)
+        self._is_waiting = True
         began = time.monotonic()
+        self._journal.waiting(f"After step {step} {why}.")
         self._sleep(self._journal.glance)
         self._idle(time.monotonic() - began)
         return True
