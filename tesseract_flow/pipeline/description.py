@@ -128,7 +128,7 @@ class Group(Part):
         nodes: those that belong to it, at least one.
         start: where the search begins, `node.path` → a number, an array, or the name of a pipeline's input or an output
             outside of the group. 1 where nothing is said.
-        solver, rtol, atol, max_steps, order: as in `tf.fixed_point`.
+        solver, rtol, atol, max_steps, order, warm_start: as in `tf.fixed_point`.
         solver_settings: such as `{depth: 3}` for `anderson`.
     """
 
@@ -137,6 +137,7 @@ class Group(Part):
     solver: Any = "newton-krylov"
     solver_settings: dict[str, Any] = Field(default_factory=dict)
     rtol: float | None = None
+    warm_start: bool = True
     atol: float = 0.0
     max_steps: int = 50
     order: list[str] | None = None

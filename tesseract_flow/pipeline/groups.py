@@ -107,6 +107,7 @@ def solve(coupled: Coupled, evaluation: Evaluation) -> None:
         {node: {text: start[s] for (owner, text), s in known.items() if owner == node} for node in group.nodes},
         solver=_solver(coupled),
         rtol=group.rtol,
+        warm_start=group.warm_start,
         atol=group.atol,
         max_steps=group.max_steps,
         order=coupled.order(avals),

@@ -87,6 +87,26 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(tmp_path):
     assert again.requests == whole.requests
 
 
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_group_of_a_pipeline_has_the_same_choice(is_warm: bool):
+    one = tf.Pipeline(
+        inputs=["x"],
+        nodes={
+            "a": {"function": lambda x, v: 0.5 * jnp.cos(v) + x, "inputs": {"x": "x", "v": "b"}},
+            "b": {"function": lambda u: 0.5 * jnp.sin(u), "inputs": {"u": "a"}},
+        },
+        groups={"loop": {"nodes": ["a", "b"], "start": {"b": 0.0}, "warm_start": is_warm}},
+        outputs={"v": "b"},
+    )
+    design = {"x": jnp.asarray(0.3)}
+    (cold,) = check_evaluation(tf.Problem(design, lambda design: one(design)["v"])).coupled.values()
+    cold = jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan if shape.dtype == "float64" else 0), cold)
+    fn = carrying(lambda design: one(design)["v"])
+    (left,) = fn([cold], design)[1]
+    (again,) = fn([left], design)[1]
+    assert (int(again.n_rounds) == 1) == is_warm
+
+
 @pytest.mark.slow
 def test_through_compiled_functions_checkpoints_and_vmap_and_beside_each_other():
     def two(xs: Any) -> Any:
