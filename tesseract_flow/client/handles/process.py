@@ -19,9 +19,10 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
+from tesseract_flow.client.handles.environment import own_python
 from tesseract_flow.client.handles.private_folder import MEMORY, PrivateFolder, has_room, quickest
 from tesseract_flow.client.handles.source import build_of, code_of
 from tesseract_flow.client.http import HttpTesseract
@@ -46,7 +47,7 @@ class ServedProcess(ByFields, AbstractTesseract):
     """One process with one worker. It asks once: what it fails with is for its owner to repeat.
 
     Attributes:
-        path, label, python, startup_timeout, shares_memory: as in `ServedTesseract`.
+        path, label, python, environment, startup_timeout, shares_memory: as in `ServedTesseract`.
         code: of the component, a digest. Another one is not started in its place.
         number: which of several equal processes.
     """
@@ -55,6 +56,7 @@ class ServedProcess(ByFields, AbstractTesseract):
     code: str
     label: str | None = None
     python: str = sys.executable
+    environment: Literal["own"] | None = None
     startup_timeout: float = 120.0
     shares_memory: bool = True
     number: int = 0
@@ -210,6 +212,17 @@ def _start(handle: ServedProcess) -> _Server:
             "Its code has changed since this handle was opened, and whoever holds the handle counts on the old one.\n"
             "Open it again with open_tesseract(path): that serves the files as they are now.",
         )
+    if handle.environment is not None:
+        try:
+            python = own_python(handle.path)
+        except RuntimeError as error:
+            requirements = handle.path.with_name("tesseract_requirements.txt")
+            raise _failure(
+                handle,
+                f"its environment could not be made. {error}\nIt is made of {requirements}; mend that, or name "
+                "an interpreter that has it all: open_tesseract(path, python=...).",
+            ) from error
+        handle = dataclasses.replace(handle, python=python, environment=None)
     build = build_of(handle.path.parent)
     disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
     shares_memory = handle.shares_memory and CAN_LOCK and has_room(MEMORY)

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.handles.process import ServedProcess
@@ -36,6 +36,8 @@ class ServedTesseract(ByFields, AbstractTesseract):
         label: what to call it; default the name in its `tesseract_config.yaml`, else its folder's.
         n_workers: processes that answer, each one request at a time.
         python: the interpreter that runs it; it needs `tesseract-core[runtime]` and what the component imports.
+        environment: `"own"`: it runs in an environment of its own, which is made by tesseract-core, once, from its
+            `tesseract_requirements.txt`, in the folder `.tesseract-venv` beside its code. None: it is run by `python`.
         startup_timeout: seconds.
         shares_memory: large arrays go through files in memory, of which nothing is left; small ones, and where there
             is no room, through the messages. The component's output path may be in memory then, too.
@@ -49,6 +51,7 @@ class ServedTesseract(ByFields, AbstractTesseract):
     label: str | None = None
     n_workers: int = 1
     python: str = sys.executable
+    environment: Literal["own"] | None = None
     startup_timeout: float = 120.0
     shares_memory: bool = True
     retry: RetryPolicy = DEFAULT_RETRY
@@ -60,6 +63,12 @@ class ServedTesseract(ByFields, AbstractTesseract):
         object.__setattr__(self, "code", code_of(self.path))
         if self.n_workers < 1:
             raise OptionError(f"n_workers is {self.n_workers}; expected at least 1.")
+        if self.environment not in (None, "own"):
+            raise OptionError(f"environment is {self.environment!r}; expected 'own', or None for that of python.")
+        if self.environment is not None and self.python != sys.executable:
+            raise OptionError(
+                "environment='own' makes an interpreter, and python names another one: choose one of them."
+            )
 
     def __repr__(self) -> str:
         return f"ServedTesseract({self.label + ': ' if self.label else ''}{self.path.parent.name})"
@@ -135,7 +144,9 @@ class ServedTesseract(ByFields, AbstractTesseract):
     def _processes(self) -> tuple[ServedProcess, ...]:
         found = self.__dict__.get("_own_processes")
         if found is None:
-            shared = {name: getattr(self, name) for name in ("path", "label", "python", "startup_timeout")}
+            shared = {
+                name: getattr(self, name) for name in ("path", "label", "python", "environment", "startup_timeout")
+            }
             found = tuple(
                 ServedProcess(code=self.code, shares_memory=self.shares_memory, number=k, **shared)
                 for k in range(self.n_workers)

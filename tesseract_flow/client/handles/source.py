@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CODE = frozenset({".py", ".yaml", ".yml", ".toml"})  # and configuration
+_REQUIREMENTS = "tesseract_requirements.txt"
 
 
 def code_of(path: Path) -> str:
@@ -23,7 +24,7 @@ def code_of(path: Path) -> str:
     """
     found = []
     for file in _files(path.parent):
-        if file.suffix in _CODE:
+        if _is_code(file):
             with contextlib.suppress(OSError):
                 status = file.stat()
                 found.append((str(file), status.st_size, status.st_mtime_ns))
@@ -48,10 +49,14 @@ def build_of(folder: Path) -> str:
     for path in _files(folder):
         with contextlib.suppress(OSError):
             status = path.stat()
-            content = path.read_bytes() if path.suffix in _CODE else str(status.st_mtime_ns).encode()
+            content = path.read_bytes() if _is_code(path) else str(status.st_mtime_ns).encode()
             digest.update(f"{path.relative_to(folder)}\0{len(content)}\0{status.st_size}\0".encode(errors="replace"))
             digest.update(content)
     return digest.hexdigest()
+
+
+def _is_code(file: Path) -> bool:
+    return file.suffix in _CODE or file.name == _REQUIREMENTS
 
 
 def _files(folder: Path) -> Iterator[Path]:
