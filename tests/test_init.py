@@ -35,7 +35,7 @@ def test_folder_has_what_its_readme_names(folder):
     readme = (folder / "README.md").read_text()
     for name in re.findall(r"^\| `(\w+)` \|", readme, re.MULTILINE):
         assert (folder / name / "tesseract_api.py").is_file()
-    assert (folder / ".gitignore").read_text().split() == ["runs/", "__pycache__/"]
+    assert (folder / ".gitignore").read_text().split() == ["runs/", "__pycache__/", ".tesseract-venv/"]
     assert not list(folder.rglob("__pycache__"))
 
 
