@@ -9,13 +9,14 @@ begins with fewer steps than the ones before had announced ends with an error.
 
 KIND is `free`, `bounded`, `constrained` (and bounded), `walled` (evaluations fail beyond a wall), `misfit` (one that
 stays, so that steps do not end; bounded, and beyond a wall evaluations fail), `coupled` (a fixed point, begun where the
-step before left it; constrained), `scheduled` and `scheduled misfit` (in
-three phases, with a number that changes), `phases` (SLSQP, DRIVER, SLSQP, under other limits each), or the URL of the
-component of `tests.faults`.
+step before left it; constrained), `scheduled` and `scheduled misfit` (in three phases, with a number that changes),
+`steered` (bounded; changed by hand on the way), `phases` (SLSQP, DRIVER, SLSQP, under other limits each), or the URL of
+the component of `tests.faults`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -44,11 +45,17 @@ from tesseract_flow.optimize import (
     Schedule,
     optimize,
 )
+from tesseract_flow.optimize.commands import Command
 
 MOMENTS = ["history", "history sync", "aside", "aside half", "rename", "sync folder", "prune"]
 N_STEPS = {"adam": 40}  # with prices and penalties changing on the way
 FEW = 12
 ABRUPT = (signal.SIGKILL, signal.SIGALRM)
+ASKED = (
+    Command(changes={"learning_rate": 0.02}),
+    Command(changes={"bounds": {"x": [-0.4, 2.5]}}),
+    Command(changes={"learning_rate": 0.05}),
+)
 Kill = tuple[str, float]  # a moment and its number, or "instant" and seconds
 
 
@@ -93,7 +100,7 @@ def make_problem(kind: str, on_evaluation) -> Problem:
         return Evaluation((out["y"] ** 2).sum() + out["e"], {"sum": x.sum()}, aux={"x": x})
 
     design = {"x": jnp.linspace(0.5, 2.0, 6), "name": "killed"}
-    bounds = (-0.2, None) if kind in ("bounded", "constrained", "misfit") else None
+    bounds = (-0.2, None) if kind in ("bounded", "constrained", "misfit", "steered") else None
     if kind in ("scheduled", "scheduled misfit", "phases"):
         stop = {"max_steps": 4}
         phases = [Phase(stop=stop), Phase(stop=stop), Phase()]
@@ -137,6 +144,13 @@ def live(folder: pathlib.Path, name: str, driver: str, kind: str, kill: Kill | N
     def announce(record, design, evaluation) -> None:
         with announced.open("ab", buffering=0) as file:
             file.write(b".")
+
+    if kind == "steered" and not announced.exists():  # nothing is finished, and the first life may have asked already
+        store = FileJournal(folder / name).store
+        store.make()
+        for k, command in enumerate(ASKED):
+            command = dataclasses.replace(command, at="noon", id=f"{k:032}")
+            store.write(f"steer-{k:020d}-00000000.json", command.encoded())
 
     began = time.monotonic()
     result = optimize(

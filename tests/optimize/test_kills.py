@@ -97,6 +97,12 @@ def test_killed_in_a_phase_or_between_two_of_them(killed, kind, driver):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_while_it_is_steered(killed, seed):
+    killed("adam", "steered", seed, 5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", ["adam", "lbfgs"])
 def test_killed_while_it_calls_a_component_that_fails_now_and_then(killed, driver):
     with FaultyServer(of_function(tesseract_api.answer, document())) as server:

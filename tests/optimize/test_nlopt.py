@@ -167,11 +167,11 @@ def test_settings_are_checked():
         build_driver("mma", settings={"rho_init": 0.0})
     with pytest.raises(DriverError, match="ld_slsqp takes no settings"):
         build_driver("ld_slsqp", settings={"ftol": 1.0})
-    assert build_driver("mma", settings={"always_improve": True}).description["always_improve"] is True
+    assert build_driver("mma", settings={"always_improve": False}).description["always_improve"] is False
 
 
 @pytest.mark.parametrize("driver", CONSERVATIVE)
-def test_always_improve_goes_on_from_every_better_point(driver):
-    problem, settings = beam_problem(Constraint(upper=0.01)), {"always_improve": True}
+def test_the_stricter_way_goes_on_from_conservative_points_alone(driver):
+    problem, settings = beam_problem(Constraint(upper=0.01)), {"always_improve": False}
     result = optimize(problem, driver, driver_settings=settings, stop=STOP, transform=jax.jit)
     assert result.value == pytest.approx(BEAM_OPTIMUM, rel=1e-6) and result.feasible

@@ -23,7 +23,7 @@ from tesseract_flow.optimize.drivers.conversation import Line
 from tesseract_flow.optimize.drivers.library import STEP_LONG, AbstractLibrary
 from tesseract_flow.optimize.drivers.task import Task
 
-_CONSERVATIVE = {"initial_step": 1.0, "rho_init": 1.0, "always_improve": False}
+_CONSERVATIVE = {"initial_step": 1.0, "rho_init": 1.0, "always_improve": True}
 SETTINGS: dict[str, dict[str, Any]] = {"ccsaq": _CONSERVATIVE, "ld_slsqp": {}, "mma": _CONSERVATIVE}
 
 # Trials, each of which goes some tenth as far as the one before. More than evaluations may fail in a row by default, so
