@@ -31,7 +31,6 @@ from tesseract_flow.errors import DeploymentError, did_you_mean
 from tesseract_flow.flows.check import settings_of_form
 from tesseract_flow.flows.of_problem import Kind, entrypoint_of, flow_of, form_of
 from tesseract_flow.optimize import Problem, load_problem
-from tesseract_flow.storage import without_secrets
 from tesseract_flow.tasks.cards import artifact_key
 
 _KINDS: dict[Kind, str] = {
@@ -189,17 +188,6 @@ def _storable(flow: Flow[..., Any], settings: Mapping[str, Any]) -> dict[str, An
             f"The settings cannot be kept in a deployment, which has them as JSON: {error}. Make them numbers, text, "
             "lists or a default of the factory."
         ) from error
-    hidden = without_secrets(dict(settings))
-    secret = [
-        name
-        for name, value in settings.items()
-        if hidden[name] != value and not (isinstance(value, str) and value.startswith("block:"))
-    ]
-    if secret:
-        raise DeploymentError(
-            f"{', '.join(secret)} looks like a secret, and a deployment keeps its settings in clear. Put the Tesseract "
-            f'into an endpoint block, and name that: {secret[0]}="block:NAME".'
-        )
     try:
         flow.validate_parameters(dict(settings))
     except (ParameterTypeError, SignatureMismatchError) as error:

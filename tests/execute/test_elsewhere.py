@@ -81,7 +81,8 @@ def test_numbers_and_counts_are_those_of_calls_that_stay(served):
 def test_attempts_count_and_so_do_blocks_around(served):
     with own_requests() as outer:
         _, counts = run(served, Posted(n_failures=1))
-    assert counts == {"probe.apply": 4, "probe.vector_jacobian_product": 4} == dict(outer)
+    assert counts == {"probe.apply": 4, "probe.vector_jacobian_product": 4}
+    assert outer.n_solves == 8
 
 
 def test_what_wraps_a_component_goes_along(served):

@@ -18,7 +18,7 @@ from prefect.utilities.importtools import import_object
 from prefect.workers.process import ProcessWorker
 
 from tesseract_flow.cli import main
-from tesseract_flow.errors import DeploymentError
+from tesseract_flow.errors import DeploymentError, ProblemError
 from tesseract_flow.flows import deploying
 
 PROBLEM = """
@@ -150,12 +150,12 @@ def test_image_needs_a_pool_of_containers_and_brings_its_own_folder(elsewhere, p
     ("settings", "says"),
     [
         ({"center": float("inf")}, "JSON"),
-        ({"token": "abc"}, "token looks like a secret"),
+        ({"token": "abc"}, "'token' holds what looks like a credential"),
         ({"center": "middle"}, "(?s)does not take these settings.*center"),
     ],
 )
 def test_settings_that_a_deployment_should_not_keep(elsewhere, pool, settings, says):
-    with pytest.raises(DeploymentError, match=says):
+    with pytest.raises((DeploymentError, ProblemError), match=says):
         deploying.deploy_problem("problem.py:bowl", pool=pool, settings=settings)
 
 

@@ -99,10 +99,10 @@ def test_a_step_that_cannot_be_shortened_is_tried_without_the_drivers_memory():
     def transform(fn):
         compiled = jax.jit(fn)
 
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             if float(varying["x"]) > 1.0:
                 raise ComponentFailed(OWN_TEXT)
-            return compiled(varying, weights, scheduled)
+            return compiled(varying, *others)
 
         return call
 
@@ -118,10 +118,10 @@ def test_at_a_wall_without_a_way_back_the_run_ends_with_the_best_and_says_why(dr
     def transform(fn):
         compiled = jax.jit(fn)
 
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             if float(varying["x"]) > 1.0:
                 raise ComponentFailed(OWN_TEXT)
-            return compiled(varying, weights, scheduled)
+            return compiled(varying, *others)
 
         return call
 
@@ -292,14 +292,14 @@ def test_multipliers_stay_where_a_point_cannot_be_evaluated_again():
     def transform(fn):
         compiled = jax.jit(fn)
 
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             point = (
                 varying["x"].tobytes() if isinstance(varying["x"], np.ndarray) else np.asarray(varying["x"]).tobytes()
             )
             n_calls[point] += 1
             if n_calls[point] == 2 and len(n_calls) > 3 and sum(n > 1 for n in n_calls.values()) == 2:
                 raise CallTimeout("'apply' of Tesseract 'fem': no answer within 3 s.")
-            return compiled(varying, weights, scheduled)
+            return compiled(varying, *others)
 
         return call
 
@@ -328,7 +328,7 @@ def test_interrupted_and_gone_on_with_failures_in_it_ends_with_the_same_bits(tmp
             self.at, self.n = at, 0
 
         def __call__(self, fn):
-            def call(varying, weights, scheduled):
+            def call(varying, *others):
                 self.n += 1
                 if self.n == self.at:
                     raise KeyboardInterrupt
@@ -426,7 +426,7 @@ def random_wall(seed: int):
     asked, lost = [], []
 
     def transform(fn):
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             x = np.asarray(varying["x"])
             asked.append(x)
             is_good, way = normal @ x < offset, x - minimum
