@@ -98,7 +98,6 @@ class AbstractTesseract(abc.ABC):
 
     def require(self, endpoint: Endpoint) -> None:
         """Raise `EndpointNotFound` unless the component offers `endpoint`."""
-        self.refresh()
         if endpoint not in self.schema.endpoints:
             from tesseract_flow.client.deriving.routes import advice  # the way there is long, and hardly ever gone
 

@@ -325,8 +325,7 @@ def content_length_of_an_exabyte(x: Exchange) -> None:
     x.answer(length=10**18)
 
 
-# What is left over looks like a second answer, where the connection has brought one before.
-@fault(Comes.REFUSED, "InvalidAnswer", "SchemaError", "ConnectionLost")
+@fault(Comes.REFUSED, "InvalidAnswer", "SchemaError")
 def content_length_too_short(x: Exchange) -> None:
     x.answer(length=len(x.body()) - 9)
 

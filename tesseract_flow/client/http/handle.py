@@ -126,6 +126,9 @@ class HttpTesseract(ByFields, HttpOptions, AbstractTesseract):
             body = exchange.body(payload)
             record_request(question.name, endpoint)
             answer, lane = self._send("POST", question, body, {"run_id": exchange.run_id}, key, accept=exchange.accept)
+            # Afterwards, so that the first answer on a connection is that to a call: of it alone it is sure that it can
+            # be nobody else's.
+            self.refresh()
             if self._session.schema is None and b"null" in answer:
                 with contextlib.suppress(SchemaError, CallError):  # without it, nothing tells NaN from None
                     _ = self.schema
