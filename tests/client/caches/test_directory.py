@@ -123,6 +123,8 @@ def test_any_damage_is_a_miss(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     damaged += [whole[:n] + bytes([whole[n] ^ (1 << n % 8)]) + whole[n + 1 :] for n in range(len(whole))]
     damaged += [whole + b"\x00", whole * 2, b"", os.urandom(len(whole)), pickle.dumps({"y": 1})]
     for data in damaged:
+        if says_the_same(data, whole):  # 7E-05 in place of 7e-05
+            continue
         file.write_bytes(data)
         before = next(component.numbers)
         caplog.clear()
@@ -131,6 +133,13 @@ def test_any_damage_is_a_miss(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         assert next(component.numbers) == before + 2  # it was asked
         assert "is not used and removed" in caplog.text
         assert without_times(file.read_bytes()) == without_times(whole)
+
+
+def says_the_same(data: bytes, text: bytes) -> bool:
+    try:
+        return parsed(data) == parsed(text)
+    except ValueError:
+        return False
 
 
 def without_times(text: bytes) -> Any:
