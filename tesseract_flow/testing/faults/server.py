@@ -59,6 +59,7 @@ class FaultyServer:
         self.script = [*script]
         self.n_faulty = 0
         self._lock = threading.Lock()
+        self._door = threading.Lock()  # who comes back after a while and who clears all may meet in it
         self._idle = threading.Condition()
         self._n_acting = 0
         self._open: set[socket.socket] = set()
@@ -114,23 +115,29 @@ class FaultyServer:
 
     def listen(self) -> None:
         """Take connections, at the same port as before."""
-        if self._listener is not None:
-            return
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _bind(listener, self.port)
-        listener.listen(128)
-        self.port = listener.getsockname()[1]
-        self._listener = listener
-        self._start(self._accept, listener)
+        with self._door:
+            if self._listener is not None:
+                return
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                _bind(listener, self.port)
+                listener.listen(128)
+            except OSError:
+                listener.close()
+                raise
+            self.port = listener.getsockname()[1]
+            self._listener = listener
+            self._start(self._accept, listener)
 
     def stop_listening(self) -> None:
         """Refuse connections; those that are open stay."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            with contextlib.suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
-            listener.close()
+        with self._door:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+                listener.close()
 
     def _start(self, fn: Callable[..., None], *args: Any) -> None:
         def run() -> None:
