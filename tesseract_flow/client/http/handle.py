@@ -26,7 +26,7 @@ from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByField
 from tesseract_flow.client.http.digest import digest_of
 from tesseract_flow.client.http.exchange import Exchange, FileExchange, large_bytes
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS, error_of_transport
-from tesseract_flow.client.http.lanes import Lane
+from tesseract_flow.client.http.lane import Lane
 from tesseract_flow.client.http.options import HttpOptions
 from tesseract_flow.client.http.pairing import hang_up, headers_of, is_clean_end, refuse_strangers, refuse_two_lengths
 from tesseract_flow.client.http.patience import FIRST_WORD, Patience

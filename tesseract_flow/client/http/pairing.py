@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import httpcore
 
-from tesseract_flow.client.http.lanes import Lane
+from tesseract_flow.client.http.lane import Lane
 from tesseract_flow.client.translate import Question
 from tesseract_flow.errors import ConnectionLost, InvalidAnswer
 

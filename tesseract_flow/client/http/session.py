@@ -25,7 +25,8 @@ from tesseract_flow.client.address import host_on_the_wire, secret_words
 from tesseract_flow.client.http.connection import KeptConnection, TransportConnection, acknowledge_at_once, tls_of
 from tesseract_flow.client.http.exchange import Folders
 from tesseract_flow.client.http.failures import TRANSPORT_ERRORS
-from tesseract_flow.client.http.lanes import Lane, Lanes
+from tesseract_flow.client.http.lane import Lane
+from tesseract_flow.client.http.lanes import Lanes
 from tesseract_flow.client.http.options import HttpOptions
 from tesseract_flow.client.http.patience import Patience
 from tesseract_flow.client.http.proxies import Proxy, proxy_for

@@ -16,7 +16,8 @@ from tesseract_core.sdk import local_client
 
 from tesseract_flow.client import HttpTesseract
 from tesseract_flow.client.http import lanes as lanes_module
-from tesseract_flow.client.http.lanes import Lane, Lanes
+from tesseract_flow.client.http.lane import Lane
+from tesseract_flow.client.http.lanes import Lanes
 from tests.client.helpers import Asked, Reply, document, wait_until
 
 WORKERS = Path(__file__).parents[1] / "components" / "workers" / "tesseract_api.py"
