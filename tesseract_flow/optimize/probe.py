@@ -5,7 +5,7 @@ A gradient of zero at the start is right where the start is optimal. It is also 
 for its pullback, what an objective gives that does not depend on the design, and, in a corner of the bounds, what a
 wrong sign gives. Values tell them apart. Costs nothing where no entry of the gradient at the start is exactly zero and
 the whole of it is not suspicious. Where some are zero it is one evaluation, up to three if some of them come to life
-next to the start, and up to five more if the value moves with entries that have no gradient; where all are zero, two
+next to the start, and up to six more if the value moves with entries that have no gradient; where all are zero, two
 more at most, to tell a saddle from an optimum.
 """
 

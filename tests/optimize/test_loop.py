@@ -68,9 +68,9 @@ def test_every_trial_is_one_evaluation_and_the_accepted_one_none_more(search):
     def transform(fn):
         compiled = jax.jit(fn)
 
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             points.append((float(varying["x"]), float(varying["y"])))
-            return compiled(varying, weights, scheduled)
+            return compiled(varying, *others)
 
         return call
 
@@ -95,9 +95,9 @@ def test_bounds_hold_at_every_evaluation_and_are_exact_where_active():
     def transform(fn):
         compiled = jax.jit(fn)
 
-        def call(varying, weights, scheduled):
+        def call(varying, *others):
             points.append(np.asarray(varying["x"]))
-            return compiled(varying, weights, scheduled)
+            return compiled(varying, *others)
 
         return call
 

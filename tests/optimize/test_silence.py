@@ -140,7 +140,8 @@ def test_silent_entries_of_healthy_problems_are_not_accused(kind, shapes, k, key
     start = {name: jnp.where(mask, -0.5 if kind == "rectified" else 0.0, 2.0) for name, mask in masks.items()}
     bounds = (0.0, 5.0) if k % 2 and kind != "rectified" else None
     view, spent = looked_around(Problem(start, evaluate, bounds=bounds))
-    assert view.doubt is None and spent <= 4, (view, spent)
+    # What is clipped moves the value without a gradient: a short move, narrowing, and the other side.
+    assert view.doubt is None and spent <= (9 if kind == "clipped" else 4), (view, spent)
     # That nothing depends on a leaf at all is a fact and no accusation.
     assert all("nothing depends on" in event or kind == "clipped" for event in view.events), view.events
 
