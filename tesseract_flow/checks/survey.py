@@ -41,16 +41,8 @@ from tesseract_flow.errors import (
 from tesseract_flow.optimize import Evaluation, Problem
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import flag_fault, half_the_sum_of_squares, misfit_fault
+from tesseract_flow.optimize.traced import NEEDS_A_VALUE, REMEDY
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
-
-# What JAX raises where Python wants the value of something that is traced.
-_NEEDS_A_VALUE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
-
 
 @dataclasses.dataclass
 class Survey:
@@ -256,12 +248,8 @@ class _Tracer:
             keys = list(map(str, design))
             hint = did_you_mean(str(error.args[0]), keys)
             return f"{text}.{hint}", f"If it is meant to be of the design, that has: {', '.join(keys)}. {unchecked}"
-        if isinstance(error, _NEEDS_A_VALUE):
-            return (
-                text.partition("\n")[0],
-                "evaluate is traced, so no value is known while it runs: in place of `if` on a value use jnp.where or "
-                f"jax.lax.cond; in place of float(...), np.asarray(...) or .item() keep the array. {unchecked}",
-            )
+        if isinstance(error, NEEDS_A_VALUE):
+            return text.partition("\n")[0], f"{REMEDY} {unchecked}"
         return text, unchecked
 
     # --- one call of apply_tesseract, while surveyed ------------------------------------------------------------------

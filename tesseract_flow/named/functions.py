@@ -95,11 +95,11 @@ def executed(run: Callable[[], T], what: str) -> T:
     except TesseractFlowError:
         raise
     except Exception as error:
-        raise ProblemError(f"{what} raised {type(error).__name__}{_where(error)}: {error}") from error
+        raise ProblemError(f"{what} raised {type(error).__name__}{line_of(error)}: {error}") from error
 
 
-def _where(error: Exception) -> str:
-    """The innermost line that is not a library's; a mistake of syntax says its line itself."""
+def line_of(error: Exception) -> str:
+    """` (problem.py, line 7)`: the innermost line that is not a library's; a mistake of syntax says its line itself."""
     if isinstance(error, SyntaxError):
         return ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

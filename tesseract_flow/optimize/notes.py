@@ -32,6 +32,7 @@ _UNLIKE = 1e8  # times as large
 _LARGE_MULTIPLIER = 1e6  # of the objective's slope: times what a violation may be, all of the objective
 _FAILED_SEARCHES = 3  # in a row, before it is worth a note
 _A_WHILE = 20  # steps
+_FAR = 1e6  # times the size of the start
 _SHOWN = 6
 
 
@@ -133,11 +134,8 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     ):
         n_spent = last.evaluations - history[-1 - n_failed].evaluations
         notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
-    if manner == "steps" and _fell_undiminished(history):
-        notes.append(
-            f"the objective still fell as fast in the last steps as in the first ones, to {last.value:.3g}: more steps "
-            "or a larger learning rate are needed, or it is unbounded below"
-        )
+    if not (run.tolerance is not None and is_first_order(last, run.tolerance)):
+        notes += _about_a_fall(run, state, history, manner)
     if run.tolerance is not None and last.stationarity is not None and not is_first_order(last, run.tolerance):
         notes += _about_sizes(state)
     notes += _about_bounds(run.problem, state.best.varying)
@@ -156,6 +154,28 @@ def _about_sizes(state: State) -> list[str]:
     return [
         f"in the scaled design {large!r} is around {most:.1g} and {small!r} around {least:.1g}, and drivers walk with "
         "one measure for all: Problem(scale={...}) says how large each is, scale='bounds' takes it from the bounds"
+    ]
+
+
+def _about_a_fall(run: Run, state: State, history: Sequence[StepRecord], manner: str) -> list[str]:
+    """Of a run that went down for as long as it went at all."""
+    last = history[-1]
+    start, end = (
+        max(np.abs(np.asarray(u, np.float64)).max(initial=0.0) for u in jax.tree.leaves(tree))
+        for tree in (run.problem.start, state.u)
+    )
+    is_as_steep = (last.gradient_norm or 0.0) >= 0.5 * (history[0].gradient_norm or 0.0) > 0.0
+    if last.best_step > history[0].step and not last.endless and is_as_steep and end > _FAR * max(start, 1.0):
+        return [
+            f"the design went as far as {end:.1g}, downhill all the way, to {last.best_value:.3g}: the objective looks "
+            "unbounded below. Is a bound or a constraint missing, or the sign of the objective wrong?"
+        ]
+    if not _fell_undiminished(history):
+        return []
+    more = " or a larger learning rate" if manner == "steps" else ""
+    return [
+        f"the objective still fell as fast in the last steps as in the first ones, to {last.value:.3g}: more steps"
+        f"{more} are needed, or it is unbounded below"
     ]
 
 

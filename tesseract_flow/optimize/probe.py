@@ -5,8 +5,8 @@ A gradient of zero at the start is right where the start is optimal. It is also 
 for its pullback, what an objective gives that does not depend on the design, and, in a corner of the bounds, what a
 wrong sign gives. Values tell them apart. Costs nothing where no entry of the gradient at the start is exactly zero and
 the whole of it is not suspicious. Where some are zero it is one evaluation, up to three if some of them come to life
-next to the start, and up to six more if the value moves with entries that have no gradient; where all are zero, two
-more at most, to tell a saddle from an optimum.
+next to the start, and up to six more if the value moves with entries that have no gradient; where all are zero,
+three more at most, to tell a saddle from an optimum.
 """
 
 from __future__ import annotations
@@ -138,34 +138,46 @@ def _about_idle(problem: Problem, evaluator: Evaluator, vicinity: Vicinity, foun
 
 def _look_for_a_way_down(vicinity: Vicinity, there: Seen) -> _Verdict:
     """Of a start with a gradient of zero, next to which the slopes are those `there`: whether another direction leads
-    down.
-
-    Slopes a step away from zero are a product with the second derivative. What of it is not along the step is the
-    direction to look along next, as in the method of Lanczos; where the two of them span a direction down, the value
-    there decides. Two evaluations at most; none where the step was along an eigenvector.
+    down. Three evaluations at most.
     """
-    first, bent, reach = there.step, there.slopes, LOOK_BACK
-    # Only where there is room both ways, as the way down may be either.
-    rest = bent - (bent @ first) / (first @ first) * first
-    rest = np.where((vicinity.x - reach > vicinity.lower) & (vicinity.x + reach < vicinity.upper), rest, 0.0)
-    unsure = (
-        "the gradient is zero at the start, and the objective is not lower where it was looked at next to it; a saddle "
-        "or a maximum of a few directions cannot be told from an optimum by that",
-    )
-    if largest(rest) <= 1e-6 * largest(bent):
-        return None, unsure
-    second = rest * (reach / largest(rest))
-    found = vicinity.look(second)
-    if found is None:
-        return None, unsure
-    along, across, aside = first @ bent, second @ bent, second @ found.slopes
-    if aside > 0 and across * across > along * aside:
-        way = first - across / aside * second
-        found = vicinity.look(way * (reach / largest(way)))
-    if found is None or found.change >= -vicinity.rounding(found):
-        return None, unsure
+    found = _along_the_curvature(vicinity, there)
+    if not _is_lower(vicinity, found):
+        found = vicinity.look(-there.step)  # what is of odd order, such as x**3, goes down on one side only
+    if found is None or not _is_lower(vicinity, found):
+        return None, (
+            "the gradient is zero at the start, and the objective is not lower where it was looked at next to it; a "
+            "saddle or a maximum of a few directions cannot be told from an optimum by that",
+        )
     doubt = (
         f"the gradient is zero at the start, yet a design next to it is better by {-found.change:.3g}: the start is a "
         "saddle or a maximum, and another start is needed"
     )
     return doubt, (doubt,)
+
+
+def _is_lower(vicinity: Vicinity, found: Seen | None) -> bool:
+    return found is not None and found.change < -vicinity.rounding(found)
+
+
+def _along_the_curvature(vicinity: Vicinity, there: Seen) -> Seen | None:
+    """A point in the direction that bends down most, of what is known.
+
+    Slopes a step away from zero are a product with the second derivative. What of it is not along the step is the
+    direction to look along next, as in the method of Lanczos; where the two of them span a direction down, the value
+    there decides. None where the step was along an eigenvector.
+    """
+    first, bent, reach = there.step, there.slopes, LOOK_BACK
+    # Only where there is room both ways, as the way down may be either.
+    rest = bent - (bent @ first) / (first @ first) * first
+    rest = np.where((vicinity.x - reach > vicinity.lower) & (vicinity.x + reach < vicinity.upper), rest, 0.0)
+    if largest(rest) <= 1e-6 * largest(bent):
+        return None
+    second = rest * (reach / largest(rest))
+    found = vicinity.look(second)
+    if found is None:
+        return None
+    along, across, aside = first @ bent, second @ bent, second @ found.slopes
+    if aside > 0 and across * across > along * aside:
+        way = first - across / aside * second
+        found = vicinity.look(way * (reach / largest(way)))
+    return found

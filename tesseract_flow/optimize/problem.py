@@ -35,6 +35,7 @@ from tesseract_flow.optimize.schedule import (
     as_schedules,
     stages_of,
 )
+from tesseract_flow.optimize.traced import tracing
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.function import FlatFunction
@@ -333,7 +334,8 @@ def check_evaluation(problem: Problem) -> Evaluation:
     `abstract_eval`, a text at which it looks): then it is run once at the start.
 
     Raises:
-        ProblemError: the objective is not a real scalar, or a constraint is named that `evaluate` does not return.
+        ProblemError: `evaluate` wants the value of what is traced; the objective is not a real scalar, or a constraint
+            is named that `evaluate` does not return.
     """
 
     def evaluate(varying, scheduled):
@@ -341,10 +343,11 @@ def check_evaluation(problem: Problem) -> Evaluation:
 
     # As arguments, as they are in a run: what looks at their values fails here, and not at the first step.
     scheduled = problem.scheduled()
-    closed, shapes, others = informed(
-        lambda: eqx.filter_make_jaxpr(evaluate)(problem.partition.varying, scheduled),
-        lambda: evaluate(problem.start, scheduled),
-    )
+    with tracing(problem.name):
+        closed, shapes, others = informed(
+            lambda: eqx.filter_make_jaxpr(evaluate)(problem.partition.varying, scheduled),
+            lambda: evaluate(problem.start, scheduled),
+        )
     template = eqx.combine(shapes, others, is_leaf=lambda leaf: leaf is None)
     template = dataclasses.replace(template, coupled=_coupled(closed.jaxpr))
     _check_objective(problem.name, template.objective)

@@ -438,6 +438,13 @@ def test_a_start_on_a_saddle_is_not_converged(n, saddle, driver):
     assert "saddle" in result.reason and "another start is needed" in result.reason
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_start_where_the_objective_falls_on_one_side_only_is_not_converged(sign):
+    """Only the other side was looked at."""
+    result = optimize(Problem(jnp.zeros(()), lambda x: sign * x**3), "slsqp", stop=STOP, transform=jax.jit)
+    assert not result.converged and result.evaluations <= 4 and "another start is needed" in result.reason
+
+
 def test_a_start_with_a_gradient_of_zero_says_what_cannot_be_told():
     result = optimize(Problem(jnp.zeros(2), lambda x: x[0] ** 2 + 3 * x[1] ** 2), "lbfgs", stop=STOP, transform=jax.jit)
     assert result.converged and result.steps == 0 and result.evaluations <= 4
@@ -450,6 +457,14 @@ def test_an_unbounded_objective_is_said_to_look_so():
     assert "looks unbounded below" in result.reason and not result.converged and result.steps == 3
     stepped = optimize(Problem(jnp.zeros(2), lambda x: -x.sum()), "adam", stop=MaxSteps(30), transform=jax.jit)
     assert any("or it is unbounded below" in note for note in stepped.notes)
+
+
+@pytest.mark.parametrize("driver", ["slsqp", "l-bfgs-b", "trust-constr", "mma"])
+@pytest.mark.parametrize("objective", [lambda x: x.sum(), lambda x: -((x - 0.1) ** 2).sum()], ids=["line", "bowl"])
+def test_a_driver_of_a_library_says_that_it_ran_away(driver, objective):
+    """Came to rest at -9e15, "terminated successfully"."""
+    result = optimize(Problem(jnp.zeros(3), objective), driver, stop={"max_steps": 40}, transform=jax.jit)
+    assert not result.converged and any("unbounded below" in note for note in result.notes), result.notes
 
 
 def test_nothing_is_unbounded_in_a_box():

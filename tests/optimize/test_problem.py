@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tesseract_flow.errors import BoundsError, ProblemError
-from tesseract_flow.optimize import Constraint, Evaluation, Problem, check_evaluation
+from tesseract_flow.optimize import Constraint, Evaluation, Problem, check_evaluation, optimize
 
 
 def volume(design):
@@ -65,6 +66,22 @@ def test_values_are_checked_where_the_problem_is_written_down(kwargs, error, mes
 def test_what_evaluate_returns_is_checked_without_running_it(evaluate, constraints, message):
     with pytest.raises(ProblemError, match=message):
         check_evaluation(problem(evaluate, constraints=constraints))
+
+
+@pytest.mark.parametrize(
+    "evaluate",
+    [
+        lambda d: float(d["x"][0]) ** 2,
+        lambda d: d["x"][0] if d["x"][0] > 0 else d["x"][1],
+        lambda d: np.sum(np.asarray(d["x"])),
+        lambda d: jnp.arange(int(d["x"][0])).sum() * 1.0,
+    ],
+    ids=["float", "if", "numpy", "int"],
+)
+def test_what_needs_the_value_of_what_is_traced_is_told_with_a_remedy(evaluate):
+    with pytest.raises(ProblemError, match=r"needs the value of .*\(test_problem.py, line \d+\)") as failure:
+        optimize(problem(evaluate))
+    assert "jnp.where" in str(failure.value)
 
 
 def test_checking_runs_nothing():

@@ -1,0 +1,39 @@
+"""What an author's function may not do while it is traced, in the words of its author."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from tesseract_flow.errors import ProblemError
+from tesseract_flow.named import line_of
+
+# What JAX raises where Python wants the value of something that is traced.
+NEEDS_A_VALUE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+REMEDY = (
+    "evaluate is traced, so no value is known while it runs: in place of `if` on a value use jnp.where or "
+    "jax.lax.cond; in place of float(...), np.asarray(...) or .item() keep the array."
+)
+
+
+@contextlib.contextmanager
+def tracing(problem: str) -> Iterator[None]:
+    """Trace an author's `evaluate`.
+
+    Raises:
+        ProblemError: it wants the value of something that is traced.
+    """
+    try:
+        yield
+    except NEEDS_A_VALUE as error:
+        text = str(error).partition("\n")[0]
+        raise ProblemError(
+            f"evaluate of problem {problem!r} needs the value of what is traced{line_of(error)}: {text}\n{REMEDY}"
+        ) from error
