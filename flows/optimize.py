@@ -19,6 +19,8 @@ from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.flows.check import blamed, require_soundness, settings_of_form
 from tesseract_flow.flows.forms import Failures, Optimizer, Running, Stop, said
 from tesseract_flow.optimize import FileJournal, Problem, Result, WhichDesign, load_problem, optimize
+from tesseract_flow.optimize.ends import stop_of
+from tesseract_flow.optimize.stopping import most_steps
 from tesseract_flow.report import Reporting, TerminalProgress
 from tesseract_flow.storage import is_url, place_in
 from tesseract_flow.tasks import (
@@ -125,9 +127,9 @@ def optimise(
         logger.info("Optimising %s with %s; journal and results in %s", problem.name, optimizer.name, out)
         journal = FileJournal(place_in(out, "journal"))
         reporting = Reporting(journal, out, extra=lambda: _extra(requests, report))
-        own = (problem.defaults or {}).get("stop") or {}
-        most_steps = own.get("max_steps", stop.max_steps) if said(stop) is None else stop.max_steps
-        publisher = ArtifactPublisher(cards, journal, most_steps, lambda: dict(requests), submitter.graph.rows)
+        limits = stop_of(problem, said(stop))
+        n_most = most_steps(limits)
+        publisher = ArtifactPublisher(cards, journal, n_most, lambda: dict(requests), submitter.graph.rows)
         with reporting, publisher, PausesOfFlowRun(journal) as pauses:
             return optimize(
                 problem,
@@ -139,7 +141,7 @@ def optimise(
                 journal=PrefectJournal(journal, observation, pauses),
                 transform=partial(concurrent, submitter=submitter),
                 run_step=_step_runner(submitter, observe),
-                observers=[ProgressLog(), publisher, TerminalProgress(max_steps=most_steps), reporting],
+                observers=[ProgressLog(), publisher, TerminalProgress(max_steps=n_most), reporting],
                 start_from=None if how.start_from is None else (how.start_from, how.start_design),
                 accept_changes=how.accept_changes,
                 verify_gradients=how.verify_gradients,

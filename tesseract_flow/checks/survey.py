@@ -44,6 +44,7 @@ from tesseract_flow.optimize.problem import flag_fault, half_the_sum_of_squares,
 from tesseract_flow.optimize.traced import NEEDS_A_VALUE, REMEDY
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
 
+
 @dataclasses.dataclass
 class Survey:
     """What a trace found.

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -97,17 +97,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_options(arguments: argparse.Namespace, own_stop: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The same for `optimize`.
-
-    Args:
-        own_stop: limits that the problem has of its own, which those that are given here add to, or replace.
-    """
+def run_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same for `optimize`."""
     return {
         "driver": arguments.driver,
         "learning_rate": arguments.learning_rate,
         "driver_settings": assignments(arguments.driver_set),
-        "stop": _stop(arguments, own_stop or {}),
+        "stop": _stop(arguments),
         "on_failure": {"action": arguments.on_failure, **assignments(arguments.failure_set)},
         "accept_changes": arguments.accept_changes,
         "recheck": arguments.recheck,
@@ -116,12 +112,12 @@ def run_options(arguments: argparse.Namespace, own_stop: Mapping[str, Any] | Non
     }
 
 
-def _stop(arguments: argparse.Namespace, own: Mapping[str, Any]) -> dict[str, Any] | None:
+def _stop(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Settings as `optimize` takes them; None where nothing was said."""
     given = assignments(arguments.stop_set)
     if arguments.max_steps is not None:
         given["max_steps"] = arguments.max_steps
-    return {"gradient_tolerance": 1e-6, **own, **given} if given else None
+    return given or None
 
 
 def say(what: str) -> None:
@@ -138,17 +134,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.pictures and not arguments.out:
         raise OptionError("--pictures draws into the folder of --out, which is not given.")
     say(f"loading {arguments.problem}")
-    from tesseract_flow.optimize import DEFAULT_MAX_STEPS, Observer, Until, load_problem, optimize, stop_rules_from
-    from tesseract_flow.optimize.stopping import TIME_IS_UP
+    from tesseract_flow.optimize import Observer, Until, load_problem, optimize
+    from tesseract_flow.optimize.ends import stop_of
+    from tesseract_flow.optimize.stopping import TIME_IS_UP, most_steps, rules_given
     from tesseract_flow.report import Pictures, Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
-    own = (problem.defaults or {}).get("stop") or {}
-    options = run_options(arguments, own)
-    limits = {**own, **(options["stop"] or {})}
+    options = run_options(arguments)
+    limits = stop_of(problem, options["stop"])
     if arguments.until is not None:
-        settings = limits or {"gradient_tolerance": 1e-6}
-        options["stop"] = [*stop_rules_from(settings, problem.partition.dtype), Until(arguments.until)]
+        options["stop"] = [*rules_given(limits, problem.partition.dtype), Until(arguments.until)]
     journal, out = arguments.journal, arguments.out
     if journal is None and out is not None:  # the report is made of a journal
         journal = f"memory://tesseract-flow/{uuid.uuid4()}"
@@ -162,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
             journal=journal,
             start_from=None if arguments.start_from is None else (arguments.start_from, arguments.start_design),
             observers=[
-                TerminalProgress(max_steps=limits.get("max_steps", DEFAULT_MAX_STEPS)),
+                TerminalProgress(max_steps=most_steps(limits)),
                 Observer(on_start=_say_of_start),
                 Observer(on_start=lambda problem, history: n_before.append(len(history))),
                 *([] if reporting is None else [reporting]),

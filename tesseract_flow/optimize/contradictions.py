@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from tesseract_flow.errors import ProblemError
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Sample
-from tesseract_flow.optimize.failures import is_of_the_design
+from tesseract_flow.optimize.failures import evaluated, is_of_the_design
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 
@@ -144,7 +144,7 @@ def _way(slopes: PyTree, norm: float) -> PyTree:
 def _sample(run: Run, u: PyTree, state: State) -> Sample | None:
     """A look aside: that it fails is no failure of the run."""
     try:
-        sample = run.evaluator(run.varying_at(u), state.weights, run.scheduled)
+        sample = evaluated(lambda: run.evaluator(run.varying_at(u), state.weights, run.scheduled))
     except Exception as error:
         if not is_of_the_design(error):
             raise

@@ -143,7 +143,7 @@ def limits_of(problem: Problem, stop: Any) -> Limits:
     ends = []
     for place in range(problem.stages[-1].phase + 1):
         own = phase_of(problem, place).stop
-        rules = given if own is None else rules_given(own, dtype)
+        rules = given if own is None else _rules_of_phase(own, given, dtype)
         limits = tuple(rule for rule in rules if rule.is_budget and own is not None)
         # A moment ends a process, and the run is to go on in the next.
         is_default = not limits and all(isinstance(rule, Until) for rule in budget)
@@ -153,9 +153,30 @@ def limits_of(problem: Problem, stop: Any) -> Limits:
     return Limits(problem.stages, tuple(ends), budget)
 
 
+def stop_of(problem: Problem, stop: Any) -> Any:
+    """What is in force where `stop` is said of a problem that may say so itself: settings add to the problem's own, and
+    rules take their place."""
+    own = (problem.defaults or {}).get("stop")
+    if stop is None:
+        return own
+    if isinstance(own, Mapping) and isinstance(stop, Mapping):
+        return {**own, **{key: value for key, value in stop.items() if value is not None}}
+    return stop
+
+
+def _rules_of_phase(own: Any, given: Rules, dtype: np.dtype) -> Rules:
+    """Those of a phase, in a run with the rules `given`; settings without a tolerance leave the run's in force."""
+    if not isinstance(own, Mapping) or own.get("gradient_tolerance") is not None:
+        return rules_given(own, dtype)
+    return (*(rule for rule in given if isinstance(rule, FirstOrder)), *stop_rules_from(own, dtype))
+
+
 def tolerance_of(problem: Problem, phase: Phase, stop: Any) -> float | None:
     """Of first-order optimality, if a stop rule of the phase asks for it."""
-    rules = rules_given(stop if phase.stop is None else phase.stop, problem.partition.dtype)
+    dtype = problem.partition.dtype
+    rules = rules_given(stop, dtype)
+    if phase.stop is not None:
+        rules = _rules_of_phase(phase.stop, rules, dtype)
     return next((rule.tol for rule in rules if isinstance(rule, FirstOrder)), None)
 
 

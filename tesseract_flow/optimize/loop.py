@@ -35,7 +35,7 @@ from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.drivers.registry import AUTO, build_driver
-from tesseract_flow.optimize.ends import Verdict, rules_by_setting, tolerance_of
+from tesseract_flow.optimize.ends import Verdict, rules_by_setting, stop_of, tolerance_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import FailureAction, FailurePolicy, as_policy
 from tesseract_flow.optimize.identity import identity_of
@@ -110,9 +110,10 @@ def optimize(
             `constraint_method`, `on_failure="skip"`).
         learning_rate: for a driver of Optax by name, in units of the problem's `scale`.
         driver_settings: for a named driver, see `driver_settings(name)`.
-        stop: one rule, several, or settings as in `stop_rules_from`. Default: the problem's own, or else a small
-            gradient, or 200 steps. Where the problem has phases, a limit (steps, time, requests) is one of the whole
-            run; any other rule ends a phase, and the run in its last one; by default each phase has 200 steps.
+        stop: one rule, several, or settings as in `stop_rules_from`. Default: the problem's own, or else a
+            first-order optimum (1e-6), or 200 steps. Settings add to these; rules take their place. Where the problem
+            has phases, a limit (steps, time, requests) is one of the whole run; any other rule ends a phase, and the
+            run in its last one; by default each phase has 200 steps.
         journal: a folder, a URL such as `s3://bucket/runs/beam`, or a journal. If it holds a run of the same problem,
             that run goes on; another run is refused.
         transform: applied to `jax.value_and_grad(lagrangian, has_aux=True)`; decides how evaluations run.
@@ -169,7 +170,7 @@ def optimize(
         driver = ours["driver"]
         learning_rate = ours.get("learning_rate") if learning_rate is None else learning_rate
         driver_settings = driver_settings or ours.get("driver_settings")
-    stop = ours.get("stop") if stop is None else stop
+    stop = stop_of(problem, stop)
     objective_scale = ours.get("objective_scale") if objective_scale is None else objective_scale
 
     def prepared(problem: Problem, phase: Phase, like: Run | None) -> Run:

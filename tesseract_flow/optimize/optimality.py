@@ -44,6 +44,7 @@ changes the objective, to first order, by more than a millionth of it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,9 @@ def complementarity(m: Mapping[str, float], value: float, seen: float, dtype: np
 
 def unit_of(value: float, seen: float, dtype: np.dtype) -> float:
     """What changes of the objective are relative to. `value` is its own, `seen` the slope that the run has seen."""
-    if not seen > 0:  # an objective that is zero and flat has no unit; what is left are the constraints, in theirs
+    # An objective that is zero and flat has no unit; what is left are the constraints, in theirs. And a slope that is
+    # beyond what can be written, in a run that goes out of all bounds, must not make what is left of it look small.
+    if not 0 < seen < math.inf:
         return abs(value) or 1.0
     is_a_valley = np.dtype(dtype).itemsize >= 8 and abs(value) > NOTHING * seen
     return min(max(abs(value), (LOWEST_IN_A_VALLEY if is_a_valley else LOWEST_SLOPE) * seen), seen)
@@ -200,7 +203,7 @@ def is_first_order(record: StepRecord, tolerance: float) -> bool:
     """Whether the figures of a step are within the tolerance, and its design feasible by that of the run."""
     if record.stationarity is None or record.complementarity is None:
         return False  # written before there were figures
-    return record.feasible and max(record.stationarity, record.complementarity) <= tolerance
+    return record.feasible and record.stationarity <= tolerance and record.complementarity <= tolerance
 
 
 def first_record(history: Sequence[StepRecord]) -> StepRecord:

@@ -21,6 +21,7 @@ from tesseract_flow.optimize.optimality import best_record, first_record, is_fir
 from tesseract_flow.optimize.result import StepRecord
 
 DEFAULT_MAX_STEPS = 200
+DEFAULT_TOLERANCE = 1e-6  # of first-order optimality
 TIME_IS_UP = "the time of this process is nearly up"
 # What a form, or `optimize(stop={...})`, may say; see `stop_rules_from`.
 STOP_SETTINGS = (
@@ -375,18 +376,19 @@ def rules_given(
     stop: AbstractStoppingRule | Sequence[AbstractStoppingRule] | Mapping[str, Any] | None, dtype: np.dtype
 ) -> tuple[AbstractStoppingRule, ...]:
     """What `optimize(stop=...)` takes, as rules; by default a first-order point as exactly as the precision reasonably
-    allows.
+    allows. Settings add to that; a `gradient_tolerance` of 0 switches it off. Rules take its place.
 
     Raises:
         ProblemError: something that is not a rule.
     """
     match stop:
         case None:
-            rules = (FirstOrder(reachable(1e-6, dtype)),)
+            rules = stop_rules_from({"gradient_tolerance": DEFAULT_TOLERANCE}, dtype)
         case AbstractStoppingRule():
             rules = (stop,)
         case Mapping():
-            rules = stop_rules_from(stop, dtype)
+            given = {key: value for key, value in stop.items() if value is not None}
+            rules = stop_rules_from({"gradient_tolerance": DEFAULT_TOLERANCE, **given}, dtype)
         case _:
             rules = tuple(stop)
     for rule in rules:
@@ -395,6 +397,14 @@ def rules_given(
                 f"stop takes stopping rules such as MaxSteps(100), or settings {{'max_steps': 100}}; received {rule!r}."
             )
     return rules
+
+
+def most_steps(stop: Any) -> int:
+    """How many steps a run may take that is asked to `stop` so; for a bar of progress."""
+    if isinstance(stop, Mapping):
+        return stop.get("max_steps") or DEFAULT_MAX_STEPS
+    rules = stop if isinstance(stop, Sequence) else [stop]
+    return min((rule.n for rule in rules if isinstance(rule, MaxSteps)), default=DEFAULT_MAX_STEPS)
 
 
 # In force whatever is asked for.

@@ -22,7 +22,7 @@ from tesseract_flow.errors import (
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Resumption, StepRecord
 from tesseract_flow.optimize.checkpoint import Checkpoint
-from tesseract_flow.optimize.ends import limits_of
+from tesseract_flow.optimize.ends import limits_of, stop_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
@@ -247,8 +247,7 @@ class _Journal(AbstractJournal):
         resumed = self._inner.open(identity, accept_changes=accept_changes)
         if resumed is None or resumed.changes or self._terms.recheck or not resumed.doubts:
             return resumed
-        stop = self._terms.options.get("stop") or (self._problem.defaults or {}).get("stop")
-        limits = limits_of(self._problem, stop)
+        limits = limits_of(self._problem, stop_of(self._problem, self._terms.options.get("stop")))
         verdict = limits.verdict([StepRecord.from_json(fields) for fields in resumed.history])
         if verdict is None or verdict.next is not None:
             return resumed

@@ -181,3 +181,15 @@ def test_a_probe_that_cannot_be_evaluated_says_nothing() -> None:
 def test_settings_that_are_none(value: Any) -> None:
     with pytest.raises(ProblemError, match="verify_gradients must be"):
         tf.optimize(rosenbrock_problem(), verify_gradients=value)
+
+
+def test_a_look_aside_that_fails_ends_no_run(caplog):
+    """The optimum lies where the fixed point ceases to be; the look next to it was the end of the run."""
+
+    def squared(T, p):
+        return T + (T**2 + 2.0 - p) * 0.5
+
+    problem = tf.Problem(jnp.asarray(4.0), lambda p: tf.fixed_point(squared, jnp.asarray(1.0), p, max_steps=30) + 3 * p)
+    result = tf.optimize(problem, "lbfgs", on_failure={"action": "shrink"})
+    assert result.value == pytest.approx(6.0, abs=1e-4) and not result.converged
+    assert "Traceback" not in caplog.text

@@ -21,6 +21,7 @@ from tesseract_flow.optimize import (
     Optimality,
     Problem,
     StepRecord,
+    TargetValue,
     optimize,
 )
 from tesseract_flow.optimize.optimality import is_first_order, unit_of
@@ -462,9 +463,20 @@ def test_an_unbounded_objective_is_said_to_look_so():
 @pytest.mark.parametrize("driver", ["slsqp", "l-bfgs-b", "trust-constr", "mma"])
 @pytest.mark.parametrize("objective", [lambda x: x.sum(), lambda x: -((x - 0.1) ** 2).sum()], ids=["line", "bowl"])
 def test_a_driver_of_a_library_says_that_it_ran_away(driver, objective):
-    """Came to rest at -9e15, "terminated successfully"."""
+    """Came to rest at -9e15, "terminated successfully"; or was optimal at -5e223, in units of infinity."""
     result = optimize(Problem(jnp.zeros(3), objective), driver, stop={"max_steps": 40}, transform=jax.jit)
     assert not result.converged and any("unbounded below" in note for note in result.notes), result.notes
+
+
+@pytest.mark.parametrize("driver", ["slsqp", "l-bfgs-b", "mma", "adam", "lbfgs"])
+def test_what_runs_away_in_single_precision_is_not_optimal(driver):
+    problem = Problem(jnp.full(3, 0.1, jnp.float32), lambda x: -(x**2).sum() - (x**4).sum())
+    assert not optimize(problem, driver, learning_rate=1e9 if driver == "adam" else None, transform=jax.jit).converged
+
+
+def test_a_slope_beyond_what_can_be_written_is_no_unit():
+    assert unit_of(-2.0, float("inf"), np.dtype(float)) == 2.0
+    assert unit_of(-2.0, float("nan"), np.dtype(float)) == 2.0
 
 
 def test_nothing_is_unbounded_in_a_box():
@@ -523,7 +535,7 @@ def test_a_run_that_ends_at_a_worse_first_order_point_is_not_converged():
 
 
 def test_other_reasons_claim_nothing_but_show_the_figures(tmp_path):
-    result = optimize(bowl_problem([2.9999999, 3.0]), stop={"target_value": 1.0}, transform=jax.jit)
+    result = optimize(bowl_problem([2.9999999, 3.0]), stop=TargetValue(1.0), transform=jax.jit)
     assert "target value" in result.reason and not result.converged
     assert result.optimality is not None and result.optimality.tolerance is None
 

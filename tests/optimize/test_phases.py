@@ -123,7 +123,7 @@ def test_phases_have_drivers_limits_and_ends_of_their_own():
         bounds=(-5.0, 5.0),
         constraints={"sum": Constraint(upper=2.0)},
         phases=[
-            Phase(driver="adam", learning_rate=0.1, constraints={}, bounds=(0.0, 0.5), stop={"max_steps": 30}),
+            Phase(driver="adam", learning_rate=0.1, constraints={}, bounds=(0.0, 0.5), stop=MaxSteps(30)),
             Phase(driver="slsqp", constraints={"sum": Constraint(upper=4.0)}),
             Phase(name="polish"),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import pytest
 
 from tesseract_flow.errors import ProblemError
@@ -13,6 +14,8 @@ from tesseract_flow.optimize import (
     MaxEvaluations,
     MaxRequests,
     MaxSteps,
+    Phase,
+    Problem,
     Stagnation,
     Stalled,
     StepRecord,
@@ -21,7 +24,7 @@ from tesseract_flow.optimize import (
     WallTime,
     stop_rules_from,
 )
-from tesseract_flow.optimize.ends import limits_of
+from tesseract_flow.optimize.ends import limits_of, stop_of, tolerance_of
 from tesseract_flow.optimize.stopping import Infeasible, Unresponsive, first_reason
 from tests.optimize.helpers import rosenbrock_problem
 
@@ -210,3 +213,34 @@ def test_success_speaks_first():
 def test_rules_refuse_limits_that_make_no_sense(make):
     with pytest.raises(ProblemError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("own", "stop", "tolerance", "steps"),
+    [
+        (None, None, 1e-6, 200),
+        (None, {"max_steps": 30}, 1e-6, 30),
+        (None, {"max_steps": 30, "gradient_tolerance": None}, 1e-6, 30),
+        (None, {"max_steps": 30, "gradient_tolerance": 0}, None, 30),
+        (None, MaxSteps(30), None, 30),
+        ({"gradient_tolerance": 1e-9}, None, 1e-9, 200),
+        ({"gradient_tolerance": 1e-9}, {"max_steps": 30}, 1e-9, 30),
+        ({"max_steps": 7}, {"gradient_tolerance": 1e-3}, 1e-3, 7),
+        ({"max_steps": 7}, [FirstOrder(1e-4)], 1e-4, 200),
+    ],
+)
+def test_settings_add_to_what_a_problem_asks_for_and_rules_take_its_place(own, stop, tolerance, steps):
+    """`stop={"max_steps": 30}` had ended at the optimum, "not converged"."""
+    problem = Problem(jnp.ones(2), lambda x: (x**2).sum(), defaults={"stop": own} if own else None)
+    asked = stop_of(problem, stop)
+    limits = limits_of(problem, asked)
+    assert tolerance_of(problem, Phase(), asked) == tolerance
+    found = [rule.n for rule in (*limits.budget, *limits.ends[0].budget) if isinstance(rule, MaxSteps)]
+    assert found == [steps]
+
+
+def test_settings_of_a_phase_leave_the_tolerance_of_the_run():
+    phases = [Phase(stop={"max_steps": 3}), Phase(stop={"gradient_tolerance": 1e-3}), Phase(stop=MaxSteps(4))]
+    problem = Problem(jnp.ones(2), lambda x: (x**2).sum(), phases=phases)
+    assert [tolerance_of(problem, phase, {"gradient_tolerance": 1e-9}) for phase in phases] == [1e-9, 1e-3, None]
+    assert [tolerance_of(problem, phase, None) for phase in phases] == [1e-6, 1e-3, None]
