@@ -72,13 +72,15 @@ def apply_tesseract(
         inputs: a tree that fits its `InputSchema`: arrays (or scalars) where that has arrays, plain values elsewhere.
         vmap_method: what `jax.vmap` makes of the call.
 
-            - `"concurrent"`: a request per element, several in flight at once (as many as the handle has lanes).
+            - `"concurrent"`, which is also what None means: a request per element, several in flight at once (as many
+              as the handle has lanes).
             - `"sequential"`: a request per element, one after the other.
             - `"expand_dims"`, `"broadcast_all"`: one request, in which all arrays have the batch as a new first
               dimension, of length 1 or of full length in those that are not mapped. The component must take it.
-            - `"auto"`, which is also what None means: one request if the schema has room for a batch dimension
-              (`Array[..., dtype]`) in all outputs and all mapped inputs, the dimensions of the inputs line up, and
-              `abstract_eval` says that the batch comes back; otherwise `"concurrent"`.
+            - `"auto"`: one request if the schema has room for a batch dimension (`Array[..., dtype]`) in all outputs
+              and all mapped inputs, the dimensions of the inputs line up, and `abstract_eval` says that the batch comes
+              back; otherwise `"concurrent"`. Shapes do not show all: a component that looks along an axis counted from
+              the front, or over a whole array (`x / x.max()`), mixes the elements of the batch.
             - `"auto_experimental"`: the same, but otherwise `"sequential"`; tesseract-jax's name.
 
         materialize_jacobian: what happens to many tangents or cotangents at one point (as in `jacfwd` and `jacrev`).
@@ -192,7 +194,7 @@ def _options(vmap_method: str | None, materialize_jacobian: bool | None, nan_pol
         raise OptionError(f"materialize_jacobian={materialize_jacobian!r}; expected None, True or False.")
     if nan_policy is None:
         nan_policy = "raise" if jax.config.jax_debug_nans else "propagate"  # type: ignore[attr-defined]
-    return Options(vmap_method or "auto", materialize_jacobian, nan_policy, _label.get())  # type: ignore[arg-type]
+    return Options(vmap_method or "concurrent", materialize_jacobian, nan_policy, _label.get())  # type: ignore[arg-type]
 
 
 def _apply_eagerly(handle: AbstractTesseract, operands: list[Any], layout: InputLayout, options: Options) -> Any:

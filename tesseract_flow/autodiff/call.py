@@ -29,7 +29,7 @@ NanPolicy = Literal["propagate", "raise"]
 class Options:
     """What `apply_tesseract` was told beside whom to ask and with what; explained there."""
 
-    vmap_method: VmapMethod = "auto"
+    vmap_method: VmapMethod = "concurrent"
     materialize_jacobian: bool | None = None
     nan_policy: NanPolicy = "propagate"
     label: str | None = dataclasses.field(

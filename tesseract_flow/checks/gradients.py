@@ -29,7 +29,7 @@ from tesseract_flow.checks.probe import Site
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
-from tesseract_flow.client import AbstractTesseract, DerivedTesseract
+from tesseract_flow.client import AbstractTesseract, DerivedTesseract, own_requests
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError, ProblemError
 from tesseract_flow.exact import InputKey
@@ -82,28 +82,31 @@ def check_gradients(
     """
     if max_requests < 1 or n_points < 1:
         raise OptionError(f"max_requests={max_requests}, n_points={n_points}; expected at least 1.")
-    total = _Total.of(target, at, seed)
-    planned = n_points * (total.gradient.n_calls + 2 * total.values.n_calls)
-    if planned > max_requests:
-        raise OptionError(
-            f"The gradient of {total.name!r} takes {planned} requests to compare at {n_points} points; max_requests is "
-            f"{max_requests}.\nAllow more, or take fewer points (n_points=1)."
+    with own_requests() as requests:
+        total = _Total.of(target, at, seed)
+        planned = n_points * (total.gradient.price.of_a_run + 2 * total.values.price.of_a_run)
+        if planned > max_requests:
+            raise OptionError(
+                f"The gradient of {total.name!r} takes {planned} requests to compare at {n_points} points; "
+                f"max_requests is {max_requests}.\nAllow more, or take fewer points (n_points=1)."
+            )
+        _log.info(
+            "Checking the gradient of %r takes %d requests%s, and at most %d if something is wrong or too small beside "
+            "the rest to show.",
+            total.name,
+            planned,
+            " (more where its loops go round more than once)" if total.gradient.has_loops else "",
+            max_requests,
         )
-    _log.info(
-        "Checking the gradient of %r takes %d requests, and at most %d if something is wrong or too small beside the "
-        "rest to show.",
-        total.name,
-        planned,
-        max_requests,
-    )
-    budget = Budget(max_requests)
-    verdicts, seen, is_right = total.compare(n_points, budget)
-    if components or (components is None and not is_right):
-        found = _of_components(seen, budget, seed)
-        verdicts += found
-        if not is_right and not any(verdict.status == "wrong" for verdict in found):
-            verdicts = [total.located(verdict, budget) for verdict in verdicts]
-    return GradientReport(total.name, in_order(verdicts), planned, max_requests, budget.spent)
+        budget = Budget(max_requests)
+        budget.spent = requests.n_solves  # what only answers tell had to be asked in order to trace
+        verdicts, seen, is_right = total.compare(n_points, budget)
+        if components or (components is None and not is_right):
+            found = _of_components(seen, budget, seed)
+            verdicts += found
+            if not is_right and not any(verdict.status == "wrong" for verdict in found):
+                verdicts = [total.located(verdict, budget) for verdict in verdicts]
+    return GradientReport(total.name, in_order(verdicts), planned, max_requests, requests.n_solves)
 
 
 class _Total:
@@ -215,9 +218,9 @@ class _Total:
         return Closer(line_of, pull, self.results, is_rough=any(_is_by_differences(one.handle) for one in seen))
 
     def _pulled(self, x: Mapping[str, np.ndarray], weights: np.ndarray, budget: Budget) -> dict[str, np.ndarray]:
-        budget.spend(self.gradient.n_calls)
         aval: Any = self.values.closed.out_avals[0]
-        _, gradient = self.gradient(self._tree(x), jnp.asarray(weights, aval.dtype))
+        with budget.spending(self.gradient.price):
+            _, gradient = self.gradient(self._tree(x), jnp.asarray(weights, aval.dtype))
         return dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
 
     def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:
@@ -229,13 +232,13 @@ class _Total:
         slopes = np.ones(center.shape) if slopes is None else np.abs(slopes)
         weights = 1.0 / np.maximum(slopes, 1e-3 * float(np.max(slopes, initial=0.0)) or 1.0)
         weights = weights * self.rng.choice([-1.0, 1.0], weights.shape) * self.rng.uniform(0.5, 1.0, weights.shape)
-        budget.spend(self.gradient.n_calls)
         arguments = self._tree(x), jnp.asarray(weights, center.dtype)
         seen: list[Seen] = []
-        if is_watched:
-            ((_, vector), gradient), seen = self.gradient.watched(*arguments)
-        else:
-            (_, vector), gradient = self.gradient(*arguments)
+        with budget.spending(self.gradient.price):
+            if is_watched:
+                ((_, vector), gradient), seen = self.gradient.watched(*arguments)
+            else:
+                (_, vector), gradient = self.gradient(*arguments)
         line.at_zero = np.asarray(vector, np.float64)
         by_path = dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
         comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)
@@ -247,10 +250,15 @@ class _Total:
         center = np.zeros(aval.shape, aval.dtype)
 
         def values(steps: Sequence[float]) -> list[np.ndarray | None]:
-            budget.spend(len(steps) * self.values.n_calls)
             points = [{p: np.asarray(x[p] + s * t[p], x[p].dtype) if p in t else x[p] for p in x} for s in steps]
-            with ThreadPoolExecutor(len(points)) as pool:  # what each of them waits for are calls, which overlap
-                answers = list(pool.map(lambda point: np.asarray(self.values(self._tree(point))), points))
+
+            def ask(point: Mapping[str, np.ndarray]) -> np.ndarray:
+                return np.asarray(self.values(self._tree(point)))
+
+            # What each of them waits for are calls, which overlap.
+            with budget.spending(self.values.price, len(points)), ThreadPoolExecutor(len(points)) as pool:
+                asked = [pool.submit(contextvars.copy_context().run, ask, point) for point in points]
+                answers = [one.result() for one in asked]
             return [answer if np.isfinite(answer).all() else None for answer in answers]
 
         return Line(values, center, is_coarse=self.is_coarse), center

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tesseract_flow.autodiff import Call, calls_of, informed
+from tesseract_flow.checks.budget import Price
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.execute import Plan, default_submitter, make_plan, run_plan
@@ -67,10 +69,15 @@ class Traced:
                 self._plan = make_plan(self.closed)
             return self._plan
 
+    @functools.cached_property
+    def price(self) -> Price:
+        """Requests of a run, elements of batches included; those inside of loops count once until there was a run."""
+        return Price(sum(node.n_elements or 1 for node in self.plan.all_nodes))
+
     @property
-    def n_calls(self) -> int:
-        """Calls of a run, elements of batches included; those inside of loops count once."""
-        return sum(node.n_elements or 1 for node in self.plan.nodes)
+    def has_loops(self) -> bool:
+        """Whether calls are made in loops, so that only a run tells how many."""
+        return bool(self.plan.loops)
 
     def __call__(self, *args: Any) -> Any:
         return self._run(self.plan, args)

@@ -66,8 +66,9 @@ class GradientReport:
     Attributes:
         name: of the problem.
         verdicts: the worst first.
-        planned: requests that were announced for the total, before the first; `most` for everything.
-        sent: requests that were sent. Questions for shapes are in none of them.
+        planned: requests that were announced for the total, before the first: those inside of loops once, as only a run
+            tells how often they go round. `most` is for everything; what a single run sends beyond it is sent.
+        sent: requests that were sent, those included that tracing took. Questions for shapes are in none of them.
     """
 
     name: str

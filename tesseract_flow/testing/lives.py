@@ -23,7 +23,8 @@ from tesseract_flow.errors import OptionError
 from tesseract_flow.optimize import FileJournal, Problem, Result, load_problem, optimize
 
 MOMENTS = ("aside half", "history", "rename", "sync folder", "prune", "aside", "history sync")
-_OF_THE_CLOCK = "seconds"
+# What a step cost is also due to what a process has learned, such as shapes that only answers tell.
+_COSTS = {"seconds", "requests"}
 
 
 class Killed(BaseException):
@@ -64,14 +65,24 @@ def assert_resumes(problem: Problem | str, kills: int = 5, **options: Any) -> No
             what = [name for name in undisturbed if found[name] != undisturbed[name]]
             raise AssertionError(
                 f"After {n_killed} kills the run ends with another {' and '.join(what)} than undisturbed:\n"
-                + "\n".join(
-                    f"  {name}: {_short(undisturbed[name])} undisturbed, {_short(found[name])} now" for name in what
-                )
+                + "\n".join(f"  {line}" for name in what for line in _differences(name, undisturbed[name], found[name]))
             )
 
 
-def _short(value: Any) -> str:
-    return f"{len(value)} steps" if isinstance(value, list) else f"{value!r:.100}"
+def _differences(name: str, undisturbed: Any, now: Any) -> list[str]:
+    """What differs, in words; of a history what differs in the first step that does."""
+    if name != "history":
+        return [f"{name}: {undisturbed!r:.100} undisturbed, {now!r:.100} now"]
+    if len(undisturbed) != len(now):
+        return [f"history: {len(undisturbed)} steps undisturbed, {len(now)} steps now"]
+    k, before, after = next(
+        (k, *pair) for k, pair in enumerate(zip(undisturbed, now, strict=True)) if pair[0] != pair[1]
+    )
+    return [
+        f"history, step {k}, {field}: {before.get(field)!r:.100} undisturbed, {after.get(field)!r:.100} now"
+        for field in sorted({*before, *after})
+        if before.get(field) != after.get(field)
+    ]
 
 
 def _in_this_process(problem: Any, folder: Path, options: dict[str, Any], moment: str | None) -> dict[str, Any] | None:
@@ -110,13 +121,11 @@ def _life(problem: Problem, folder: Path, options: dict[str, Any], moment: str |
 
 
 def _told(result: Result) -> dict[str, Any]:
-    """All of a result but how long it took, as what JSON can say."""
+    """All of a result but what it cost, as what JSON can say."""
     leaves = [
         np.asarray(leaf).tobytes().hex() for leaf in jax.tree_util.tree_leaves(result.design) if _is_numeric(leaf)
     ]
-    history = [
-        {name: value for name, value in step.to_json().items() if name != _OF_THE_CLOCK} for step in result.history
-    ]
+    history = [{name: value for name, value in step.to_json().items() if name not in _COSTS} for step in result.history]
     return json.loads(
         json.dumps({"design": leaves, "value": float(result.value).hex(), "reason": result.reason, "history": history})
     )

@@ -24,7 +24,7 @@ X = np.arange(12.0).reshape(4, 3) / 7.0
 B = np.array([1.0, 2.0, 3.0])
 
 METHODS = (None, *get_args(VmapMethod))
-ELEMENTWISE = ("concurrent", "sequential")  # a request per element whatever the schema says
+ELEMENTWISE = (None, "concurrent", "sequential")  # a request per element whatever the schema says
 OUTER = {"eager": lambda f: f, "jit": jax.jit, "concurrent": concurrent}
 outers = pytest.mark.parametrize("outer", OUTER.values(), ids=OUTER)
 methods = pytest.mark.parametrize("method", METHODS)
@@ -85,7 +85,7 @@ def test_promised_batches_without_room_are_refused_before_any_solve(method: Any)
 
 @pytest.mark.parametrize(
     ("method", "shape"),
-    [("expand_dims", (1, 3)), ("broadcast_all", (4, 3)), ("auto_experimental", (1, 3)), (None, (1, 3))],
+    [("expand_dims", (1, 3)), ("broadcast_all", (4, 3)), ("auto_experimental", (1, 3)), ("auto", (1, 3))],
 )
 def test_what_is_not_mapped_gets_a_dimension_too(method: Any, shape: tuple[int, ...]):
     tesseract = Watched(component(ANY, name="any"))
@@ -112,7 +112,37 @@ def test_auto_finds_out_what_would_go_wrong_in_one_request(fn: Any, x_shape: Any
     )
     n = x_shape[0]
     x, b = (rng.normal(size=(n, *s) if axis == 0 else s) for s, axis in zip((x_shape, b_shape), in_axes, strict=True))
-    assert_close(jax.vmap(through(tesseract), in_axes)(x, b), jax.vmap(fn, in_axes)(jnp.asarray(x), jnp.asarray(b)))
+    for method in ("auto", "auto_experimental"):
+        got = jax.vmap(through(tesseract, method), in_axes)(x, b)
+        assert_close(got, jax.vmap(fn, in_axes)(jnp.asarray(x), jnp.asarray(b)))
+
+
+MIXING = {
+    "largest": lambda x: x / jnp.max(jnp.abs(x)),
+    "mean": lambda x: x - x.mean(),
+    "mean along the first axis": lambda x: x - x.mean(0),
+    "cumsum": lambda x: jnp.cumsum(x, axis=0),
+    "reversed": lambda x: x[::-1],
+    "sorted": lambda x: jnp.sort(x, axis=0),
+    "softmax": lambda x: jax.nn.softmax(x, axis=0),
+}
+
+
+@outers
+@pytest.mark.parametrize("fn", MIXING.values(), ids=MIXING)
+def test_components_that_look_along_the_first_axis_are_asked_one_by_one(fn: Any, outer: Any):
+    """Shapes of one request for all are right, and its numbers are of the whole batch: x / max was 0.025 for 0.25."""
+    tesseract = FunctionTesseract(lambda i: {"y": fn(i["x"])}, {"x": B}, inputs={"x": ANY}, outputs={"y": ANY})
+    x = np.asarray([[3.0, -1.0, 2.0], [0.5, 10.0, 4.0], [1.0, 2.0, -7.0]])
+
+    def square(f: Any) -> Any:
+        return jax.vmap(jax.value_and_grad(lambda x: jnp.sum(f(x) ** 2 * B)))
+
+    def called(x: Any) -> Any:
+        return apply_tesseract(tesseract, {"x": x})["y"]
+
+    assert_close(outer(square(called))(x), square(fn)(jnp.asarray(x)))
+    assert_close(outer(lambda x: jax.lax.map(called, x, batch_size=2))(x), jax.vmap(fn)(jnp.asarray(x)))
 
 
 def test_a_component_that_fails_on_batches_is_asked_one_by_one():
@@ -121,7 +151,7 @@ def test_a_component_that_fails_on_batches_is_asked_one_by_one():
             raise ComponentFailed("expected a vector")
 
     tesseract = component(ANY, before=before)
-    assert_close(jax.vmap(through(tesseract), (0, None))(X, B), plain(jnp.asarray(X), B))
+    assert_close(jax.vmap(through(tesseract, "auto"), (0, None))(X, B), plain(jnp.asarray(X), B))
 
 
 def test_a_broken_promise_is_named():

@@ -23,6 +23,7 @@ from tesseract_flow.errors import (
     cause,
 )
 from tesseract_flow.execute import concurrent
+from tesseract_flow.schema import ArrayField
 from tesseract_flow.testing import FunctionTesseract
 from tests.helpers import assert_close
 
@@ -416,3 +417,16 @@ def test_bounds_that_do_not_fit(bounds: Any, message: str):
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match="expected a function, got int"):
         differences(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("outer", OUTER.values(), ids=OUTER)
+def test_probes_of_a_component_that_looks_at_a_whole_array_are_asked_one_by_one(outer: Any):
+    """Sent as a batch they were scaled by the largest of all; the last entry of the gradient had the wrong sign."""
+    free = ArrayField("float64", None, True)
+    tesseract = FunctionTesseract(
+        lambda i: {"y": i["x"] / jnp.max(jnp.abs(i["x"]))}, {"x": X}, inputs={"x": free}, outputs={"y": free}
+    )
+    weights = jnp.arange(1.0, 1.0 + N)
+    whole = differences(lambda x: jnp.sum(apply_tesseract(tesseract, {"x": x})["y"] * weights))
+    expected = jax.grad(lambda x: jnp.sum(x / jnp.max(jnp.abs(x)) * weights))(jnp.asarray(X))
+    assert_close(outer(jax.grad(whole))(jnp.asarray(X)), expected, 1e-6)

@@ -369,6 +369,23 @@ class TestPrice:
         assert report.planned == report.sent == requests.n_total - requests.n_of("abstract_eval") == 2 * (4 + 2 * 2)
         assert "takes 16 requests, and at most 2000 if something is wrong" in caplog.text
 
+    def test_calls_in_loops_count_as_often_as_they_are_made(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Said 22 requests where 243 were sent: a fixed point was one call, and differences were too."""
+        part = FunctionTesseract(lambda i: {"y": 1.0 + i["k"] * jnp.sin(i["T"])}, {"k": np.ones(2), "T": np.ones(2)})
+        other = FunctionTesseract(lambda i: {"z": jnp.sum(i["k"] ** 3)}, {"k": np.ones(2)}, endpoints=["apply"])
+        priced = tf.open_tesseract(other, derive="central")
+
+        def evaluate(k: jax.Array) -> jax.Array:
+            T = tf.fixed_point(
+                lambda T, k: tf.apply_tesseract(part, {"k": k, "T": T})["y"], jnp.ones(2), k, solver="picard"
+            )
+            return jnp.sum(T**2) + tf.apply_tesseract(priced, {"k": k})["z"]
+
+        with caplog.at_level(logging.INFO, "tesseract_flow"), tf.count_requests() as requests:
+            report = tf.check_gradients(tf.Problem(jnp.array([0.3, 0.4]), evaluate))
+        assert report.ok and report.sent == requests.n_solves > 3 * report.planned
+        assert "more where its loops go round more than once" in caplog.text
+
     @pytest.mark.slow
     def test_a_budget_that_ends_leaves_what_was_seen(self) -> None:
         bad = distorted(lambda y: {**y, "w": 2 * y["w"]})
