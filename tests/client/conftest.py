@@ -18,6 +18,18 @@ from tests.client.helpers import PROBE, Line, LineServer, LocalServer
 
 @pytest.fixture
 def local_server() -> Iterator[LocalServer]:
+    with _serving() as server:
+        yield server
+
+
+@pytest.fixture
+def other_local_server() -> Iterator[LocalServer]:
+    with _serving() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _serving() -> Iterator[LocalServer]:
     server = LocalServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

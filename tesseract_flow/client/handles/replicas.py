@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
@@ -203,13 +203,7 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
     def _check(self, group: _Group, k: int) -> None:
         """Before its first call: that it serves what the others do."""
         if k in group.checked:
-            replica = self.replicas[k]
-            known = replica.known_schema
-            replica.refresh()
-            if replica.known_schema is not known and known is not None:
-                group.schema = None  # they may all be others by now
-                group.checked.clear()
-                _ = self.schema
+            self._refresh(group, [k])
             return
         try:
             schema = self.replicas[k].schema
@@ -218,6 +212,24 @@ class ReplicatedTesseract(ByFields, AbstractTesseract):
         assert group.schema is not None
         self._compare(group.schema, group.first, schema, k)
         group.checked.add(k)
+
+    def refresh(self) -> None:
+        group = self._group
+        self._refresh(group, sorted(group.checked))
+
+    def _refresh(self, group: _Group, which: Sequence[int]) -> None:
+        """Ask those again that may be others by now; if one is, all of them."""
+        for k in which:
+            replica = self.replicas[k]
+            known = replica.known_schema
+            replica.refresh()
+            if replica.known_schema is not known and known is not None:
+                for other in self.replicas:
+                    other.refresh()
+                group.schema = None
+                group.checked.clear()
+                _ = self.schema
+                return
 
     def _compare(self, expected: TesseractSchema, first: int, schema: TesseractSchema, k: int) -> None:
         for what in ("name", "version", "digest"):

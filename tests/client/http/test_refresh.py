@@ -65,3 +65,17 @@ def test_a_server_that_is_gone_is_nobody_else(local_server, refused_url):
     wait_until(lambda: not local_server._open)
     local_server.shutdown()
     assert y_of(handle) == 8.0  # it is kept, and still that component's
+
+
+def test_what_was_kept_of_replicas_is_not_taken_for_that_of_the_new_ones(local_server, other_local_server):
+    """A cache answered for both of the old ones until something new was asked."""
+    servers = local_server, other_local_server
+    for server in servers:
+        serve(server, "1.0", 8.0)
+    handle = open_tesseract([server.url for server in servers], cache=MemoryCache())
+    assert y_of(handle) == y_of(handle) == 8.0
+    for server in servers:
+        serve(server, "2.0", 4.0)
+        server.hang_up()
+        server.all_closed.wait(5)
+    assert y_of(handle) == 4.0 and handle.schema.version == "2.0"
