@@ -1,6 +1,7 @@
 """Running JAX functions with Tesseracts inside as dataflow."""
 
 from tesseract_flow.execute.concurrent import Concurrent, concurrent
+from tesseract_flow.execute.host import HostPrimitive
 from tesseract_flow.execute.plan import Answer, Node, Plan, Segment
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import run_plan
@@ -17,6 +18,7 @@ __all__ = [
     "AbstractSubmitter",
     "Answer",
     "Concurrent",
+    "HostPrimitive",
     "InlineSubmitter",
     "Node",
     "Plan",

@@ -22,6 +22,7 @@ from jax.extend.core import Literal, Primitive
 from tesseract_flow.autodiff import AVALS, ENDPOINTS, HOST, Call, current_rehearsal
 from tesseract_flow.client import Account, Endpoint, RequestCounts, charged_to, own_requests
 from tesseract_flow.execute.durations import durations
+from tesseract_flow.execute.host import HostPrimitive
 
 _PRIMITIVES = {endpoint: primitive for primitive, endpoint in ENDPOINTS.items()}
 
@@ -194,6 +195,20 @@ class Segment:
 
 
 @dataclasses.dataclass(frozen=True)
+class HostStep:
+    """One equation that the thread which runs the plan runs itself, see `host`. Otherwise it is like a segment."""
+
+    primitive: HostPrimitive
+    params: Mapping[str, Any]
+    operands: tuple[Ref, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def reads(self) -> set[int]:
+        return {ref for ref in self.operands if isinstance(ref, int)}
+
+
+@dataclasses.dataclass(frozen=True)
 class Scan:
     """`lax.scan`, `lax.map`, `fori_loop` with a known number of iterations.
 
@@ -230,7 +245,7 @@ class Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Control flow with calls inside; `control` says of which kind. Fields as in `Node`.
+    """Control flow with work for the host inside; `control` says of which kind. Fields as in `Node`.
 
     Attributes:
         origins: as in `Node`, per operand.
@@ -264,6 +279,9 @@ class Loop:
         return max(2, min(64, sum(node.call.tesseract.n_lanes for body in self.bodies for node in body.all_nodes)))
 
 
+Unit = Node | Loop | Segment | HostStep
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What to run, as a graph over numbered slots.
@@ -271,21 +289,21 @@ class Plan:
     Attributes:
         arguments: slots of the function's array arguments.
         constants: slots filled in advance.
-        units: nodes, loops and segments in an order in which they could run one by one.
+        units: nodes, loops, segments and host steps in an order in which they could run one by one.
         results: what the function returns.
         origins: per result, as in `Node`.
     """
 
     arguments: tuple[int, ...]
     constants: Mapping[int, Any]
-    units: tuple[Node | Loop | Segment, ...]
+    units: tuple[Unit, ...]
     results: tuple[Ref, ...]
     origins: tuple[tuple[int, ...], ...]
 
     @property
     def calls(self) -> list[Node | Loop]:
         """Nodes and loops, each at its index: in the order in which the function comes to them."""
-        return sorted((unit for unit in self.units if not isinstance(unit, Segment)), key=lambda unit: unit.index)
+        return sorted((unit for unit in self.units if isinstance(unit, Node | Loop)), key=lambda unit: unit.index)
 
     @property
     def nodes(self) -> list[Node]:
@@ -427,11 +445,11 @@ def described(unit: Node | Loop) -> str:
         case While(condition=condition, body=body):
             return f"while{f' {_inside(condition)}' if condition.calls else ''}: {_inside(body)}"
         case Switch(branches=branches):
-            return "one of: " + " or ".join(_inside(branch) if branch.calls else "nothing" for branch in branches)
+            return "one of: " + " or ".join(map(_inside, branches))
 
 
 def _inside(body: Plan) -> str:
-    text = ", then ".join(_waves(body, " | "))
+    text = ", then ".join(_waves(body, " | ")) or "nothing"
     return f"({text})" if body.loops else text
 
 

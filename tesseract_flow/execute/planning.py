@@ -15,8 +15,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
-from tesseract_flow.autodiff import ENDPOINTS, Call, bodies_of, calls_of
-from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Ref, Scan, Segment, Switch, While
+from tesseract_flow.autodiff import ENDPOINTS, Call, bodies_of, calls_of, has_calls
+from tesseract_flow.execute.host import HostPrimitive
+from tesseract_flow.execute.plan import Constant, HostStep, Loop, Node, Plan, Ref, Scan, Segment, Switch, Unit, While
 from tesseract_flow.execute.steps import Flattener, Step, signature, without_unused
 
 _VERBS = {
@@ -34,6 +35,7 @@ def make_plan(closed: ClosedJaxpr, is_speculative: bool = False) -> Plan:
         is_speculative: pull back 1 instead of the cotangent of a scalar, and multiply when that is known.
 
     Raises:
+        NotImplementedError: a `HostPrimitive` in something that can only be compiled.
         EndpointNotFound: a call needs an endpoint that its Tesseract does not have. Nothing has run by then.
     """
     for eqn in calls_of([step.eqn for step in _Flat(closed, is_speculative).steps]):
@@ -45,7 +47,7 @@ class _Flat:
     """A jaxpr in one row of steps, without those whose results nobody reads."""
 
     def __init__(self, closed: ClosedJaxpr, is_speculative: bool):
-        flattener = Flattener()
+        flattener = Flattener(is_merging=any(True for _ in calls_of(closed.jaxpr.eqns)))
         self.arguments = tuple(flattener.new_slot(var.aval) for var in closed.jaxpr.invars)
         results = tuple(flattener.flatten(closed.jaxpr, closed.consts, self.arguments))
         self.results = flattener.speculate(results) if is_speculative else results
@@ -54,7 +56,7 @@ class _Flat:
         self.avals = flattener.avals
 
     def masks(self, arrivals: Sequence[Hashable]) -> dict[int, int]:
-        """Per slot, what it waits for as a bit mask: a bit per kind of arrival, then one per call or loop.
+        """Per slot, what it waits for as a bit mask: a bit per kind of arrival, then one per call, loop or host step.
 
         Args:
             arrivals: per argument what it waits for, in any terms; None if it is there from the start.
@@ -69,7 +71,7 @@ class _Flat:
             mask = 0
             for ref in step.inputs:
                 mask |= masks.get(ref, 0) if isinstance(ref, int) else 0
-            if step.is_call or step.is_loop:
+            if not step.is_pure:
                 mask |= 1 << n_bits
                 n_bits += 1
             masks.update(dict.fromkeys(step.outputs, mask))
@@ -115,13 +117,18 @@ class _Planner:
         }
         maker: dict[int, Node | Loop] = {}  # of such a slot
         calls: list[tuple[int, Node | Loop]] = []
+        host_steps: list[tuple[int, HostStep]] = []
         grouped: dict[int, list[Step]] = {}
         for step in flat.steps:
             reaching = [direct.get(ref, frozenset()) if isinstance(ref, int) else frozenset() for ref in step.inputs]
             origins = frozenset().union(*reaching)
             mask = functools.reduce(operator.or_, (masks.get(ref, 0) for ref in step.inputs if isinstance(ref, int)), 0)
-            if not (step.is_call or step.is_loop):
+            primitive = step.eqn.primitive
+            if isinstance(primitive, HostPrimitive):
+                host_steps.append((mask, HostStep(primitive, step.eqn.params, step.inputs, step.outputs)))
+            elif step.is_pure:
                 grouped.setdefault(mask, []).append(step)
+            if not (step.is_call or step.is_loop):
                 direct.update(dict.fromkeys(step.outputs, origins))
                 continue
             producers = tuple(sorted({maker[slot].index for slot in origins if slot in maker}))
@@ -144,12 +151,13 @@ class _Planner:
                 direct.update({slot: frozenset([slot]) for slot in step.outputs})
             maker.update(dict.fromkeys(step.outputs, unit))
             calls.append((mask, unit))
-        used = _uses([unit for _, unit in calls], grouped, flat.results)
+        whole = [*calls, *host_steps]
+        used = _uses([unit for _, unit in whole], grouped, flat.results)
         # Whatever waits for more comes later, and a call after the segment that waits for the same.
         segments = ((mask, _segment(mask, group, used, flat.avals, self.compiled)) for mask, group in grouped.items())
-        ranked: list[tuple[int, bool, Node | Loop | Segment]] = [
+        ranked: list[tuple[int, bool, Unit]] = [
             *((mask.bit_count(), False, segment) for mask, segment in segments),
-            *((mask.bit_count(), True, unit) for mask, unit in calls),
+            *((mask.bit_count(), True, unit) for mask, unit in whole),
         ]
         units = tuple(unit for *_, unit in sorted(ranked, key=lambda entry: entry[:2]))
         origins = tuple(tuple(sorted(direct.get(ref, ()))) if isinstance(ref, int) else () for ref in flat.results)
@@ -164,7 +172,8 @@ class _Planner:
                 flat = _Flat(params["jaxpr"], self.is_speculative)
                 others = [*arrivals[:n_consts], *arrivals[n_consts + n_carry :]]
                 carries = flat.carries(n_consts, n_carry, others)
-                body = self._plan(flat, [*_named(others[:n_consts]), *carries, *_named(others[n_consts:])])
+                named = [*_named(others[:n_consts]), *carries, *_named(others[n_consts:])]
+                body = self._plan(flat, _told_apart(eqn, named))
                 stacked = tuple(var.aval for var in eqn.outvars[n_carry:])
                 return Scan(body, params["length"], params["reverse"], n_consts, n_carry, stacked)
             case "while":
@@ -172,15 +181,22 @@ class _Planner:
                 flat = _Flat(params["body_jaxpr"], self.is_speculative)
                 consts = arrivals[n_condition : n_condition + n_body]
                 carries = flat.carries(n_body, len(arrivals) - n_condition - n_body, consts)
-                condition = self.plan(params["cond_jaxpr"], [*_named(arrivals[:n_condition]), *carries])
-                return While(condition, self._plan(flat, [*_named(consts), *carries]), n_condition, n_body)
+                asked = _told_apart(eqn, [*_named(arrivals[:n_condition]), *carries])
+                body = self._plan(flat, _told_apart(eqn, [*_named(consts), *carries]))
+                return While(self.plan(params["cond_jaxpr"], asked), body, n_condition, n_body)
             case _:
-                return Switch(tuple(self.plan(branch, _named(arrivals[1:])) for branch in params["branches"]))
+                named = _told_apart(eqn, _named(arrivals[1:]))
+                return Switch(tuple(self.plan(branch, named) for branch in params["branches"]))
 
 
 def _named(arrivals: Sequence[Hashable]) -> list[Hashable]:
     """Arrivals from outside of a loop, told apart from those of its carry."""
     return [None if arrival is None else ("outside", arrival) for arrival in arrivals]
+
+
+def _told_apart(eqn: Any, arrivals: list[Hashable]) -> list[Hashable]:
+    """What a loop's body is planned for: where no call could leave early, it waits for all and has fewer segments."""
+    return arrivals if has_calls(eqn) else ["all"] * len(arrivals)
 
 
 def _node(step: Step, index: int, producers: tuple[int, ...], wave: int, origins: tuple[int, ...]) -> Node:
@@ -193,11 +209,11 @@ def _node(step: Step, index: int, producers: tuple[int, ...], wave: int, origins
 
 
 def _uses(
-    calls: Sequence[Node | Loop], grouped: Mapping[int, Sequence[Step]], results: Sequence[Ref]
+    whole: Sequence[Node | Loop | HostStep], grouped: Mapping[int, Sequence[Step]], results: Sequence[Ref]
 ) -> dict[int, set[Any]]:
-    """Per slot, who reads it: masks of segments, or "out" for calls, loops and the result."""
+    """Per slot, who reads it: masks of segments, or "out" for all other units and the result."""
     used: dict[int, set[Any]] = {}
-    for unit in calls:
+    for unit in whole:
         for ref in unit.operands:
             if isinstance(ref, int):
                 used.setdefault(ref, set()).add("out")

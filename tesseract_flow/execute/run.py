@@ -18,22 +18,30 @@ import numpy as np
 
 from tesseract_flow.client import charge, current_account
 from tesseract_flow.errors import cause, in_brief
+from tesseract_flow.execute.host import HostFns
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
-from tesseract_flow.execute.plan import Constant, Loop, Node, Plan, Segment
+from tesseract_flow.execute.plan import Constant, HostStep, Loop, Node, Plan, Segment
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, on_the_spot
 
 OnFailure = Literal["wait", "abandon"]
 
 
 def run_plan(
-    plan: Plan, arguments: Sequence[Any], submitter: AbstractSubmitter, on_failure: OnFailure = "wait"
+    plan: Plan,
+    arguments: Sequence[Any],
+    submitter: AbstractSubmitter,
+    on_failure: OnFailure = "wait",
+    host_fns: HostFns | None = None,
 ) -> list[Any]:
     """The function's results. The order of arrival does not influence them: each slot is written once.
 
     The first failure stops further submissions. Calls that are on their way are waited for, so that nothing runs on
     unseen, or abandoned: their results, and their own failures, are then dropped when they arrive.
+
+    Args:
+        host_fns: what the plan's host steps run; they run one after the other, on this thread.
     """
-    return _Run(submitter).results(plan, arguments, on_failure)
+    return _Run(submitter, host_fns or {}).results(plan, arguments, on_failure)
 
 
 class _Job:
@@ -134,9 +142,9 @@ class Frame:
         for place in self.plan.places.get(slot, ()):
             self.deliver(place, value, self.reached_by(self.plan.origins[place]))
 
-    def take(self, unit: Node | Segment) -> list[Any]:
+    def take(self, unit: Node | Segment | HostStep) -> list[Any]:
         """The operands of a unit that starts."""
-        refs = unit.operands if isinstance(unit, Node) else unit.inputs
+        refs = unit.inputs if isinstance(unit, Segment) else unit.operands
         operands = [ref.value if isinstance(ref, Constant) else self.values[ref] for ref in refs]
         for slot in unit.reads:
             self._release(slot)
@@ -144,6 +152,8 @@ class Frame:
 
     def reached_by(self, origins: Sequence[int]) -> tuple[AbstractFuture, ...]:
         """The calls behind these slots, each once."""
+        if not self.sources:
+            return ()
         found = {id(future): future for slot in origins for future in self.sources.get(slot, ())}
         return tuple(found.values())
 
@@ -167,12 +177,13 @@ def _computed(segment: Segment, operands: Sequence[Any]) -> list[Any]:
 
 
 class _Run:
-    def __init__(self, submitter: AbstractSubmitter):
+    def __init__(self, submitter: AbstractSubmitter, host_fns: HostFns):
         self.submitter = submitter
+        self.host_fns = host_fns
         self.account = current_account()
         self.in_flight: dict[tuple[int, int], tuple[_Job, AbstractFuture]] = {}  # by job and element
         self.arrived: queue.SimpleQueue[tuple[_Job, int]] = queue.SimpleQueue()
-        self.ready: deque[tuple[Frame, Node | Segment]] = deque()
+        self.ready: deque[tuple[Frame, Node | Segment | HostStep]] = deque()
         self._posted: deque[tuple[Frame, int, Any, tuple[AbstractFuture, ...]]] = deque()
         self._is_sorting = False
 
@@ -206,10 +217,14 @@ class _Run:
         finally:
             self._is_sorting = False
 
-    def _start(self, frame: Frame, unit: Node | Segment) -> None:
+    def _start(self, frame: Frame, unit: Node | Segment | HostStep) -> None:
         operands = frame.take(unit)
-        if isinstance(unit, Segment):
-            for slot, value in zip(unit.outputs, _computed(unit, operands), strict=True):
+        if not isinstance(unit, Node):
+            is_compiled = isinstance(unit, Segment)
+            values = (
+                _computed(unit, operands) if is_compiled else self.host_fns[unit.primitive](*operands, **unit.params)
+            )
+            for slot, value in zip(unit.outputs, values, strict=True):
                 frame.fill(slot, value, ())
             return
         job = _Job(frame, unit.at_work(frame.where, self.account), [np.asarray(x) for x in operands])
@@ -275,7 +290,7 @@ class _Run:
             with contextlib.suppress(Exception):
                 self._result(future)
 
-    def _next_ready(self) -> tuple[Frame, Node | Segment]:
+    def _next_ready(self) -> tuple[Frame, Node | Segment | HostStep]:
         # Calls first: a segment must not keep a solver waiting that could be working.
         for k, (_, unit) in enumerate(self.ready):
             if isinstance(unit, Node):

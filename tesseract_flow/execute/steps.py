@@ -1,8 +1,8 @@
 """A jaxpr → its equations as steps in one row, each once.
 
-Bodies of `jit`, `custom_jvp`, `remat` that contain Tesseract calls are inlined, equal steps are merged, unused ones
-dropped. Control flow (`scan`, `while_loop`, `cond`) with calls inside is one step, whose bodies get plans of their own
-(`planning`); without, it is a pure step like any other.
+Bodies of `jit`, `custom_jvp`, `remat` with work for the host inside (Tesseract calls, mostly) are inlined, equal steps
+are merged, unused ones dropped. Control flow (`scan`, `while_loop`, `cond`) with such work inside is one step, whose
+bodies get plans of their own (`planning`); without, it is a pure step like any other.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval as pe
 
-from tesseract_flow.autodiff import HOST, Call, calls_of, guards, has_calls, only, pullback_p, pushforward_p
+from tesseract_flow.autodiff import HOST, Call, guards, only, pullback_p, pushforward_p
 from tesseract_flow.autodiff.carried import MARKS
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.exact import InputKey, is_array
+from tesseract_flow.execute.host import HostPrimitive, has_host_work, is_on_host, on_host
 from tesseract_flow.execute.plan import Constant, Ref
 
 # Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
@@ -28,9 +29,9 @@ _WRAPPERS = {
     *("jit", "pjit", "closed_call", "core_call", "eval_jaxpr"),
     *("checkpoint", "remat", "remat2"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-    "linear_map",
+    *("custom_vmap_call", "linear_map"),
 }
-_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr", "call")
 _LOOPS = {"scan", "while", "cond"}
 # Whose operands may be swapped without changing a bit: transposition writes equal products in either order.
 _COMMUTATIVE = {"add", "add_any", "mul"}
@@ -50,14 +51,25 @@ class Step:
 
     @property
     def is_loop(self) -> bool:
-        """Whether it is control flow with calls inside."""
-        return self.eqn.primitive.name in _LOOPS and has_calls(self.eqn)
+        """Whether it is control flow with work for the host inside."""
+        return self.eqn.primitive.name in _LOOPS and has_host_work(self.eqn)
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether it can be compiled."""
+        return not (is_on_host(self.eqn) or self.is_loop)
 
 
 class Flattener:
-    """Walks a jaxpr and its inlined bodies, numbering values and merging equal steps."""
+    """Walks a jaxpr and its inlined bodies, numbering values and merging equal steps.
 
-    def __init__(self) -> None:
+    Args:
+        is_merging: equal steps have to be one where equal calls come of them. Elsewhere XLA sees to that, and rounds as
+            it would without us.
+    """
+
+    def __init__(self, is_merging: bool = True) -> None:
+        self._is_merging = is_merging
         self.steps: list[Step] = []
         self.constants: dict[int, Any] = {}
         self.avals: list[Any] = []  # per slot
@@ -87,7 +99,7 @@ class Flattener:
             return inputs
         if eqn.primitive in MARKS:
             return inputs[: len(eqn.outvars)]
-        if not has_calls(eqn) or eqn.primitive in HOST:
+        if is_on_host(eqn) or not has_host_work(eqn):
             return self._add(eqn, inputs)
         if eqn.primitive.name == "custom_linear_solve":
             # Its operands are the constants of four bodies, and the right-hand side. Solving needs one of the bodies.
@@ -104,7 +116,14 @@ class Flattener:
                 before, eqn = moved
                 inputs = (*self.flatten(before, (), inputs[: len(before.invars)]), *inputs)
         body = _body(eqn)
-        return self._add(eqn, inputs) if body is None else self.flatten(body.jaxpr, body.consts, inputs)
+        if body is not None:
+            return self.flatten(body.jaxpr, body.consts, inputs)
+        ours = [inner.primitive for inner in on_host([eqn]) if isinstance(inner.primitive, HostPrimitive)]
+        if ours and eqn.primitive.name not in _LOOPS:
+            raise NotImplementedError(
+                f"{ours[0].name!r} is run on the host, which is out of reach in {eqn.primitive.name!r}"
+            )
+        return self._add(eqn, inputs)
 
     def speculate(self, results: tuple[Ref, ...]) -> tuple[Ref, ...]:
         """Pullbacks of a single scalar no longer wait for its cotangent: J^T c = c J^T 1, exactly.
@@ -145,7 +164,7 @@ class Flattener:
         return self._slot_of[key]
 
     def _add(self, eqn: Any, inputs: tuple[Ref, ...]) -> tuple[int, ...]:
-        key = signature(eqn, inputs)
+        key = signature(eqn, inputs) if self._is_merging else None
         if key is not None and key in self._merged:
             return self._merged[key]
         outputs = tuple(self.new_slot(var.aval) for var in eqn.outvars)
@@ -192,7 +211,7 @@ def without_invariant_calls(eqn: Any) -> tuple[Jaxpr, Any] | None:
         is_same = not inner.effects and all(isinstance(atom, Literal) or atom in known for atom in inner.invars)
         (before if is_same else after).append(inner)
         known.update(inner.outvars if is_same else ())
-    if not any(True for _ in calls_of(before)):
+    if not any(map(has_host_work, before)):
         return None
     read = {atom for inner in after for atom in inner.invars if not isinstance(atom, Literal)}
     read |= {atom for atom in body.outvars if not isinstance(atom, Literal)}

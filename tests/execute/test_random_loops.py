@@ -83,7 +83,7 @@ _LOOP = st.tuples(st.sampled_from(LOOPS), _programs(_STEP, 2))
 def test_loops_with_anything_in_them_equal_plain_jax(request: pytest.FixtureRequest, part: int):
     share = 0.1 if part else 0.02
 
-    @seed(part)
+    @seed(part + (request.config.getoption("--seed") or 0))
     @settings(
         max_examples=max(1, round(share * request.config.getoption("--graphs"))),
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

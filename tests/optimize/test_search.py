@@ -131,13 +131,35 @@ def test_a_driver_that_changes_shapes_is_refused():
         Updater(optax_driver(bad), box_from(None, START), jnp.float64).is_searching(START, optax.EmptyState())
 
 
-def test_a_trial_where_it_cannot_be_walked_is_refused():
+def test_a_driver_may_try_points_in_any_loop():
+    """A grid of steps along the gradient, of which it takes the best: one trial for each, in their order."""
+    sizes = jnp.asarray([1e-4, 3e-4, 1e-3, 3e-3])
+
     def update(updates, state, params=None, *, value_fn, **_):
-        _, values = jax.lax.scan(lambda carry, _: (carry, value_fn(params)), 0, None, length=2)
-        return jax.tree.map(lambda g: g * values.sum(), updates), state
+        def ahead(size):
+            return jax.tree.map(lambda x, g: x - size * g, params, updates)
+
+        _, values = jax.lax.scan(lambda carry, size: (carry, value_fn(ahead(size))), 0, sizes)
+        return jax.tree.map(lambda g: -sizes[jnp.argmin(values)] * g, updates), state
 
     driver = optax_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
-    with pytest.raises(DriverError, match="value_fn inside 'scan'"):
+    updater = Updater(driver, box_from(None, START), jnp.float64)
+    assert updater.is_searching(START, ())
+    value, gradient = VALUE_AND_GRAD(START)
+    trials = []
+    u, _ = updater(START, (), gradient, value, lambda u: trials.append(u) or VALUE_AND_GRAD(u))
+    expected = [jax.tree.map(lambda x, g, size=size: x - size * g, START, gradient) for size in sizes]
+    assert [float(t["x"]) for t in trials] == [float(e["x"]) for e in expected]
+    assert float(u["x"]) == min(expected, key=lambda e: float(rosenbrock(e)))["x"]
+
+
+def test_a_trial_that_only_a_compiler_could_make_is_refused():
+    def update(updates, state, params=None, *, value_fn, **_):
+        value = jax.lax.reduce(params["x"][None], 0.0, lambda x, y: value_fn({"x": x, "y": y}), (0,))
+        return jax.tree.map(lambda g: g * value, updates), state
+
+    driver = optax_driver(optax.GradientTransformationExtraArgs(lambda params: (), update))
+    with pytest.raises(DriverError, match="'trial' is run on the host, which is out of reach in 'reduce'"):
         Updater(driver, box_from(None, START), jnp.float64).is_searching(START, ())
 
 

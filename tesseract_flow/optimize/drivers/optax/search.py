@@ -1,9 +1,10 @@
 """One update of a driver, with its trial evaluations as calls like any other.
 
 Optax writes a line search as `jax.lax.while_loop`, inside which an evaluation would be an opaque host callback. Here
-the update is traced with a stand-in for the objective, the primitive `trial`. Whatever contains no trial is compiled;
-loops and branches that contain one are walked in Python, and each trial becomes a call of `sample` with concrete
-arrays: visible, cached, counted. A driver without a line search has no trial in it, and is one compiled function.
+the update is traced with a stand-in for the objective, the primitive `trial`, and run as a plan, in which a trial is a
+step of the host: `sample` is called with concrete arrays, on the thread that makes the update, and the evaluation is
+visible, cached, counted. Whatever contains no trial is compiled. A driver without a line search has no trial in it,
+and is one compiled function.
 
 (The other way to the same calls is to run the whole update under `jax.disable_jit`. It took 14 s to warm up and 73 ms
 per step of L-BFGS on 50 variables.)
@@ -12,16 +13,17 @@ per step of L-BFGS on 50 variables.)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, JaxprEqn, Literal, Primitive, Var, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree
 
+from tesseract_flow.execute import HostPrimitive, Plan, Segment, default_submitter, make_plan, run_plan
 from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.drivers.optax.holding import has_memory, without_held
 from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, cannot_drive, lenient_promotion, strongly_typed
@@ -29,13 +31,19 @@ from tesseract_flow.optimize.drivers.optax.named import OptaxDriver, cannot_driv
 # Value and gradient of what is minimised, at a point inside the box.
 SampleFn = Callable[[PyTree], tuple[Float[Array, ""], PyTree]]
 
-_trial_p = Primitive("trial")
-_trial_p.multiple_results = True
+_trial_p = HostPrimitive("trial")
 
 
 @_trial_p.def_abstract_eval
 def _trial_aval(*leaves: Any, dtype: Any) -> list[Any]:
     return [leaves[0].update(shape=(), dtype=dtype, weak_type=False), *leaves]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trace:
+    closed: ClosedJaxpr
+    plan: Plan
+    out_tree: Any
 
 
 class Updater:
@@ -58,7 +66,7 @@ class Updater:
         Raises:
             DriverError: the driver cannot be used on this design, or wants arguments that nobody offers.
         """
-        return not all(isinstance(unit, _Segment) for unit in self._traced(u, state).units)
+        return not all(isinstance(unit, Segment) for unit in self._traced(u, state).plan.units)
 
     def is_holding(self, u: PyTree, state: PyTree) -> bool:
         """Whether entries are held at bounds: there are bounds, and a driver that searches or has L-BFGS in it."""
@@ -69,8 +77,8 @@ class Updater:
         and the value."""
         return self._traced(u, state).closed
 
-    def _traced(self, u: PyTree, state: PyTree) -> _Block:
-        return self._trace(self._box, u, state, u, jnp.zeros((), self._dtype))[0]
+    def _traced(self, u: PyTree, state: PyTree) -> _Trace:
+        return self._trace(self._box, u, state, u, jnp.zeros((), self._dtype))
 
     def __call__(
         self, u: PyTree, state: PyTree, gradient: PyTree, value: Float[Array, ""], sample: SampleFn
@@ -82,7 +90,7 @@ class Updater:
         own, treedef = jax.tree.flatten(u)
         held = self._box.held(u, gradient) if self._is_bounded else None
 
-        def trial(leaves: Sequence[Array]) -> list[Array]:
+        def trial(*leaves: Array, dtype: Any) -> list[Array]:
             # Optax counts steps in 64 bits where it may, and trial points of 32-bit designs come out wider.
             point = treedef.unflatten([jnp.asarray(leaf, x.dtype) for leaf, x in zip(leaves, own, strict=True)])
             if held is not None:
@@ -94,16 +102,16 @@ class Updater:
             widened = [
                 jnp.asarray(slope, leaf.dtype) for slope, leaf in zip(jax.tree.leaves(slopes), leaves, strict=True)
             ]
-            return [jnp.asarray(trial_value, self._dtype), *widened]
+            return [jnp.asarray(trial_value, dtype), *widened]
 
         arguments = self._box, u, state, gradient, jnp.asarray(value, self._dtype)
-        block, out_tree = self._trace(*arguments)
-        outputs = block.run(jax.tree.leaves(arguments), trial)
-        return jax.tree.unflatten(out_tree, outputs)
+        trace = self._trace(*arguments)
+        outputs = run_plan(trace.plan, jax.tree.leaves(arguments), default_submitter(), host_fns={_trial_p: trial})
+        return trace.out_tree.unflatten(x if isinstance(x, jax.Array) else jnp.asarray(x) for x in outputs)
 
-    def _trace(self, *arguments: Any) -> tuple[_Block, Any]:
+    def _trace(self, *arguments: Any) -> _Trace:
         leaves, treedef = jax.tree.flatten(arguments)
-        compiled: dict[Any, tuple[_Block, Any]] = self._driver.compiled
+        compiled: dict[Any, _Trace] = self._driver.compiled
         key = self._is_bounded, treedef, tuple(jax.typeof(leaf) for leaf in leaves), jax.config.jax_enable_x64  # type: ignore[attr-defined]
         if key not in compiled:
             out_tree = None
@@ -114,10 +122,11 @@ class Updater:
                 return outputs
 
             try:
-                block = _block(jax.make_jaxpr(flat)(*leaves))
+                closed = jax.make_jaxpr(flat)(*leaves)
+                plan = make_plan(closed)
             except Exception as error:
                 raise cannot_drive(self._driver, error) from error
-            compiled[key] = block, out_tree
+            compiled[key] = _Trace(closed, plan, out_tree)
         return compiled[key]
 
     def _update(self, box: Box, u: PyTree, state: PyTree, gradient: PyTree, value: Array) -> tuple[PyTree, PyTree]:
@@ -158,159 +167,3 @@ class Updater:
             value_and_gradient, lambda grad, bar: (jax.tree.map(lambda g: g * jnp.asarray(bar, g.dtype), grad),)
         )
         return value_fn(params)
-
-
-# -- walking a jaxpr
-
-# Primitives that only wrap one body with the same operands and results.
-_WRAPPERS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "checkpoint",
-    "remat",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}
-
-TrialFn = Callable[[Sequence[Array]], list[Array]]
-Env = dict[Any, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Segment:
-    """Equations without a trial in them, compiled as one function."""
-
-    inputs: tuple[Var, ...]
-    outputs: tuple[Var, ...]
-    fn: Callable[..., list[Any]]
-
-    def run(self, env: Env, trial: TrialFn) -> None:
-        env.update(zip(self.outputs, self.fn(*(env[var] for var in self.inputs)), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Walked:
-    """An equation that is a trial, or contains one; `kind` says how to run it."""
-
-    eqn: JaxprEqn
-    kind: Callable[[JaxprEqn, tuple[_Block, ...], list[Any], TrialFn], list[Any]]
-    blocks: tuple[_Block, ...]
-
-    def run(self, env: Env, trial: TrialFn) -> None:
-        operands = [_read(env, atom) for atom in self.eqn.invars]
-        env.update(zip(self.eqn.outvars, self.kind(self.eqn, self.blocks, operands, trial), strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """A jaxpr, cut at its trials."""
-
-    closed: ClosedJaxpr
-    units: tuple[_Segment | _Walked, ...]
-
-    def run(self, arguments: Sequence[Any], trial: TrialFn) -> list[Any]:
-        jaxpr = self.closed.jaxpr
-        env: Env = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
-        env.update(zip(jaxpr.invars, arguments, strict=True))
-        for unit in self.units:
-            unit.run(env, trial)
-        return [_read(env, atom) for atom in jaxpr.outvars]
-
-
-def _read(env: Env, atom: Any) -> Any:
-    if not isinstance(atom, Literal):
-        return env[atom]
-    aval: Any = atom.aval
-    return jnp.asarray(atom.val, aval.dtype)
-
-
-def _run_trial(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
-    return trial(operands)
-
-
-def _run_while(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
-    cond, body = blocks
-    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
-    carry = operands[n_cond + n_body :]
-    while bool(cond.run([*cond_consts, *carry], trial)[0]):
-        carry = body.run([*body_consts, *carry], trial)
-    return carry
-
-
-def _run_branch(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
-    index, *rest = operands
-    return blocks[min(max(int(index), 0), len(blocks) - 1)].run(rest, trial)
-
-
-def _run_inside(eqn: JaxprEqn, blocks: tuple[_Block, ...], operands: list[Any], trial: TrialFn) -> list[Any]:
-    return blocks[0].run(operands, trial)
-
-
-def _block(closed: ClosedJaxpr) -> _Block:
-    """Cut at the equations that contain a trial; compile what lies between."""
-    runs: list[list[JaxprEqn] | _Walked] = [[]]
-    for eqn in closed.jaxpr.eqns:
-        if not _has_trial(eqn):
-            if not isinstance(runs[-1], list):
-                runs.append([])
-            runs[-1].append(eqn)  # type: ignore[union-attr]
-        else:
-            runs.append(_walked(eqn))
-    # Read from the end: a segment has to give out what anything after it reads.
-    needed = {atom for atom in closed.jaxpr.outvars if isinstance(atom, Var)}
-    units: list[_Segment | _Walked] = []
-    for run in reversed(runs):
-        if isinstance(run, _Walked):
-            units.append(run)
-            needed.update(atom for atom in run.eqn.invars if isinstance(atom, Var))
-        elif run:
-            segment = _segment(run, needed)
-            units.append(segment)
-            needed.update(segment.inputs)
-    return _Block(closed, tuple(reversed(units)))
-
-
-def _segment(eqns: list[JaxprEqn], needed: set[Any]) -> _Segment:
-    made = {var for eqn in eqns for var in eqn.outvars}
-    outputs = tuple(var for eqn in eqns for var in eqn.outvars if var in needed)
-    reads = (atom for eqn in eqns for atom in eqn.invars if isinstance(atom, Var) and atom not in made)
-    inputs = tuple(dict.fromkeys(reads))
-    names = tuple(f"in{k}" for k in range(len(inputs))), tuple(f"out{k}" for k in range(len(outputs)))
-    effects = set().union(*(eqn.effects for eqn in eqns))
-    jaxpr = Jaxpr((), inputs, outputs, eqns, effects, debug_info=DebugInfo("update", "tesseract_flow", *names))
-    return _Segment(inputs, outputs, jax.jit(jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))))
-
-
-def _walked(eqn: JaxprEqn) -> _Walked:
-    if eqn.primitive is _trial_p:
-        return _Walked(eqn, _run_trial, ())
-    if eqn.primitive.name == "while":
-        return _Walked(eqn, _run_while, (_block(eqn.params["cond_jaxpr"]), _block(eqn.params["body_jaxpr"])))
-    if eqn.primitive.name == "cond":
-        return _Walked(eqn, _run_branch, tuple(_block(branch) for branch in eqn.params["branches"]))
-    if eqn.primitive.name in _WRAPPERS:
-        (body,) = list(_bodies(eqn.params))
-        return _Walked(eqn, _run_inside, (_block(body),))
-    raise NotImplementedError(
-        f"it evaluates value_fn inside {eqn.primitive.name!r}; while_loop, cond and plain calls are understood"
-    )
-
-
-def _bodies(params: Mapping[str, Any]) -> Iterator[ClosedJaxpr]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, ClosedJaxpr):
-                yield item
-            elif isinstance(item, Jaxpr):
-                yield ClosedJaxpr(item, ())
-
-
-def _has_trial(eqn: JaxprEqn) -> bool:
-    return eqn.primitive is _trial_p or any(
-        _has_trial(inner) for body in _bodies(eqn.params) for inner in body.jaxpr.eqns
-    )
