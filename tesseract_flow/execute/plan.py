@@ -207,6 +207,10 @@ class HostStep:
     def reads(self) -> set[int]:
         return {ref for ref in self.operands if isinstance(ref, int)}
 
+    @property
+    def needs(self) -> tuple[frozenset[int], ...]:
+        return (frozenset(self.reads),) * len(self.outputs)
+
 
 @dataclasses.dataclass(frozen=True)
 class Scan:

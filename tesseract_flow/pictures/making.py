@@ -12,7 +12,7 @@ from tesseract_flow.client import AbstractTesseract, CachedTesseract, Endpoint
 from tesseract_flow.errors import OptionError, TesseractFlowError
 from tesseract_flow.execute import Concurrent, concurrent
 from tesseract_flow.execute.durations import durations
-from tesseract_flow.execute.plan import Loop, Node, Plan, Segment, described, pretty
+from tesseract_flow.execute.plan import HostStep, Loop, Node, Plan, Segment, described, pretty
 from tesseract_flow.pictures.graph import Arrow, Box, Picture
 from tesseract_flow.pipeline import Pipeline
 from tesseract_flow.pipeline.wiring import Source, Wire
@@ -139,7 +139,7 @@ def of_plan(plan: Plan, names: list[str], shapes: list[str]) -> Picture:
                 arrows.setdefault((source, target), {})[label] = None
 
     for unit in plan.units:
-        if isinstance(unit, Segment):
+        if isinstance(unit, Segment | HostStep):
             for slot, needs in zip(unit.outputs, unit.needs, strict=True):
                 origins[slot] = {origin: None for need in sorted(needs) for origin in origins.get(need, {})}
             continue
