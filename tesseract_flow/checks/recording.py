@@ -85,8 +85,11 @@ class Traced:
     def watched(self, *args: Any) -> tuple[Any, list[Seen]]:
         """The results, and every request on the way."""
         log: list[Seen] = []
-        plan = make_plan(_rewired(self.closed, lambda handle: Recorder(handle, log)))
-        return self._run(plan, args), log
+        return self.through(lambda handle: Recorder(handle, log), *args), log
+
+    def through(self, swap: Callable[[AbstractTesseract], AbstractTesseract], *args: Any) -> Any:
+        """The results, with other handles in place of its own."""
+        return self._run(make_plan(_rewired(self.closed, swap)), args)
 
     def _run(self, plan: Plan, args: Sequence[Any]) -> Any:
         results = run_plan(plan, jax.tree.leaves(args), default_submitter())

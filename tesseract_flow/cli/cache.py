@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tesseract_flow.cli.arguments import Commands
+from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -36,6 +39,12 @@ def add(commands: Commands) -> None:
     verify = actions.add_parser("verify", help="read and check every answer, and say where each comes from")
     verify.add_argument("source", type=Path, help="an archive, or a folder that was given as cache=")
     verify.set_defaults(run=_verify)
+    trace = actions.add_parser("trace", help="of which kept answers the numbers of a run are made")
+    trace.add_argument("problem", help=PROBLEM)
+    trace.add_argument("journal", help="folder or URL of the run's journal")
+    trace.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
+    trace.add_argument("--json", action="store_true", help="print JSON")
+    trace.set_defaults(run=_trace)
 
 
 def _stats(arguments: argparse.Namespace) -> int:
@@ -94,14 +103,39 @@ def _verify(arguments: argparse.Namespace) -> int:
     source = arguments.source
     rows = origins(existing(source)) if source.is_dir() else verified(source)[1]
     for row in rows:
-        of, asked = row["component"], row["asked"]
-        image = f", image {of['image']}" if of["image"] else ""
-        print(
-            f"{asked['at']}  {asked['seconds']:8.3f} s  {row['endpoint']:<24} {of['name']} {of['version']} "
-            f"(schema {of['schema'][:12]}{image}) from {asked['whom']}{', a failure' if row['is_failure'] else ''}"
-        )
+        print(_line(row))
     print(f"{source}: {_counted(len(rows), 'answer')}, all as they were written")
     return 0
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    of, asked = row["component"], row["asked"]
+    image = f", image {of['image']}" if of["image"] else ""
+    return (
+        f"{asked['at']}  {asked['seconds']:8.3f} s  {row['endpoint']:<24} {of['name']} {of['version']} "
+        f"(schema {of['schema'][:12]}{image}) from {asked['whom']}{', a failure' if row['is_failure'] else ''}"
+    )
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    """0 if the kept answers give the numbers of the run, 1 otherwise."""
+    from tesseract_flow.checks.provenance import provenance
+    from tesseract_flow.optimize import load_problem
+
+    found = provenance(load_problem(arguments.problem, assignments(arguments.set)), arguments.journal)
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=2))
+        return 0 if found.ok else 1
+    for row in found.answers:
+        print(f"{row['file']}\n  {_line(row)}")
+    for name, (said, given) in found.numbers.items():
+        print(f"{name}: {_number(said)} in the run, {_number(given)} from these answers")
+    print(found.headline)
+    return 0 if found.ok else 1
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.17g}" if value.ndim == 0 else f"array {value.shape}"
 
 
 def _n_bytes(text: str) -> int:

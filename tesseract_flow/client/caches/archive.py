@@ -151,6 +151,11 @@ def _origins(files: dict[str, bytes], where: str) -> list[dict[str, Any]]:
     return rows
 
 
+def origin(file: Path, entry: Entry, components: list[Component]) -> dict[str, Any]:
+    """Where the answer in a file of a cache comes from, as in an archive's list."""
+    return _row(file.name, entry, file.read_bytes(), components)
+
+
 def _row(file: str, entry: Entry, text: bytes, components: list[Component]) -> dict[str, Any]:
     name, version, schema, build = entry.question["component"][:4]
     of = next((one for one in components if one.key == list(entry.question["component"])), None)

@@ -201,6 +201,14 @@ class DirectoryCache(AbstractCache):
             os.utime(file)  # by which the longest unused are found
         return answer
 
+    def entry(self, key: RequestKey) -> tuple[Path, Entry] | None:
+        """The file that answers a question, and what is in it; None if there is none that can be believed."""
+        file = self.folder / f"{stem_of(key)}.json"
+        try:
+            return file, self.read(file, key)
+        except (OSError, ValueError):
+            return None
+
     def read(self, file: Path, key: RequestKey | None = None) -> Entry:
         """An entry of this folder.
 

@@ -120,6 +120,10 @@ class CachedTesseract(AbstractWrapper):
         note_answer(self.cache, key)
         return answer
 
+    def key_of(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
+        """By what the answer to a question is kept; None if the payload cannot be written down."""
+        return self._key(endpoint, payload)
+
     def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
         """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
         self.refresh()
