@@ -21,8 +21,8 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-format check-lint check-types \
-	check-layers check-dependencies check-wheel format constraints clean
+.PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-manifests check-format check-lint check-types \
+	check-manifests check-layers check-dependencies check-wheel format constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ check-layers: install
 
 check-dependencies: install
 	$(PY) tools/audit.py
+
+check-manifests: install ## validate Kubernetes manifests against its schema (downloads 100 MB from PyPI)
+	$(UV) tool run --from kubernetes-validate kubernetes-validate --strict deployments/kubernetes/*.yaml
 
 check-wheel: install
 	$(PY) tools/check_wheel.py
