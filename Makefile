@@ -21,7 +21,7 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-manifests check-format check-lint check-types \
+.PHONY: help install demo test test-slow test-prefect-3.8 bench test-ui check check-format check-lint check-types \
 	check-manifests check-layers check-dependencies check-wheel format constraints clean
 
 help: ## list the targets
