@@ -7,6 +7,9 @@ evaluation, a short step down the gradient, is the test. A first contradiction i
 anything is said: a smooth function comes round. Of a kink, points on one side agree with each other; a wrong gradient
 contradicts everywhere.
 
+Where a run is about to claim an optimum there is no slope to compare with: an error of a thousandth of the gradient on
+the way may be all of it there. So values on both sides are compared with the claim itself, in its own unit.
+
 Which component is wrong is not known here: `tesseract_flow.checks` finds out.
 """
 
@@ -28,6 +31,7 @@ from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.failures import evaluated, is_of_the_design
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
+from tesseract_flow.optimize.vicinity import Vector, Vicinity
 
 Verify = Literal["start"] | int | None
 
@@ -38,6 +42,8 @@ _TOLERANCE = 0.1  # of the change: beyond, slopes contradict the values
 _SPREAD = 0.3  # of the slope's error between pairs of points: beyond, it is something else than a wrong gradient
 _MANY_TRIALS = 4  # of one search: it has trouble
 _LEGIBLE = 1e3  # a change must be so many times its rounding error to be read
+_CLAIMED = 1e-3  # of a claim's unit: a slope that contradicts it
+_BEYOND_NOISE = 10.0  # a contradiction must be so many times what the values have of noise and kinks
 
 
 def as_verify(verify: Verify) -> Verify:
@@ -51,7 +57,8 @@ def as_verify(verify: Verify) -> Verify:
         return verify
     raise ProblemError(
         f'verify_gradients must be "start", a number of steps, or None, received {verify!r}.\n'
-        "It costs one evaluation at the start; with a number also one after so many steps, again and again."
+        "It costs one evaluation at the start, and two where an optimum is claimed; with a number also one after so "
+        "many steps, again and again."
     )
 
 
@@ -126,6 +133,53 @@ def verify_gradient(run: Run, state: State) -> Contradiction | None:
             return None
         points.append(_Point(u, sample))
     return _common(points)
+
+
+def verify_claim(run: Run, state: State, unit: float, tolerance: float) -> Contradiction | None:
+    """Two evaluations, on both sides of a design that is claimed to be optimal; two more, closer by, if they contradict
+    that.
+
+    The slope between them is that of the values, up to the square of the distance. It is compared with the gradient in
+    the `unit` of the claim, as what is left of a gradient that is all but zero is none. The way leads along all entries
+    that have room, each by its own size. What is smooth comes round closer by; noise grows; and a kink shows as a bend
+    that does not become smaller by the square: none of them is an error of the gradient. None also if it cannot be
+    told.
+    """
+    vicinity = Vicinity(state.u, run.box, state.here, lambda u: _sample(run, u, state), run.evaluator.dtype)
+    distances = (_DISTANCES if vicinity.eps < 1e-10 else _COARSE_DISTANCES)[:2]
+    way = _way_across(vicinity, distances[0])
+    least = unit * max(_CLAIMED, 10.0 * tolerance * math.sqrt(way.size))
+    errors, bends, pair = [], [], None
+    for distance in distances:
+        ahead, behind = (vicinity.look(side * distance * way) for side in (1.0, -1.0))
+        if ahead is None or behind is None:
+            return None
+        along = ahead.step - behind.step
+        found, predicted = ahead.change - behind.change, float(vicinity.slopes @ along)
+        errors.append((found - predicted) / (2.0 * distance))
+        bends.append(ahead.change + behind.change)
+        rounding = vicinity.eps * max(abs(vicinity.value + seen.change) for seen in (ahead, behind))
+        if not abs(errors[-1]) > least or abs(found - predicted) <= _LEGIBLE * rounding:
+            return None
+        pair = Contradiction(predicted, found, float(np.linalg.norm(along * vicinity.sizes)))
+    assert pair is not None
+    far, near = errors
+    unlike = abs(bends[1] - bends[0] * (distances[1] / distances[0]) ** 2)
+    if (
+        abs(far - near) > _SPREAD * min(abs(far), abs(near))
+        or abs(pair.found - pair.predicted) < _BEYOND_NOISE * unlike
+    ):
+        return None
+    return pair
+
+
+def _way_across(vicinity: Vicinity, reach: float) -> Vector:
+    """A direction with a part in every entry that has room on both sides, none like another, so that errors of some
+    entries do not cancel those of others; always the same one."""
+    rng = np.random.default_rng(vicinity.x.size)
+    way = rng.choice([-1.0, 1.0], vicinity.x.size) * rng.uniform(0.5, 1.0, vicinity.x.size)
+    room = np.minimum(vicinity.x - vicinity.lower, vicinity.upper - vicinity.x)
+    return np.sign(way) * np.minimum(np.abs(way), np.maximum(room, 0.0) / reach)
 
 
 def _way(slopes: PyTree, norm: float) -> PyTree:

@@ -52,7 +52,7 @@ from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steering import Due, Steering
-from tesseract_flow.optimize.steps import Totals, advance, prepare, reassess, start, template_state
+from tesseract_flow.optimize.steps import Totals, advance, is_claim, prepare, reassess, start, template_state
 from tesseract_flow.optimize.stopping import (
     AbstractStoppingRule,
     as_feasibility_tol,
@@ -136,10 +136,13 @@ def optimize(
             function behind a callback, another version of JAX); worth asking for where a component may have changed
             without changing its version.
         verify_gradients: `"start"`: one evaluation more at the start, a short step away, tells whether values and
-            gradients fit together (up to three if they do not). A number: again after so many steps each, as a
-            derivative may be right at the start and wrong where a limit is active. None: only when a line search that
-            has trouble makes it suspect. Where they contradict each other the run stops and says so; started again,
-            it looks again. With a driver that asks for no gradients there is nothing to look at.
+            gradients fit together (up to three if they do not), and two more, on both sides of a design that is about
+            to be called optimal, whether values agree with that (four if they do not): a slope of the values of more
+            than a thousandth of the claim's unit (1000 times the default tolerance), and the run is not converged. A
+            number: also after so many steps each, as a derivative may be right at the start and wrong where a limit is
+            active. None: only when a line search that has trouble makes it suspect. Where they contradict each other
+            the run stops and says so; started again, it looks again. With a driver that asks for no gradients there is
+            nothing to look at.
         objective_scale: what the objective is divided by before a driver sees it. `"start"`: its size or its steepest
             slope at the start, whichever is larger; a number; None: `"start"` with constraints, which are weighed
             against it, and for the drivers of SciPy and NLopt; 1 for Optax without constraints, whose own steps are
@@ -243,7 +246,7 @@ def optimize(
             run = course.at(history)
             state = unpack(resumed.checkpoint.arrays, template_state(run))
             state, record, said = go_on(
-                run, kept, resumed, state, meter.totals, recheck=recheck, accept_changes=accept_changes
+                run, kept, resumed, state, meter.totals, recheck=recheck, accept_changes=accept_changes, verify=verify
             )
             notes += (*resumed.notes, *said)
             if record is None:
@@ -264,18 +267,22 @@ def optimize(
                 steering.due(-1)
                 raise RunStopped("The run was stopped by hand before there was a design to end with.") from error
             record = dataclasses.replace(record, events=(*record.events, origin)) if origin else record
+        # What contradicted itself in a journal may be mended by now. A claim is not taken from there.
+        if record is None and history[-1].contradiction and is_claim(run, history):
+            make = functools.partial(reassess, run, state, run.varying_at(state.u), history[-1], meter.totals, "start")
+            state, record = run_step(history[-1].step + 1, make)
         if record is not None:
             finish(run, state, record)
-        # One that a journal brought back may be mended by now.
         contradiction = history[-1].contradiction
-        if contradiction and resumed and record is None:
+        if contradiction and record is None:
             contradiction = str(verify_gradient(run, state) or "")
         given_up: EvaluationFailed | None = None
         awaited = ""
         while True:
             step = history[-1].step
             if (due := steering.due(step, awaited)) is not None:
-                course, run, found = _changed(course, run, state, due, history, meter.totals, steering, run_step)
+                looks = verify if run.driver.asks_for_gradients else None
+                course, run, found = _changed(course, run, state, due, history, meter.totals, looks, steering, run_step)
                 told.begin(run)
                 if found is not None:
                     state, record = found
@@ -332,6 +339,7 @@ def _changed(
     due: Due,
     history: Sequence[StepRecord],
     totals: Totals,
+    verify: Verify,
     steering: Steering,
     run_step: Callable[[int, Callable[[], Any]], Any],
 ) -> tuple[Course, Run, tuple[State, StepRecord] | None]:
@@ -349,7 +357,7 @@ def _changed(
         new = course.steered(changes, run.stage.index)
         now = new.runs[run.stage.index]
         if "bounds" in changes or "schedule" in changes:
-            make = functools.partial(reassess, now, state, varying, last, totals)
+            make = functools.partial(reassess, now, state, varying, last, totals, verify)
             found = run_step(last.step + 1, make)
     except (SteeringError, DriverError, BoundsError, EvaluationFailed) as error:
         if due.name is None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from tesseract_flow.errors import JournalError, OtherRun, ProblemError
 from tesseract_flow.optimize.contents import read_contents
+from tesseract_flow.optimize.contradictions import Verify
 from tesseract_flow.optimize.journal import AbstractJournal, FileJournal, Resumption, refusal
 from tesseract_flow.optimize.partition import leaf_names
 from tesseract_flow.optimize.problem import Problem
@@ -90,6 +91,7 @@ def go_on(
     *,
     recheck: bool,
     accept_changes: bool,
+    verify: Verify = None,
 ) -> tuple[State, StepRecord | None, tuple[str, ...]]:
     """The state to go on from, a record if that took a step of its own, and notes.
 
@@ -106,7 +108,7 @@ def go_on(
     changes = (*resumed.changes, *found)
     journal.confirm(found)
     if changes:
-        state, record = reassess(run, state, _last_design(run, resumed, state), last, totals)
+        state, record = reassess(run, state, _last_design(run, resumed, state), last, totals, verify)
         events = tuple(f"changed and accepted: {line}" for line in changes)
         note = f"after step {last.step} the run went on in spite of these changes, which were accepted: "
         return state, dataclasses.replace(record, events=(*record.events, *events)), (note + "; ".join(changes),)

@@ -26,6 +26,7 @@ from tesseract_flow.optimize.contradictions import (
     Verify,
     is_due,
     is_suspicious,
+    verify_claim,
     verify_gradient,
 )
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
@@ -39,7 +40,7 @@ from tesseract_flow.optimize.problem import Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.state import Best, State
-from tesseract_flow.optimize.stopping import reachable
+from tesseract_flow.optimize.stopping import FirstOrder, reachable
 
 _NO_SLOPE = 1e-8  # of the objective
 
@@ -184,8 +185,7 @@ def begun(
         view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
     record = _record(run, state, history, 0.0, False, totals, measures, view.slope)
     record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events), since=step)
-    found = verify_gradient(run, state) if is_due(verify, step) else None
-    return state, _verified(record, found, totals)
+    return state, _verified(run, state, history, record, totals, verify)
 
 
 def _objective_scale(run: Run, size: float, steepest: float) -> float:
@@ -220,7 +220,9 @@ def template_state(run: Run) -> State:
     return State(u, run.engine.fresh(u), zero, duals, tally, here, best)
 
 
-def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: Totals) -> tuple[State, StepRecord]:
+def reassess(
+    run: Run, state: State, varying: PyTree, last: StepRecord, totals: Totals, verify: Verify = None
+) -> tuple[State, StepRecord]:
     """A step that does not move: a state that was found for another problem, evaluated for this one.
 
     Whatever the old problem said of the current design and of the best one is replaced.
@@ -244,11 +246,35 @@ def reassess(run: Run, state: State, varying: PyTree, last: StepRecord, totals: 
     if not moved(u, best_u) or _is_better(run, new, measures, record, None, record):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
         record = _record(run, new, (last,), 0.0, False, totals, run.assess(new), slope)
-    return new, dataclasses.replace(record, since=record.step)
+    return new, _verified(run, new, (last,), dataclasses.replace(record, since=record.step), totals, verify)
 
 
-def _verified(record: StepRecord, found: Contradiction | None, totals: Totals) -> StepRecord:
-    """With what a look at the gradient found, and what it took."""
+def is_claim(run: Run, known: Sequence[StepRecord]) -> bool:
+    """Whether the last of these records is about to be called an optimum."""
+    return (
+        run.tolerance is not None
+        and run.stage.index == run.problem.stages[-1].index
+        and known[-1].best_step == known[-1].step
+        and FirstOrder(run.tolerance).is_met(known)
+    )
+
+
+def _verified(
+    run: Run,
+    state: State,
+    history: Sequence[StepRecord],
+    record: StepRecord,
+    totals: Totals,
+    verify: Verify,
+    found: Contradiction | None = None,
+) -> StepRecord:
+    """With what looks at the gradient find, and what they took; `found` before already, if anything was."""
+    if found is None and is_due(verify, record.step):
+        found = verify_gradient(run, state)
+    if found is None and verify is not None and is_claim(run, [*history, record]):
+        assert run.tolerance is not None
+        unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
+        found = verify_claim(run, state, unit / float(state.objective_scale), run.tolerance)
     if found is None:
         return dataclasses.replace(record, **totals())
     event = f"{found}: one of them is wrong"
@@ -291,9 +317,7 @@ def advance(
         measures = run.assess(new)
         slope = None if run.has_constraints else float(measures["slope"])
         record = _record(run, new, history, max(moves), move.stalled, totals, measures, slope)
-        record = dataclasses.replace(record, since=step)
-        found = verify_gradient(run, new) if is_due(verify, step) else None
-        return new, _verified(record, found, totals)
+        return new, _verified(run, new, history, dataclasses.replace(record, since=step), totals, verify)
     measures = run.assess(new)
     record = _record(run, new, history, max(moves), move.stalled, totals, measures)
     known = [*history, record]
@@ -306,9 +330,7 @@ def advance(
     if move.is_endless and not run.box.is_finite:
         record = dataclasses.replace(record, endless=history[-1].endless + 1)
     found = verify_gradient(run, state) if is_suspicious(move, state) else None
-    if found is None and is_due(verify, step):
-        found = verify_gradient(run, new)
-    return new, _verified(record, found, totals)
+    return new, _verified(run, new, history, record, totals, verify, found)
 
 
 def _assess(

@@ -53,9 +53,9 @@ class Vicinity:
         self._leaves, self._treedef = jax.tree.flatten(u)
         self._ends = np.cumsum([leaf.size for leaf in self._leaves])
         own = self.vector(u)
-        self._sizes = np.maximum(np.abs(own), 1.0)
+        self.sizes = np.maximum(np.abs(own), 1.0)
         self.x, self.lower, self.upper = (
-            part / self._sizes for part in (own, *map(self.vector, (box.lower, box.upper)))
+            part / self.sizes for part in (own, *map(self.vector, (box.lower, box.upper)))
         )
         self.here, self.value = here, float(here.lagrangian)
         self.slopes = self.slopes_of(here.gradient)
@@ -67,7 +67,7 @@ class Vicinity:
         return np.concatenate([np.zeros(0), *(np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree))])
 
     def slopes_of(self, gradient: PyTree) -> Vector:
-        return self.vector(gradient) * self._sizes
+        return self.vector(gradient) * self.sizes
 
     def parts(self, vector: np.ndarray) -> list[np.ndarray]:
         """A vector, cut into its leaves."""
@@ -78,14 +78,14 @@ class Vicinity:
         """What is found a step away, or as far as the bounds let it go; `None` where the evaluation fails."""
         moved = [
             leaf + jnp.asarray(part, leaf.dtype)
-            for leaf, part in zip(self._leaves, self.parts(step * self._sizes), strict=True)
+            for leaf, part in zip(self._leaves, self.parts(step * self.sizes), strict=True)
         ]
         point = self._box.project(self._treedef.unflatten(moved))
         sample = self._sample(point)
         if sample is None:
             return None
         change = float(sample.lagrangian) - self.value
-        return Seen(self.vector(point) / self._sizes - self.x, change, self.slopes_of(sample.gradient), sample)
+        return Seen(self.vector(point) / self.sizes - self.x, change, self.slopes_of(sample.gradient), sample)
 
     def whole(self, mask: Mask) -> list[str]:
         """Names of leaves of which all entries are in the mask."""
