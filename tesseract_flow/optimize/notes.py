@@ -22,6 +22,7 @@ from tesseract_flow.optimize.optimality import best_record, is_first_order, unit
 from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.result import StepRecord
+from tesseract_flow.optimize.stopping import MOST_LENIENT
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.run import Run
@@ -50,6 +51,12 @@ def notes_before(problem: Problem, template: Evaluation) -> tuple[str, ...]:
             f"{_listed(floats)} {'is a Python float' if len(floats) == 1 else 'are Python floats'}, so the design does "
             "not vary there; what should vary is an array: jax.numpy.asarray(...)"
         )
+    if halves := _in_half_precision(problem):
+        notes.append(
+            f"{_listed(halves)} {'varies' if len(halves) == 1 else 'vary'} in half precision, of two or three digits: "
+            f"an optimum is claimed, and constraints count as held, to {MOST_LENIENT:g} only, and steps below the "
+            "last digit are none; let it vary in float32 or float64, and cast where it is used"
+        )
     if idle := leaves_without_effect(problem, template):
         notes.append(f"nothing depends on {_listed(idle)}: no way leads from there to the objective or a constraint")
     return tuple(notes)
@@ -61,6 +68,10 @@ def _floats(problem: Problem) -> list[str]:
         return []  # somebody has said what varies
     named = jtu.tree_flatten_with_path(problem.partition.fixed)[0]
     return [path_name(path) for path, leaf in named if type(leaf) is float]
+
+
+def _in_half_precision(problem: Problem) -> list[str]:
+    return [name for name, leaf in named_leaves(problem.partition.varying) if leaf.dtype.itemsize < 4]
 
 
 def leaves_without_effect(problem: Problem, template: Evaluation) -> list[str]:

@@ -82,6 +82,8 @@ def look_around(
             f"start is a maximum or a saddle, and another start is needed, or its gradient is wrong. {_CHECK}"
         )
         events = (*events, doubt)
+    if doubt is None and not is_flat and (ridge := _about_a_ridge(vicinity, silent, there)):
+        events = (*events, ridge)
     if doubt is None and not events and silent.all() and not problem.constraints:
         doubt, events = _look_for_a_way_down(vicinity, there)
     return View(seen, doubt, events)
@@ -134,6 +136,22 @@ def _about_idle(problem: Problem, evaluator: Evaluator, vicinity: Vicinity, foun
         return None, ()
     fact = f"nothing depends on {', '.join(map(repr, names))}: neither the gradient nor a value next to the start"
     return (fact if not vicinity.slopes.any() and found.entries.all() else None), (fact,)
+
+
+def _about_a_ridge(vicinity: Vicinity, silent: Mask, there: Seen) -> str:
+    """What is to be said where entries without a gradient lead down, and the others have one; `there` only the silent
+    ones were moved. Empty if they do not."""
+    parts = np.where(silent, there.slopes * there.step, 0.0)
+    downhill = parts < 0
+    # Where it goes down by a power of the step, the change is this part of slope times step; noise is not.
+    if not downhill.any() or there.change >= min(-vicinity.rounding(there), 0.1 * float(parts.sum())):
+        return ""
+    names = ", ".join(vicinity.named(downhill))
+    return (
+        f"the gradient with respect to {names} is exactly zero at the start, and next to it the objective is lower, by "
+        f"{-there.change:.3g}: the start lies on a ridge there. Drivers that follow gradients may stay on it, and what "
+        "they find be a saddle: start beside it"
+    )
 
 
 def _look_for_a_way_down(vicinity: Vicinity, there: Seen) -> _Verdict:

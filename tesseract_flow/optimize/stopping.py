@@ -329,9 +329,13 @@ class Unbounded(AbstractStoppingRule):
 LARGE_PRICE = 30.0  # multipliers, in units of the objective, that leave nothing of the objective's own gradient
 
 
+MOST_LENIENT = 1e-2  # beyond, nothing is said of a design that is called optimal
+
+
 def reachable(tolerance: float, dtype: np.dtype) -> float:
-    """A tolerance that rounding leaves room for."""
-    return max(tolerance, 1000 * float(jnp.finfo(dtype).eps))
+    """A tolerance that rounding leaves room for; in half precision that would be any, and it is the most lenient one
+    that still means something."""
+    return max(tolerance, min(1000 * float(jnp.finfo(dtype).eps), MOST_LENIENT))
 
 
 def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) -> tuple[AbstractStoppingRule, ...]:

@@ -180,3 +180,42 @@ def test_right_gradients_are_never_accused(name: str, driver: str, monkeypatch: 
     result = tf.optimize(HEALTHY[name](), driver, verify_gradients="start", stop={"max_steps": 150})
     assert "predicts" not in result.reason
     assert looks == ([None] if result.converged else [])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_claims_nothing_absurd(dtype: Any) -> None:
+    """The tolerance was a thousand roundings: 0.98, or 7.8 and an error of a rule that nobody had set."""
+    problem = tf.Problem(
+        {"a": jnp.array([0.3, 1.0], dtype), "b": jnp.asarray(2.0)},
+        lambda d: 1 + ((d["a"].astype(jnp.float64) - 0.7) ** 2).sum() + d["b"] ** 2,
+    )
+    result = tf.optimize(problem, "lbfgs", stop={"max_steps": 20})
+    assert result.optimality is not None and result.optimality.tolerance == 0.01
+    assert result.converged and result.value == pytest.approx(1.0, abs=1e-3)
+    assert any("'a' varies in half precision" in note for note in result.notes)
+    assert not any("'b'" in note for note in result.notes)
+    at_start = tf.optimize(problem, "lbfgs", stop={"max_steps": 0})
+    assert not at_start.converged
+
+
+@pytest.mark.parametrize("power", [2, 3, 4])
+def test_a_start_on_a_ridge_is_told(power: int) -> None:
+    def evaluate(d: Any) -> Any:
+        return d["x"] ** 6 - jnp.abs(d["x"]) ** power + d["y"] ** 2
+
+    start = {"x": jnp.asarray(0.0), "y": jnp.asarray(1.0)}
+    result = tf.optimize(tf.Problem(start, evaluate), "lbfgs")
+    assert result.value == pytest.approx(0.0, abs=1e-12)  # nothing that follows gradients leaves it
+    (note,) = [note for note in result.notes if "ridge" in note]
+    assert "with respect to 'x' is exactly zero" in note
+    beside = tf.optimize(tf.Problem({**start, "x": jnp.asarray(0.1)}, evaluate), "lbfgs")
+    assert beside.value < -0.1
+    assert not any("ridge" in note for note in beside.notes)
+
+
+def test_a_ridge_costs_no_evaluation_and_a_valley_is_none() -> None:
+    start = {"x": jnp.asarray(0.0), "y": jnp.asarray(1.0)}
+    ridge = tf.optimize(tf.Problem(start, lambda d: d["y"] ** 2 - d["x"] ** 2 + d["x"] ** 4), stop={"max_steps": 0})
+    valley = tf.optimize(tf.Problem(start, lambda d: d["y"] ** 2 + d["x"] ** 2 + d["x"] ** 4), stop={"max_steps": 0})
+    assert ridge.evaluations == valley.evaluations == 2
+    assert any("ridge" in note for note in ridge.notes) and not any("ridge" in note for note in valley.notes)
