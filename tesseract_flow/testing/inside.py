@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from tesseract_flow.client import AbstractTesseract, open_tesseract
+from tesseract_flow.client.handles.source import forget_bytecode
 from tesseract_flow.errors import Unreachable
 
 
@@ -23,6 +24,7 @@ def in_process(path: str | os.PathLike[str], label: str | None = None) -> Abstra
     file = file / "tesseract_api.py" if file.is_dir() else file
     if not file.is_file():
         raise Unreachable(f"There is no component at {os.fspath(path)}: no such file.")
+    forget_bytecode(file.parent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic's and tesseract-core's remarks about themselves
         from tesseract_core import Tesseract

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.handles.environment import own_python
 from tesseract_flow.client.handles.private_folder import MEMORY, PrivateFolder, has_room, quickest
-from tesseract_flow.client.handles.source import build_of, code_of
+from tesseract_flow.client.handles.source import build_of, code_of, forget_bytecode
 from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.retry import RetryPolicy
 from tesseract_flow.errors import ComponentFailed
@@ -223,6 +223,7 @@ def _start(handle: ServedProcess) -> _Server:
                 "an interpreter that has it all: open_tesseract(path, python=...).",
             ) from error
         handle = dataclasses.replace(handle, python=python, environment=None)
+    forget_bytecode(handle.path.parent)
     build = build_of(handle.path.parent)
     disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
     shares_memory = handle.shares_memory and CAN_LOCK and has_room(MEMORY)

@@ -366,15 +366,19 @@ def test_a_served_component_is_bound_to_its_code(tmp_path: Path) -> None:
         path.write_text("1")
     seen = [build_of(folder)]
     for path in (code, helper, mesh):
+        status = path.stat()
         path.write_text("2")
-        os.utime(path, (len(seen), len(seen)))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a copy may keep it
         seen.append(build_of(folder))
     assert len(set(seen)) == 4
     for name in ("_parts/__pycache__/x.pyc", "venv/pyvenv.cfg", "venv/x.py", ".hidden"):
         (folder / name).write_text("")
     (folder / ".hidden").unlink()
-    os.utime(code, (50, 50))  # the same text
+    for path in (code, mesh):
+        os.utime(path, (50, 50))  # the same text
     assert build_of(folder) == seen[-1]
+    os.mkfifo(folder / "pipe")  # whoever reads it waits for a writer
+    assert build_of(folder) != seen[-1]
 
 
 def test_handle_is_still_http(tmp_path: Path) -> None:

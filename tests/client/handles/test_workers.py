@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import py_compile
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -123,6 +125,26 @@ def test_what_was_edited_is_served_as_it_is_now(tmp_path):
     assert open_tesseract(path) == new
     assert isinstance(new, ServedTesseract)
     new.stop()
+
+
+@pytest.mark.server
+def test_code_that_keeps_its_size_and_time_is_other_code(tmp_path, monkeypatch):
+    """As `cp -p`, `rsync -a` and `tar x` leave it, and two versions that are checked out within a second."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # which a user has not set
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path, helper = component(tmp_path, 2.0), tmp_path / "helper.py"
+    old = open_tesseract(path)
+    py_compile.compile(str(helper), doraise=True)  # as the component's first import leaves it
+    status = helper.stat()
+    helper.write_text("FACTOR = 7.0\n")
+    os.utime(helper, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new = open_tesseract(path)
+    assert new != old
+    assert isinstance(new, ServedTesseract)
+    try:
+        assert float(new.apply({"x": 1.0})["y"]) == 7.0
+    finally:
+        new.stop()
 
 
 @pytest.mark.server
