@@ -85,6 +85,9 @@ def problem_of_pipeline(
     start = {key: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x for key, x in design.items()}
     own = {key: x for key, x in start.items() if key in pipeline.inputs}
     _known("design", design, [*pipeline.inputs, *pipeline.targets])
+    if wrong := pipeline.misfits(own):
+        said = "; ".join(f"start of {name!r}: {message}" for name, message in wrong.items())
+        raise ProblemError(f"design: {said}.\nGive the start as the pipeline declares it, or correct its inputs.")
     targets = pipeline.starts(own)
     start = {**targets, **start}
     chosen = (lambda key, x: eqx.is_inexact_array(x)) if vary is None else lambda key, x: key in (*vary, *targets)

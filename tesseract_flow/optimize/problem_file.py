@@ -151,6 +151,8 @@ class ProblemFile:
             name: _start(value, ("design", name), document, is_fixed=varying is not None and name not in varying)
             for name, value in about.design.items()
         }
+        if wrong := pipeline.misfits(design):
+            raise document.error([(("design", name), message) for name, message in wrong.items()])
         try:
             return problem_of_pipeline(
                 pipeline,

@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+import jax.numpy as jnp
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -76,13 +77,23 @@ class Input(Part):
     """An input of the pipeline.
 
     Attributes:
-        shape, dtype: for `check` and pictures, where no values are given; None: not known.
+        shape, dtype: what it has to be given with; None, or no word: not known. For `check` and pictures they stand in
+            for values, numbers of 64 bits where no dtype is said. Under `vmap` they are those of one element.
         units: the unit in which it is given.
     """
 
     shape: list[Annotated[int, Field(ge=0)]] | None = None
     dtype: str = "float64"
     units: str | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str) -> str:
+        try:
+            jnp.dtype(dtype)
+        except TypeError:
+            raise ValueError(f"{dtype!r} is no dtype; float64, int32 and bool are some") from None
+        return dtype
 
 
 class Node(Part):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tesseract_flow.client import AbstractTesseract, open_tesseract
 from tesseract_flow.errors import PipelineError, did_you_mean
 from tesseract_flow.named import named_function
+from tesseract_flow.pipeline.arriving import misfits
 from tesseract_flow.pipeline.checking import Shapes, look, target_starts
 from tesseract_flow.pipeline.description import Connection, Coupling, Description, Group, Input, Node
 from tesseract_flow.pipeline.document import Document, declared_settings
@@ -119,10 +120,14 @@ class Pipeline:
         """The outputs at these inputs.
 
         Raises:
-            PipelineError: an input is missing or is none, or a value does not fit what is done with it.
+            PipelineError: an input is missing, is none, or has another shape or dtype than is declared; or a value does
+                not fit what is done with it.
             CallError, NotConverged, ...: as `apply_tesseract` and `fixed_point` do.
         """
         self._check_names(inputs)
+        if wrong := self.misfits(inputs):
+            said = "; ".join(f"input {name!r}: {message}" for name, message in wrong.items())
+            raise PipelineError(f"The pipeline is not given what it declares. {said}.")
         evaluation = Evaluation(self.wiring, self._work, inputs)
         gaps: dict[str, Any] = {}
         for unit in self.wiring.order:
@@ -159,14 +164,20 @@ class Pipeline:
             for name, one in self.description.inputs.items()
             if one.shape is not None
         }
-        known |= {name: value for name, value in (inputs or {}).items() if name in self.inputs}
+        wrong = self.misfits(inputs or {})
+        known |= {name: value for name, value in (inputs or {}).items() if name in self.inputs and name not in wrong}
         found = look(self.wiring, self._work, self._groups, known)
+        found.faults += [(("inputs", name), message) for name, message in wrong.items()]
         used = {s.owner for wire in self.wiring.wires for s in wire.sources.values() if s.is_input}
         for name in self.inputs:
             if name not in known and name in used:
                 message = "its shape is not known: give it here (shape: [3]), or values to check with"
                 found.faults.append((("inputs", name), message))
         return found
+
+    def misfits(self, inputs: Mapping[str, Any]) -> dict[str, str]:
+        """By input what is wrong with the shape or dtype of its value, as far as the description says something."""
+        return misfits(self.description.inputs, inputs)
 
     def starts(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """With `coupling="idf"`: where the targets begin, as the groups say, in the shapes that belong to them.
