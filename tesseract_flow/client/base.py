@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from tesseract_flow.client.sending import require_whole
-from tesseract_flow.errors import EndpointNotFound, InvalidAnswer, NonFiniteAnswer
+from tesseract_flow.errors import EndpointNotFound, InvalidAnswer, NonFiniteAnswer, OptionError
 from tesseract_flow.schema import TesseractSchema, answer_faults
 
 Endpoint = Literal["apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product"]
@@ -61,6 +61,10 @@ class AbstractTesseract(abc.ABC):
     def refresh(self) -> None:  # noqa: B027  (most have nothing to do)
         """Ask again for the schema where somebody else may have taken the place of who told it: a server that was
         started again, perhaps with another version of the component. Costs nothing where that cannot be."""
+
+    def labelled(self, label: str | None) -> AbstractTesseract:
+        """A handle to the same component that is called `label`; None: by the component's own name."""
+        raise OptionError(f"{self!r} is called {self.name!r}, and takes no label={label!r}.")
 
     @property
     def anchor(self) -> object:
@@ -227,3 +231,6 @@ class ByFields:
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    def labelled(self, label: str | None) -> Any:
+        return dataclasses.replace(self, label=label)  # type: ignore[type-var]

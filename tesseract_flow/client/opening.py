@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _OPTIONS_OF_REPLICAS = ("first_pause", "longest_pause", "retry", "clock", "sleep")
 # `host:port/prefix` and `user:password@host`, which have slashes and colons as paths may have.
 _ADDRESS = re.compile(r"([^/]*@)?[\w.-]+:[0-9]+(/|$)|[^/]*@")
+_BARE = re.compile(r"[\w-]+")  # could be a host without a port, and is a folder that is not there
 
 _LANES_TO_FIND_OUT = 64  # a bound for what is found out
 
@@ -59,7 +60,7 @@ def open_tesseract(
             `MemoryCache` or `DirectoryCache` has its own bound.
         max_in_flight: the most requests under way at once, over all equal handles of this process, as licences may
             demand it. `"auto"`: as many as the server takes, found out from what it refuses (429, 503). This,
-            `limit_folder`, `cache` and `derive` are the options that a handle which is open already takes.
+            `limit_folder`, `cache`, `derive` and `label` are the options that a handle which is open already takes.
         limit_folder: a folder that makes `max_in_flight` the bound over all processes which name the folder.
         options: `label` for any of them; for a URL the fields of `HttpTesseract` (`token`, `headers`,
             `read_timeout`, `verify`, ...), for several URLs the same and those of `ReplicatedTesseract`, for a path
@@ -118,9 +119,9 @@ def _open(source: TesseractLike | Sequence[str | AbstractTesseract], options: di
     if isinstance(source, list | tuple):
         return _open_replicas(source, options)
     if isinstance(source, AbstractTesseract):
-        if options:
-            raise TypeError(f"open_tesseract: {source!r} is open already; options {sorted(options)} come too late.")
-        return source
+        if others := sorted(set(options) - {"label"}):
+            raise TypeError(f"open_tesseract: {source!r} is open already; options {others} come too late.")
+        return source if options.get("label") is None else source.labelled(options["label"])
     if isinstance(source, str | os.PathLike):
         path = _component_path(source)
         if path is not None:
@@ -178,6 +179,12 @@ def _component_path(source: str | os.PathLike[str]) -> Path | None:
     if isinstance(source, os.PathLike) or path.suffix == ".py" or (os.sep in text and not _ADDRESS.match(text)):
         raise Unreachable(
             f"There is no component at {shown(text)}: no such file. If it is an address, begin it with http://."
+        )
+    if _BARE.fullmatch(text) and text.lower() != "localhost":
+        near = sorted(found.parent.name for found in Path().glob("*/tesseract_api.py"))
+        raise Unreachable(
+            f"There is no component {text!r}: no such folder in {Path.cwd()}.{did_you_mean(text, near)} "
+            f"If it is a host, begin it with http://, and end it with its port: http://{text}:8000."
         )
     return None
 

@@ -20,7 +20,7 @@ from tesseract_flow.compose.implicit import Root
 from tesseract_flow.compose.krylov import Gmres
 from tesseract_flow.compose.layout import Layout
 from tesseract_flow.compose.newton import NewtonKrylov
-from tesseract_flow.compose.sweep import sweep_of, used_leaves
+from tesseract_flow.compose.sweep import sweep_of, telling, used_leaves
 from tesseract_flow.compose.system import System
 from tesseract_flow.compose.verdicts import Case, verdict
 from tesseract_flow.errors import OptionError, did_you_mean
@@ -116,6 +116,11 @@ def fixed_point(
     tolerance = float(jnp.finfo(layout.dtype).eps) ** (2 / 3) if rtol is None else rtol
     arrays, static = eqx.partition(parameters, eqx.is_array)
     values, treedef = jax.tree_util.tree_flatten(arrays)
+    title = name or _title(phi)
+    if isinstance(phi, Mapping):
+        phi = {part: telling(fn, T0, f"{who}: component {part!r}") for part, fn in phi.items()}
+    else:
+        phi = telling(phi, T0, f"{who}: phi")
     is_at_once = isinstance(chosen, Picard) and chosen.is_sweep_at_once
 
     def trace() -> tuple[ClosedJaxpr, list[bool]]:
@@ -153,7 +158,6 @@ def fixed_point(
 
     everything = [*values, *closed.consts]
     x0 = layout.vector(jax.tree_util.tree_leaves(T0))
-    title = name or _title(phi)
     root = Root(
         lambda x, arrays: once(x, arrays) - x if form == "map" else -once(x, arrays),
         layout,

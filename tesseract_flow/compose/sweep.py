@@ -12,6 +12,7 @@ import numpy as np
 from jax.interpreters import partial_eval as pe
 
 from tesseract_flow.errors import OptionError, did_you_mean
+from tesseract_flow.named import line_of
 
 _MOST_ORDERS = 7  # components of which every order is looked at
 
@@ -44,6 +45,24 @@ def sweep_of(
         return new
 
     return sweep
+
+
+def telling(fn: Callable[..., Any], start: Any, whose: str) -> Callable[..., Any]:
+    """`fn`, which says in our words that it looks for a part of the state that is not there."""
+
+    def told(state: Any, *parameters: Any) -> Any:
+        try:
+            return fn(state, *parameters)
+        except KeyError as error:
+            name = error.args[0] if error.args else ""
+            parts = list(map(str, start)) if isinstance(start, Mapping) else []
+            has = f" The state has {', '.join(map(repr, parts))}." if parts else ""
+            raise OptionError(
+                f"{whose} asks for {name!r}{line_of(error)}, and there is no such key."
+                f"{did_you_mean(str(name), parts)}{has}"
+            ) from error
+
+    return told
 
 
 def _check_names(components: Mapping[str, Any], start: Any, order: Sequence[str] | None, who: str) -> None:

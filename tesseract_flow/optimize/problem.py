@@ -343,7 +343,7 @@ def check_evaluation(problem: Problem) -> Evaluation:
 
     # As arguments, as they are in a run: what looks at their values fails here, and not at the first step.
     scheduled = problem.scheduled()
-    with tracing(problem.name):
+    with tracing(problem.name, list(problem.design) if isinstance(problem.design, Mapping) else [], list(scheduled)):
         closed, shapes, others = informed(
             lambda: eqx.filter_make_jaxpr(evaluate)(problem.partition.varying, scheduled),
             lambda: evaluate(problem.start, scheduled),

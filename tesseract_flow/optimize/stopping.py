@@ -34,6 +34,7 @@ STOP_SETTINGS = (
     "target_value",
     "wall_time",
 )
+_COUNTS = ("max_evaluations", "max_requests", "max_steps", "patience")
 
 
 class AbstractStoppingRule(eqx.Module):
@@ -64,7 +65,7 @@ class MaxSteps(AbstractStoppingRule):
     is_budget: ClassVar[bool] = True
 
     def __check_init__(self):
-        _require(self.n >= 0, "MaxSteps", "n", "zero or more", self.n)
+        _require_count(self.n, "MaxSteps", "n")
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         return f"maximum number of steps reached ({self.n})" if history[-1].step >= self.n else None
@@ -134,6 +135,7 @@ class Stagnation(AbstractStoppingRule):
     is_budget: ClassVar[bool] = False
 
     def __check_init__(self):
+        _require_count(self.patience, "Stagnation", "patience")
         _require(self.patience >= 1, "Stagnation", "patience", "one or more", self.patience)
         _require(self.rtol >= 0, "Stagnation", "rtol", "zero or more", self.rtol)
 
@@ -198,6 +200,9 @@ class MaxRequests(AbstractStoppingRule):
     means_success: ClassVar[bool] = False
     is_budget: ClassVar[bool] = True
 
+    def __check_init__(self):
+        _require_count(self.n, "MaxRequests", "n")
+
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         spent = history[-1].requests
         return f"maximum number of requests reached ({spent} of {self.n})" if spent >= self.n else None
@@ -209,6 +214,9 @@ class MaxEvaluations(AbstractStoppingRule):
     n: int
     means_success: ClassVar[bool] = False
     is_budget: ClassVar[bool] = True
+
+    def __check_init__(self):
+        _require_count(self.n, "MaxEvaluations", "n")
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         spent = history[-1].evaluations
@@ -358,6 +366,8 @@ def stop_rules_from(settings: Mapping[str, Any], dtype: np.dtype | None = None) 
         _require(
             is_number and (value >= 0 or key == "target_value"), "stop settings", key, "a number, not below 0", value
         )
+        if key in _COUNTS:
+            _require_count(value, "stop settings", key)
     rules: list[AbstractStoppingRule] = []
     if tolerance := given.get("gradient_tolerance"):
         rules.append(FirstOrder(reachable(float(tolerance), dtype or np.dtype(np.float64))))
@@ -437,6 +447,11 @@ def as_feasibility_tol(given: float | None, dtype: np.dtype) -> float:
     is_number = isinstance(given, int | float | np.number) and not isinstance(given, bool)
     _require(is_number and 0 <= given < 1, "optimize", "feasibility_tol", "a number from 0 to below 1", given)
     return float(given)
+
+
+def _require_count(n: Any, where: str, what: str) -> None:
+    is_number = isinstance(n, int | float | np.number) and not isinstance(n, bool)
+    _require(is_number and n >= 0 and n == n // 1, where, what, "a whole number, not below 0", n)
 
 
 def _require(condition: bool, where: str, what: str, expected: str, received: Any) -> None:

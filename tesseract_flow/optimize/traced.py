@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 
-from tesseract_flow.errors import ProblemError
+from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.named import line_of
 
 # What JAX raises where Python wants the value of something that is traced.
@@ -24,14 +24,28 @@ REMEDY = (
 
 
 @contextlib.contextmanager
-def tracing(problem: str) -> Iterator[None]:
+def tracing(problem: str, design: Iterable[str] = (), scheduled: Iterable[str] = ()) -> Iterator[None]:
     """Trace an author's `evaluate`.
 
+    Args:
+        design, scheduled: names that it can ask for.
+
     Raises:
-        ProblemError: it wants the value of something that is traced.
+        ProblemError: it wants the value of something that is traced, or looks for a name that is not there.
     """
     try:
         yield
+    except KeyError as error:
+        name, known = error.args[0] if error.args else "", [*design, *scheduled]
+        there = [
+            f"{kind} {', '.join(map(repr, names))}"
+            for kind, names in (("The design has", design), ("scheduled are", scheduled))
+            if names
+        ]
+        raise ProblemError(
+            f"evaluate of problem {problem!r} asks for {name!r}{line_of(error)}, and there is no such key."
+            f"{did_you_mean(str(name), known)} {'; '.join(there)}."
+        ) from error
     except NEEDS_A_VALUE as error:
         text = str(error).partition("\n")[0]
         raise ProblemError(

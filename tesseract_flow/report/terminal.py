@@ -29,7 +29,8 @@ else:
     # The methods are all that the loop asks for; importing it would bring the HTTP client with it.
     AbstractObserver = object
 
-_LOOK_BACK = 20  # steps whose median is the pace: the first ones compile, and say nothing of those to come
+_LOOK_BACK = 20  # steps whose median is the pace
+_COMPILING = 2  # steps at the beginning, also of a run that goes on, which say nothing of those to come
 
 
 class TerminalProgress(AbstractObserver):
@@ -61,6 +62,7 @@ class TerminalProgress(AbstractObserver):
     def _begin(self) -> None:
         self._live: Live | None = None
         self._times: deque[float] = deque(maxlen=_LOOK_BACK + 1)
+        self._n_seen = 0
         self._drawn_at = -float("inf")
         self._pending: Any = None  # a record that was held back by the throttle
 
@@ -85,7 +87,9 @@ class TerminalProgress(AbstractObserver):
     def on_step(self, record: Any, design: Any = None, evaluation: Any = None) -> None:
         """Take note of a finished step, and draw if the last drawing is long enough ago."""
         now = self._clock()
-        self._times.append(now)
+        if self._n_seen >= _COMPILING:
+            self._times.append(now)
+        self._n_seen += 1
         self._pending = record
         if now - self._drawn_at >= self._every:
             self._drawn_at = now

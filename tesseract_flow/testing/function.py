@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -28,6 +29,10 @@ from tesseract_flow.schema import (
 ALL_ENDPOINTS = ("apply", "abstract_eval", "jacobian", "jacobian_vector_product", "vector_jacobian_product")
 
 
+class _Made:
+    """What copies under other labels have in common."""
+
+
 class FunctionTesseract(AbstractTesseract):
     """A Tesseract whose endpoints are a JAX function and its derivatives, in this process; or one of NumPy, with
     derivatives by hand.
@@ -35,7 +40,7 @@ class FunctionTesseract(AbstractTesseract):
     Its schema is read off an example: floating-point arrays are differentiable and keep their rank, with any length;
     nested dicts become models. It works in the precision of its example, whatever the caller's, as a served component
     does: arrays are cast to the example's dtypes, and with a 64-bit one there, JAX's x64 mode is on inside. Two of them
-    are equal if they are the same object.
+    are equal if they are the same object, under the same label.
 
     Args:
         fn: inputs (a dict) → outputs (a dict), in JAX. It may return plain values beside arrays.
@@ -92,6 +97,8 @@ class FunctionTesseract(AbstractTesseract):
         self.delay = delay
         self.before = before
         self._name = name
+        self._label: str | None = None
+        self._made = _Made()
         self.build = None if version is None else ""
         self._is_64_bit = any(_is_64_bit(leaf) for leaf in jax.tree_util.tree_leaves(example))
         with self._own_jax():
@@ -108,19 +115,34 @@ class FunctionTesseract(AbstractTesseract):
             digest=f"function-{name}",
         )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FunctionTesseract) and (self._made, self._label) == (other._made, other._label)
+
+    def __hash__(self) -> int:
+        return hash((self._made, self._label))
+
     def __repr__(self) -> str:
-        return f"FunctionTesseract({self._name})"
+        return f"FunctionTesseract({self.name})"
+
+    def labelled(self, label: str | None) -> FunctionTesseract:
+        other = copy.copy(self)
+        other._label = label
+        return other
+
+    @property
+    def anchor(self) -> object:
+        return self._made
 
     @property
     def name(self) -> str:
-        return self._name
+        return self._name if self._label is None else self._label
 
     @property
     def schema(self) -> TesseractSchema:
         return self._schema
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
-        record_request(self._name, endpoint)
+        record_request(self.name, endpoint)
         payload = jax.tree_util.tree_map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, payload)
         inputs = payload["inputs"]
         if self.before is not None:
@@ -135,7 +157,7 @@ class FunctionTesseract(AbstractTesseract):
                 return _as_answered(getattr(self, f"_{endpoint}")(**payload))
         except Exception as error:
             raise ComponentFailed(
-                f"{endpoint!r} of Tesseract {self._name!r}: the component raised an error.\n{error}",
+                f"{endpoint!r} of Tesseract {self.name!r}: the component raised an error.\n{error}",
                 tesseract=repr(self),
                 endpoint=endpoint,
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tesseract_flow.client import (
@@ -19,6 +20,7 @@ from tesseract_flow.client import (
 )
 from tesseract_flow.derivatives import Differences
 from tesseract_flow.errors import NotServed, OptionError, Unreachable
+from tesseract_flow.testing import FunctionTesseract
 from tests.client.helpers import PROBE, mocked
 
 
@@ -51,7 +53,7 @@ class Wrapped:
         ("http://solver:8000", "http://solver:8000"),
         ("https://solver/fem/", "https://solver/fem"),
         ("solver:8000", "http://solver:8000"),
-        ("solver", "http://solver"),
+        ("localhost", "http://localhost"),
         ("solver:8000/fem", "http://solver:8000/fem"),
         ("me:password@solver/fem", "http://solver/fem"),
         ("127.0.0.1:8000", "http://127.0.0.1:8000"),
@@ -93,6 +95,18 @@ def test_files_that_are_not_there(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Unreachable, match="no such file"):
         open_tesseract(source)
+
+
+def test_a_mistyped_folder_is_no_host(tmp_path, monkeypatch):
+    (tmp_path / "ohm").mkdir()
+    (tmp_path / "ohm" / "tesseract_api.py").touch()
+    monkeypatch.chdir(tmp_path)
+    for source in ("ohmm", ["ohmm", "http://solver"]):
+        with pytest.raises(
+            Unreachable, match=r"no such folder in .*Did you mean 'ohm'\? If it is a host, .*http://ohmm:8000"
+        ):
+            open_tesseract(source)
+    assert isinstance(open_tesseract("localhost"), HttpTesseract)
 
 
 def test_a_folder_without_a_component(tmp_path):
@@ -194,6 +208,38 @@ def test_derive_options_without_sense(option, message):
 def test_derive_settings_without_sense(settings, message):
     with pytest.raises(OptionError, match=message):
         Derive(**settings)
+
+
+def test_a_handle_takes_a_label(in_process):
+    """So a factory that labels what it opens can be given handles, in a test."""
+    function = FunctionTesseract(lambda i: {"y": i["x"]}, {"x": np.ones(2)}, name="fn")
+    sources = (
+        function,
+        in_process,
+        "http://solver",
+        PROBE,
+        ["http://a", "http://b"],
+        open_tesseract(function, cache=True),
+    )
+    for source in sources:
+        handle = open_tesseract(source, cache=True, derive=True, max_in_flight=3)
+        named = open_tesseract(handle, label="fem")
+        assert (named.name, named) == ("fem", open_tesseract(handle, label="fem"))
+        assert hash(named) == hash(open_tesseract(handle, label="fem"))
+        assert named != handle and type(named) is type(handle)
+        assert named.labelled(None) == handle.labelled(None)
+    with pytest.raises(TypeError, match=r"\['token'\] come too late"):
+        open_tesseract(function, label="fem", token="t")
+    with count_requests() as counts:
+        open_tesseract(function, label="fem").apply({"x": np.ones(2)})
+    assert dict(counts) == {"fem.apply": 1}
+    assert function.name == "fn"
+
+
+def test_a_limit_holds_for_all_labels(in_process):
+    one, other = (open_tesseract(in_process, max_in_flight=2, label=label) for label in ("a", "b"))
+    assert one != other
+    assert one._places is other._places  # type: ignore[attr-defined]
 
 
 def test_handle_of_a_served_component_can_still_be_stopped():

@@ -426,6 +426,8 @@ def test_a_step_of_an_optimisation_goes_back_from_where_there_is_no_state():
         (({"a": lambda T: T["a"]}, jnp.zeros(2)), {}, "the state is a dictionary with the part of each"),
         (({"a": lambda T: T["a"]}, {"b": 0.0}), {}, "T0 has a part 'b', and no component gives it"),
         (({"a": lambda T: 1.0, "b": lambda T: 1.0}, {"a": 0.0}), {}, "T0 has no part for 'b'"),
+        (({"alpha": lambda T: T["alfa"]}, {"alpha": 0.0}), {}, r"component 'alpha' asks for 'alfa' .*mean 'alpha'"),
+        ((lambda T: {"a": T["b"]}, {"a": 0.0}), {}, r"phi asks for 'b' \(test_fixed_point.py, .*The state has 'a'"),
         (({"a": lambda T: T["a"]}, {"a": 0.0}), {"order": ["b"]}, "must name each component once"),
         (({"a": lambda T: T["a"]}, {"a": 0.0}), {"form": "residual"}, "components by name"),
     ],

@@ -84,6 +84,19 @@ def test_what_needs_the_value_of_what_is_traced_is_told_with_a_remedy(evaluate):
     assert "jnp.where" in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (lambda d, s: s["betta"] * d["x"].sum(), r"asks for 'betta' \(test_problem.py, line \d+\).* mean 'beta'\? "),
+        (lambda d, s: d["y"].sum(), r"asks for 'y' .*The design has .*'x'.*; scheduled are 'beta'"),
+    ],
+    ids=["scheduled", "design"],
+)
+def test_a_name_that_is_not_there_is_told_with_those_that_are(evaluate, message):
+    with pytest.raises(ProblemError, match=message):
+        optimize(problem(evaluate, schedule={"beta": 2.0}))
+
+
 def test_checking_runs_nothing():
     ran = []
 

@@ -156,6 +156,10 @@ def test_settings_from_a_form():
         ({"max_steps": -1}, "max_steps must be a number, not below 0"),
         ({"wall_time": "long"}, "wall_time must be a number"),
         ({"patience": True}, "patience must be a number"),
+        *[
+            ({key: 1.5}, rf"{key} must be a whole number, not below 0, received 1\.5")
+            for key in ("max_steps", "max_evaluations", "max_requests", "patience")
+        ],
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -208,6 +212,10 @@ def test_success_speaks_first():
         lambda: FirstOrder(-1.0),
         lambda: FirstOrder(float("inf")),
         lambda: Stagnation(0),
+        lambda: MaxSteps(1.5),  # type: ignore[arg-type]
+        lambda: MaxEvaluations(1.5),  # type: ignore[arg-type]
+        lambda: MaxRequests(-1),
+        lambda: Stagnation(1.5),  # type: ignore[arg-type]
     ],
 )
 def test_rules_refuse_limits_that_make_no_sense(make):

@@ -22,7 +22,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
-from tesseract_flow.client.handles.wrapper import AbstractWrapper
+from tesseract_flow.client.handles.wrapper import AbstractWrapper, unlabelled
 from tesseract_flow.client.retry import DEFAULT_RETRY, RetryPolicy, somebody_else
 from tesseract_flow.errors import Overloaded
 
@@ -202,7 +202,7 @@ class AdaptiveTesseract(AbstractWrapper):
         pid, line = self.__dict__.get("_own_line", (None, None))
         if pid != os.getpid() or line is None:  # a forked child would wait for calls of its parent
             with _shared_lock:
-                line = _shared.setdefault((os.getpid(), self.tesseract), Line())
+                line = _shared.setdefault((os.getpid(), unlabelled(self.tesseract)), Line())
             object.__setattr__(self, "_own_line", (os.getpid(), line))
         return line
 

@@ -117,6 +117,9 @@ class CoreTesseract(AbstractTesseract):
     def known_schema(self) -> TesseractSchema | None:
         return _schemas.get(self.tesseract)
 
+    def labelled(self, label: str | None) -> CoreTesseract:
+        return CoreTesseract(self.tesseract, label, self.retry)
+
     def elsewhere(self) -> AbstractTesseract:
         if _kind(self.tesseract) == "LocalClient":
             raise NotServed(

@@ -19,7 +19,7 @@ from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, Endpoint, Tree
 from tesseract_flow.client.handles.licences import Licences
-from tesseract_flow.client.handles.wrapper import AbstractWrapper
+from tesseract_flow.client.handles.wrapper import AbstractWrapper, unlabelled
 from tesseract_flow.errors import NotServed, OptionError
 
 
@@ -129,7 +129,8 @@ _shared_lock = threading.Lock()
 def _places_of(handle: LimitedTesseract) -> Places:
     n, folder = handle.max_in_flight, handle.folder
     # A folder is for all who name it, whichever component they call.
-    key = (os.getpid(), handle.tesseract if folder is None else folder, n)
+    # As little does a label: the licences are the component's.
+    key = (os.getpid(), unlabelled(handle.tesseract) if folder is None else folder, n)
     with _shared_lock:
         if (places := _shared.get(key)) is None:
             places = _shared[key] = Places(n, None if folder is None else Licences(folder, n))

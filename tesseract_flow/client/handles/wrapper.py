@@ -10,7 +10,16 @@ import dataclasses
 from typing import Any
 
 from tesseract_flow.client.base import AbstractTesseract, ByFields
+from tesseract_flow.errors import OptionError
 from tesseract_flow.schema import TesseractSchema
+
+
+def unlabelled(handle: AbstractTesseract) -> AbstractTesseract:
+    """What is the same for all handles to a component, whatever they call it."""
+    try:
+        return handle.labelled(None)
+    except OptionError:  # of somebody else's kind, which takes none
+        return handle
 
 
 class AbstractWrapper(ByFields, AbstractTesseract):
@@ -52,6 +61,9 @@ class AbstractWrapper(ByFields, AbstractTesseract):
 
     def elsewhere(self) -> AbstractTesseract:
         return dataclasses.replace(self, tesseract=self.tesseract.elsewhere())  # type: ignore[type-var]
+
+    def labelled(self, label: str | None) -> AbstractTesseract:
+        return dataclasses.replace(self, tesseract=self.tesseract.labelled(label))  # type: ignore[type-var]
 
     @property
     def n_lanes(self) -> int:  # type: ignore[override]
