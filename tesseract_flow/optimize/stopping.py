@@ -451,7 +451,7 @@ def as_feasibility_tol(given: float | None, dtype: np.dtype) -> float:
 
 def _require_count(n: Any, where: str, what: str) -> None:
     is_number = isinstance(n, int | float | np.number) and not isinstance(n, bool)
-    _require(is_number and n >= 0 and n == n // 1, where, what, "a whole number, not below 0", n)
+    _require(is_number and float(n) >= 0.0 and float(n).is_integer(), where, what, "a whole number, not below 0", n)
 
 
 def _require(condition: bool, where: str, what: str, expected: str, received: Any) -> None:
