@@ -108,6 +108,11 @@ class Running(BaseModel):
         default="start",
         description="Whether gradients fit the values: at the start, or at the start and every so many steps",
     )
+    schedule: dict[str, Any] = Field(
+        default_factory=dict,
+        description='Other values for numbers that the problem schedules: {"beta": [1, 4, 16]}, one for each phase; '
+        '{"beta": {"values": [1, 4, 16], "every": 40}}, for 40 steps each; or a number that stays',
+    )
     start_from: str | None = Field(
         default=None, description="Folder or URL of another run, from whose design this one starts, under a new run key"
     )

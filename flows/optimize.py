@@ -58,6 +58,7 @@ def optimize_design(
     start_from: str | None = None,
     start_design: WhichDesign = "best",
     accept_changes: bool = False,
+    schedule: dict[str, Any] = {},  # noqa: B006
 ) -> dict[str, Any]:
     """Optimise a design through Tesseracts.
 
@@ -79,6 +80,8 @@ def optimize_design(
         start_design: which design of that run, its best or its last one.
         accept_changes: go on with the run of this key although its problem is another one now. History and report say
             what changed.
+        schedule: other values for numbers that the problem schedules: {"beta": [1, 4, 16]}, one for each phase;
+            {"beta": {"values": [1, 4, 16], "every": 40}}, for 40 steps each; or a number that stays.
         check: look for all that is wrong before the first solve (no component is asked to solve for it), and refuse to
             start with an error.
         verify_gradients: whether gradients fit the values, by one evaluation more at the start ("start"), or at the
@@ -98,6 +101,7 @@ def optimize_design(
         start_from=start_from,
         start_design=start_design,
         accept_changes=accept_changes,
+        schedule=schedule,
     )
     with own_log():
         loaded = load_problem(problem, settings_of_form(problem, settings))
@@ -115,6 +119,7 @@ def optimise(
     flow: Callable[..., Any],
 ) -> Any:
     """Optimise a problem inside of the run of a flow, or without one; what the function of that flow returns."""
+    problem = problem.with_schedule(how.schedule) if how.schedule else problem
     label = label_of_run(run_key)
     name_run(f"{problem.name} {label}")
     cards, logger = Cards(problem.name, label), run_logger()

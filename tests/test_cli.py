@@ -50,6 +50,22 @@ def test_a_run_is_steered_by_the_folder_or_the_key_of_its_run(problem, tmp_path,
     assert "maximum number of steps reached (5)" in capsys.readouterr().err
 
 
+def test_other_values_for_scheduled_numbers(tmp_path, capsys):
+    (tmp_path / "problem.py").write_text(
+        "import jax.numpy as jnp\nimport tesseract_flow as tf\n\ndef bowl():\n"
+        "    evaluate = lambda x, now: jnp.sum((x - now['at']) ** 2)\n"
+        "    return tf.Problem(jnp.zeros(2), evaluate, schedule={'at': 0.5})\n"
+    )
+    arguments = ["optimize", f"{tmp_path / 'problem.py'}:bowl", "--driver", "lbfgs", "--out", str(tmp_path / "out")]
+    for given, reached in (("at=1,2@3", 2.0), ("at=[1, 3]", 3.0), ("at=4", 4.0)):
+        assert main([*arguments, "--schedule", given]) == 0
+        assert np.load(tmp_path / "out" / "design.npz")["design"] == pytest.approx([reached] * 2)
+    assert main([*arguments, "--schedule", "att=1"]) == 1
+    assert "does not schedule 'att'. Did you mean 'at'?" in capsys.readouterr().err
+    assert main([*arguments, "--schedule", "at=1;2"]) == 1
+    assert "expected a number, a list of values" in capsys.readouterr().err
+
+
 def test_optimize_leaves_the_result_and_goes_on_from_its_journal(problem, tmp_path, capsys):
     arguments = ["optimize", problem, "--set", "center=2", "--driver", "lbfgs", "--journal", str(tmp_path / "journal")]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0

@@ -25,6 +25,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("problem", help=PROBLEM)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the factory")
     add_run_options(parser)
+    parser.add_argument(
+        "--schedule",
+        action="append",
+        default=[],
+        metavar="NAME=VALUES",
+        help="other values for a number that the problem schedules: 1,4,16 (one for each phase), 1,4,16@40 (40 steps "
+        "each), or 16, which stays",
+    )
     parser.add_argument("--start-from", metavar="FOLDER", help="start from the design in another run's journal")
     parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
     parser.add_argument(
@@ -140,6 +148,8 @@ def run(arguments: argparse.Namespace) -> int:
     from tesseract_flow.report import Pictures, Reporting, TerminalProgress
 
     problem = load_problem(arguments.problem, assignments(arguments.set))
+    if arguments.schedule:
+        problem = problem.with_schedule({name: _values(one) for name, one in assignments(arguments.schedule).items()})
     options = run_options(arguments)
     limits = stop_of(problem, options["stop"])
     if arguments.until is not None:
@@ -181,6 +191,16 @@ def _verify(text: str) -> str | int | None:
         return at_least_one(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"expected start, never, or a number of steps, got {text!r}") from None
+
+
+def _values(given: Any) -> Any:
+    """`1,4,16@40` as a schedule takes it; what is none is said by the schedule."""
+    if not isinstance(given, str):
+        return given
+    values, at, every = given.partition("@")
+    with contextlib.suppress(ValueError):
+        return {"values": [float(value) for value in values.split(",")], **({"every": int(every)} if at else {})}
+    return given
 
 
 def _scale(text: str) -> str | float:

@@ -40,6 +40,8 @@ def remedy_of(name: str, value: Any, driver: Any, known: Collection[str]) -> str
     """Where a keyword belongs that is none of `known`, as the rest of a sentence."""
     if name in STOP_SETTINGS:
         return f"\nIt says when to stop: stop={{{name!r}: {value!r}}}."
+    if name == "schedule":
+        return "\nIt belongs to the problem: Problem(design, evaluate, schedule=...), or problem.with_schedule({...})."
     if name in {field.name for field in dataclasses.fields(Problem)} - set(known):
         return f"\nIt belongs to the problem: Problem(design, evaluate, {name}=...)."
     try:

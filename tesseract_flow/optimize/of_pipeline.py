@@ -17,6 +17,7 @@ import numpy as np
 from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.schedule import as_schedules
 
 if TYPE_CHECKING:
     from tesseract_flow.pipeline import Pipeline
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluate:
-    """`design -> Evaluation`, by a pipeline.
+    """`design -> Evaluation`, by a pipeline; numbers that are scheduled are inputs of it as well.
 
     Attributes:
         aux: names of outputs that are carried along for flags and pictures.
@@ -36,8 +37,8 @@ class Evaluate:
     constraints: tuple[str, ...]
     aux: tuple[str, ...]
 
-    def __call__(self, design: Mapping[str, Any]) -> Evaluation:
-        found = self.pipeline(design)
+    def __call__(self, design: Mapping[str, Any], scheduled: Mapping[str, Any] | None = None) -> Evaluation:
+        found = self.pipeline({**design, **(scheduled or {})})
         gaps = self.pipeline.targets.values()
         return Evaluation(
             objective=None if self.objective is None else found[self.objective],  # type: ignore[arg-type]
@@ -59,6 +60,7 @@ def problem_of_pipeline(
     scale: Any = None,
     ref: Mapping[str, Any] | None = None,
     ref0: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
     valid: Sequence[str] = (),
     picture: Callable[[Any, Evaluation], Any] | None = None,
     name: str = "pipeline",
@@ -71,7 +73,11 @@ def problem_of_pipeline(
     _known("misfit", misfit, outputs)
     _known("constraints", constraints or {}, outputs)
     _known("valid", valid, outputs)
-    if missing := [name for name in pipeline.inputs if name not in design]:
+    changing = as_schedules(schedule, f"problem {name!r}")
+    _known("schedule", changing, pipeline.inputs)
+    if both := [name for name in changing if name in design]:
+        raise ProblemError(f"{both[0]!r} is in the design and in the schedule: an input is either, and never both.")
+    if missing := [name for name in pipeline.inputs if name not in design and name not in changing]:
         raise ProblemError(
             f"design: it has no start for {', '.join(map(repr, missing))}. "
             f"The inputs are: {', '.join(pipeline.inputs)}."
@@ -84,6 +90,7 @@ def problem_of_pipeline(
         )
     start = {key: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x for key, x in design.items()}
     own = {key: x for key, x in start.items() if key in pipeline.inputs}
+    own |= {key: jnp.asarray(one.values[0], float) for key, one in changing.items()}
     _known("design", design, [*pipeline.inputs, *pipeline.targets])
     if wrong := pipeline.misfits(own):
         said = "; ".join(f"start of {name!r}: {message}" for name, message in wrong.items())
@@ -112,6 +119,7 @@ def problem_of_pipeline(
         if limits
         else None,
         constraints=demands or None,
+        schedule=changing or None,
         valid=tuple(valid),
         scale=_per_input("scale", scale, start, varying),
         ref=_per_input("ref", ref, start, varying),

@@ -34,6 +34,7 @@ from tesseract_flow.optimize.schedule import (
     as_phases,
     as_schedules,
     stages_of,
+    with_values,
 )
 from tesseract_flow.optimize.traced import tracing
 
@@ -166,8 +167,9 @@ class Problem:
         Args:
             design: the start of each input, by name; of targets where it is not the groups' own.
             about: `objective` (the name of an output) or `misfit` (names); `constraints` by output; `vary` (names of
-                inputs), `bounds={name: (lower, upper)}`, `scale`, `ref` and `ref0` by input; `valid`, `picture`,
-                `name`, `settings`, `defaults` as above. Further outputs are in `aux`, by name.
+                inputs), `bounds={name: (lower, upper)}`, `scale`, `ref` and `ref0` by input; `schedule` of inputs that
+                are numbers and not in the design; `valid`, `picture`, `name`, `settings`, `defaults` as above. Further
+                outputs are in `aux`, by name.
 
         Raises:
             ProblemError: a name is none of the pipeline's.
@@ -217,6 +219,22 @@ class Problem:
     def stages(self) -> tuple[Stage, ...]:
         """The stretches of a run in which nothing changes: one, where nothing is scheduled."""
         return stages_of(self.schedules, len(as_phases(self.phases, f"problem {self.name!r}")))
+
+    def with_schedule(self, schedule: Mapping[str, Any]) -> Problem:
+        """The same problem with other values for numbers that it schedules; a run of it is another run.
+
+        Args:
+            schedule: by name a `Schedule`, a list of its values, a number that stays, or `{"values": [1.0, 4.0],
+                "every": 40}`, as a form or a file says it. Numbers that are not named keep theirs.
+
+        Raises:
+            ProblemError: a name that the problem does not schedule, or no schedule.
+
+        >>> problem = Problem(jnp.ones(2), lambda x, now: now["p"] * (x**2).sum(), schedule={"p": Schedule([1.0, 2.0])})
+        >>> problem.with_schedule({"p": [1.0, 3.0, 9.0]}).schedules
+        {'p': Schedule(values=(1.0, 3.0, 9.0), every=None)}
+        """
+        return dataclasses.replace(self, schedule=with_values(self.schedules, schedule, f"problem {self.name!r}"))
 
     def scheduled(self, stage: Stage | None = None) -> dict[str, Array]:
         """The numbers that `evaluate` receives in a stage, by default the first one."""

@@ -23,6 +23,7 @@ from tesseract_flow.named import named_function
 from tesseract_flow.optimize.constraints import Constraint
 from tesseract_flow.optimize.of_pipeline import problem_of_pipeline
 from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.schedule import as_schedule
 from tesseract_flow.pipeline import Description, Pipeline
 from tesseract_flow.pipeline.description import Part
 from tesseract_flow.pipeline.document import Document, Place, declared_settings
@@ -75,6 +76,8 @@ class ProblemDescription(Part):
         vary: the inputs that vary; default all numbers.
         bounds: by input `[lower, upper]`, numbers or lists; null where there is none.
         scale, ref, ref0: by input, as in `tf.Problem`; `scale: bounds` for all.
+        schedule: numbers that change while a run goes, by input (which is then not in the design): `[1, 4, 16]`, a
+            value for each phase; `{values: [1, 4, 16], every: 40}`, for 40 steps each; or a number that stays.
         objective: the output to be made small; or misfit: outputs that should all be zero.
         constraints: by output.
         valid: outputs that are flags.
@@ -92,6 +95,7 @@ class ProblemDescription(Part):
     scale: Literal["bounds"] | dict[str, Any] | None = None
     ref: dict[str, Any] | None = None
     ref0: dict[str, Any] | None = None
+    schedule: dict[str, Any] = Field(default_factory=dict)
     objective: str | None = None
     misfit: list[str] = Field(default_factory=list)
     constraints: dict[str, Demand] = Field(default_factory=dict)
@@ -168,6 +172,7 @@ class ProblemFile:
                 scale=_arrays(about.scale),
                 ref=_arrays(about.ref),
                 ref0=_arrays(about.ref0),
+                schedule=about.schedule,
                 valid=about.valid,
                 picture=None if about.picture is None else self._picture(about.picture),
                 name=about.name or _name_of(document.file),
@@ -210,7 +215,15 @@ class _Names:
         about, pipeline = self.about, self.pipeline
         inputs, outputs = [*pipeline.inputs, *pipeline.targets], pipeline.outputs
         self._each("design", about.design, inputs, "input")
-        missing = [name for name in pipeline.inputs if name not in about.design]
+        self._each("schedule", about.schedule, pipeline.inputs, "input")
+        for name, one in about.schedule.items():
+            try:
+                as_schedule(one, "it")
+            except ProblemError as error:
+                self.faults.append((("schedule", name), str(error)))
+            if name in about.design:
+                self.faults.append((("schedule", name), "it is in the design as well; an input is either"))
+        missing = [name for name in pipeline.inputs if name not in about.design and name not in about.schedule]
         self.faults += [(("design",), f"input {name!r} of the pipeline has no start here") for name in missing]
         for key in ("bounds", "scale", "ref", "ref0"):
             names = getattr(about, key)

@@ -150,6 +150,19 @@ def as_schedules(schedule: Mapping[str, Any] | None, whose: str) -> dict[str, Sc
     return {_named(name, whose): as_schedule(one, f"schedule of {name!r} in {whose}") for name, one in schedule.items()}
 
 
+def with_values(own: Mapping[str, Schedule], given: Mapping[str, Any], whose: str) -> dict[str, Schedule]:
+    """Schedules with others in place of some of them.
+
+    Raises:
+        ProblemError: a name that is not among them, or no schedule.
+    """
+    for name in given:
+        if name not in own:
+            there = f"It schedules {', '.join(map(repr, own))}." if own else "It schedules nothing."
+            raise ProblemError(f"{whose} does not schedule {name!r}.{did_you_mean(str(name), own)} {there}")
+    return {**own, **as_schedules(given, whose)}
+
+
 def as_schedule(given: Any, where: str) -> Schedule:
     """A schedule from what a form or a command line may say: a number, a list of values, or its parts by name.
 

@@ -197,6 +197,38 @@ def test_another_schedule_is_another_run(tmp_path):
     assert longer.converged and longer.value == pytest.approx(exact(4.0), rel=1e-9)
 
 
+def test_other_values_from_outside_are_those_that_one_would_have_written(tmp_path):
+    others = by_penalty().with_schedule({"weight": {"values": [1.0, 8.0], "every": 2}})
+    written = by_penalty([1.0, 8.0], every=2)
+    runs = [optimize(one, "adam", stop={"max_steps": 4}, transform=jax.jit) for one in (others, written)]
+    assert same_bits(*runs)
+    assert {record.scheduled["weight"] for record in runs[0].history} == {1.0, 8.0}
+    optimize(written, "adam", stop={"max_steps": 1}, transform=jax.jit, journal=tmp_path)
+    optimize(others, "adam", stop={"max_steps": 2}, transform=jax.jit, journal=tmp_path)
+    with pytest.raises(OtherRun, match=r"schedule\.weight"):
+        optimize(others.with_schedule({"weight": 8.0}), "adam", transform=jax.jit, journal=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ({"wieght": 1.0}, r"does not schedule 'wieght'\. Did you mean 'weight'\? It schedules 'weight'\."),
+        ({"weight": "much"}, "expected a number, a list of values or a Schedule"),
+        ({"weight": {"values": [1.0], "evry": 2}}, "Did you mean 'every'"),
+    ],
+)
+def test_other_values_are_of_numbers_that_are_scheduled(schedule, message):
+    with pytest.raises(ProblemError, match=message):
+        by_penalty().with_schedule(schedule)
+
+
+def test_a_schedule_is_the_problems():
+    with pytest.raises(TypeError, match=r"problem\.with_schedule"):
+        optimize(by_penalty(), schedule={"weight": 1.0})  # type: ignore[call-arg]
+    with pytest.raises(ProblemError, match="It schedules nothing"):
+        Problem(jnp.ones(2), jnp.sum).with_schedule({"weight": 1.0})
+
+
 def test_what_would_end_a_phase_elsewhere_is_another_run(tmp_path):
     def problem(n: int) -> Problem:
         return by_penalty([1.0, 2.0], phases=[Phase(stop={"max_steps": n}), Phase()])

@@ -98,6 +98,43 @@ def test_another_number_in_the_file_is_another_run(tmp_path: Path):
     assert tf.optimize(load_problem(str(file)), "adam", stop={"max_steps": 2}, journal=journal).steps == 2
 
 
+SCHEDULED = (
+    "pipeline:\n"
+    "  inputs: {x: {shape: [2]}, p: {shape: []}}\n"
+    "  nodes: {n: {function: 'f.py:penalised', inputs: {x: x, p: p}}}\n"
+    "  outputs: {y: n}\n"
+    "design: {x: [0, 0]}\n"
+    "schedule: {p: {values: [1, 4], every: 2}}\n"
+    "objective: y\n"
+    "driver: lbfgs\n"
+)
+
+
+def test_an_input_is_scheduled(tmp_path: Path):
+    (tmp_path / "f.py").write_text("def penalised(x, p):\n    return (x.sum() - p) ** 2 + (x**2).sum()\n")
+    problem = tf.Problem.from_yaml(written(tmp_path, SCHEDULED))
+    assert problem.schedules == {"p": tf.Schedule([1.0, 4.0], every=2)}
+    result = tf.optimize(problem)
+    assert_close(result.design["x"], jnp.full(2, 4.0 / 3.0), rtol=1e-6)
+    other = tf.optimize(problem.with_schedule({"p": 3.0}))
+    assert_close(other.design["x"], jnp.ones(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{p: {values", "{q: {values", r"yaml:6:12: schedule\.q: the pipeline has no input 'q'"),
+        ("every: 2", "evry: 2", r"yaml:6:12: schedule\.p: .*Did you mean 'every'"),
+        ("[0, 0]}", "[0, 0], p: 1}", r"schedule\.p: it is in the design as well"),
+        ("p: {shape: []}", "p: {shape: [2]}", r"start of 'p': declared is shape \[2\], and given is \[\]"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_told_with_its_line(old: str, new: str, message: str, tmp_path: Path):
+    (tmp_path / "f.py").write_text("def penalised(x, p):\n    return (x.sum() - p) ** 2\n")
+    with pytest.raises((PipelineError, ProblemError), match=message):
+        tf.Problem.from_yaml(written(tmp_path, SCHEDULED.replace(old, new)))
+
+
 def test_settings_make_a_sweep(tmp_path: Path):
     file = written(tmp_path, PROBLEM)
     outcome = tf.sweep(str(file), {"load": [1.0, 4.0]}, "slsqp", stop={"max_steps": 20})
