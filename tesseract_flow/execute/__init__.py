@@ -2,7 +2,7 @@
 
 from tesseract_flow.execute.concurrent import Concurrent, concurrent
 from tesseract_flow.execute.host import HostPrimitive
-from tesseract_flow.execute.plan import Answer, Node, Plan, Segment
+from tesseract_flow.execute.plan import Plan
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.execute.run import run_plan
 from tesseract_flow.execute.submit import (
@@ -12,6 +12,7 @@ from tesseract_flow.execute.submit import (
     ThreadSubmitter,
     default_submitter,
 )
+from tesseract_flow.execute.units import Answer, Node, Segment
 
 __all__ = [
     "AbstractFuture",

@@ -1,6 +1,6 @@
 """Equations that are run on the host: never compiled, and dataflow like everything else in a plan.
 
-A Tesseract call is the most important kind, see `plan.Node`: it goes through a submitter, and beside others. The other
+A Tesseract call is the most important kind, see `units.Node`: it goes through a submitter, and beside others. The other
 kind is that of a `HostPrimitive`: who runs the plan says what it means, and it is run there and then, by the thread
 that runs the plan. It is no call: nobody submits, counts or repeats it.
 """

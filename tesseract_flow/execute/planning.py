@@ -17,8 +17,9 @@ from jax.extend.core import ClosedJaxpr, DebugInfo, Jaxpr, Var, jaxpr_as_fun
 
 from tesseract_flow.autodiff import ENDPOINTS, Call, bodies_of, calls_of, has_calls
 from tesseract_flow.execute.host import HostPrimitive
-from tesseract_flow.execute.plan import Constant, HostStep, Loop, Node, Plan, Ref, Scan, Segment, Switch, Unit, While
+from tesseract_flow.execute.plan import Loop, Plan, Scan, Switch, Unit, While
 from tesseract_flow.execute.steps import Flattener, Step, signature, without_unused
+from tesseract_flow.execute.units import Constant, HostStep, Node, Ref, Segment
 
 _VERBS = {
     "apply": "apply",

@@ -20,8 +20,9 @@ from tesseract_flow.client import charge, current_account
 from tesseract_flow.errors import cause, in_brief
 from tesseract_flow.execute.host import HostFns
 from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
-from tesseract_flow.execute.plan import Constant, HostStep, Loop, Node, Plan, Segment
+from tesseract_flow.execute.plan import Loop, Plan
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, on_the_spot
+from tesseract_flow.execute.units import Constant, HostStep, Node, Segment
 
 OnFailure = Literal["wait", "abandon"]
 

@@ -22,7 +22,7 @@ from tesseract_flow.autodiff.carried import MARKS
 from tesseract_flow.autodiff.sow import sow_p
 from tesseract_flow.exact import InputKey, is_array
 from tesseract_flow.execute.host import HostPrimitive, has_host_work, is_on_host, on_host
-from tesseract_flow.execute.plan import Constant, Ref
+from tesseract_flow.execute.units import Constant, Ref
 
 # Primitives that only wrap a body, under the names of several versions of JAX, and the parameters that may hold it.
 _WRAPPERS = {

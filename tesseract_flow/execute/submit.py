@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tesseract_flow.client import RetryPolicy
-from tesseract_flow.execute.plan import Node
+from tesseract_flow.execute.units import Node
 
 
 class AbstractFuture(Protocol):

@@ -12,7 +12,8 @@ from tesseract_flow.client import AbstractTesseract, CachedTesseract, Endpoint
 from tesseract_flow.errors import OptionError, TesseractFlowError
 from tesseract_flow.execute import Concurrent, concurrent
 from tesseract_flow.execute.durations import durations
-from tesseract_flow.execute.plan import HostStep, Loop, Node, Plan, Segment, described, pretty
+from tesseract_flow.execute.plan import Loop, Plan, described, pretty
+from tesseract_flow.execute.units import HostStep, Node, Segment
 from tesseract_flow.pictures.graph import Arrow, Box, Picture
 from tesseract_flow.pipeline import Pipeline
 from tesseract_flow.pipeline.wiring import Source, Wire

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tesseract_flow.autodiff import apply_tesseract
-from tesseract_flow.execute import concurrent
-from tesseract_flow.execute.plan import Segment
+from tesseract_flow.execute import Segment, concurrent
 from tesseract_flow.testing import FunctionTesseract
 from tests.helpers import RandomDelay, assert_close
 
