@@ -66,9 +66,9 @@ class Loop:
     wave: int
     origins: tuple[tuple[int, ...], ...]
 
-    @property
-    def reads(self) -> set[int]:
-        return {ref for ref in self.operands if isinstance(ref, int)}
+    @functools.cached_property
+    def reads(self) -> frozenset[int]:
+        return frozenset(ref for ref in self.operands if isinstance(ref, int))
 
     @property
     def bodies(self) -> tuple[Plan, ...]:
@@ -150,6 +150,15 @@ class Plan:
             for slot in unit.reads:
                 readers.setdefault(slot, []).append(k)
         return readers
+
+    @functools.cached_property
+    def n_readers(self) -> dict[int, int]:
+        return {slot: len(units) for slot, units in self.readers.items()}
+
+    @functools.cached_property
+    def n_operands(self) -> list[int]:
+        """Per unit, the slots that it waits for."""
+        return [len(unit.reads) for unit in self.units]
 
     @functools.cached_property
     def places(self) -> dict[int, list[int]]:

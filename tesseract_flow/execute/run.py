@@ -93,8 +93,8 @@ class Frame:
         self.values: dict[int, Any] = {}
         self.sources: dict[int, tuple[AbstractFuture, ...]] = {}  # per slot that a call, a loop or an argument filled
         # A value is dropped with its last reader, so that a long chain of large arrays needs room for two of them.
-        self.n_readers = {slot: len(units) for slot, units in plan.readers.items()}
-        self.n_missing = [len(unit.reads) for unit in plan.units]
+        self.n_readers = plan.n_readers.copy()
+        self.n_missing = plan.n_operands.copy()
         self.loops: dict[int, AbstractLoopRun] = {}
 
     def begin(self) -> None:

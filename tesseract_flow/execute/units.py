@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,9 +92,9 @@ class Node:
     def endpoint(self) -> Endpoint:
         return ENDPOINTS[self.primitive]
 
-    @property
-    def reads(self) -> set[int]:
-        return {ref for ref in self.operands if isinstance(ref, int)}
+    @functools.cached_property
+    def reads(self) -> frozenset[int]:
+        return frozenset(ref for ref in self.operands if isinstance(ref, int))
 
     @property
     def n_elements(self) -> int | None:
@@ -183,9 +184,9 @@ class Segment:
     n_steps: int
     needs: tuple[frozenset[int], ...]
 
-    @property
-    def reads(self) -> set[int]:
-        return set(self.inputs)
+    @functools.cached_property
+    def reads(self) -> frozenset[int]:
+        return frozenset(self.inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,10 +198,10 @@ class HostStep:
     operands: tuple[Ref, ...]
     outputs: tuple[int, ...]
 
-    @property
-    def reads(self) -> set[int]:
-        return {ref for ref in self.operands if isinstance(ref, int)}
+    @functools.cached_property
+    def reads(self) -> frozenset[int]:
+        return frozenset(ref for ref in self.operands if isinstance(ref, int))
 
     @property
     def needs(self) -> tuple[frozenset[int], ...]:
-        return (frozenset(self.reads),) * len(self.outputs)
+        return (self.reads,) * len(self.outputs)
