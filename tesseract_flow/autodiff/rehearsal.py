@@ -30,10 +30,12 @@ class Rehearsal:
 
     Attributes:
         is_on: whether what is asked now is kept; otherwise what was kept is handed out, once.
+        n_asked: how often something had to be asked before its time.
     """
 
     def __init__(self) -> None:
         self.is_on = False
+        self.n_asked = 0
         self._answers: dict[Any, Any] = {}
 
     def ask(self, tesseract: AbstractTesseract, endpoint: Endpoint, arguments: tuple[Any, ...], run_id: Any) -> Any:
@@ -91,6 +93,7 @@ def current_rehearsal() -> Rehearsal | None:
 def _asking() -> Iterator[None]:
     with rehearsal() as current:
         before, current.is_on = current.is_on, True
+        current.n_asked += 1
         try:
             yield
         finally:

@@ -23,6 +23,7 @@ from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluatio
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, WhichDesign
 from tesseract_flow.optimize.schedule import Phase, Schedule
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.stopping import (
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
@@ -71,6 +72,7 @@ __all__ = [
     "Result",
     "Resumption",
     "Schedule",
+    "Shared",
     "Stagnation",
     "Stalled",
     "StartFrom",

@@ -26,6 +26,7 @@ from tesseract_flow.optimize.drivers.registry import CHOICES, driver_settings
 from tesseract_flow.optimize.failures import FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal
 from tesseract_flow.optimize.problem import Problem, as_evaluation, check_evaluation
+from tesseract_flow.optimize.shared import Shared
 
 _STEPS, _CONSTRAINED = CHOICES
 _MOST_UNKNOWNS = 500
@@ -41,6 +42,7 @@ def automatic_driver(
     method: AugmentedLagrangian | None,
     policy: FailurePolicy,
     journal: AbstractJournal | str | os.PathLike[str] | None,
+    shared: Shared,
 ) -> str:
     """The name that `auto` stands for. What is asked for besides, and a run that is under way, decide before the
     problem does."""
@@ -50,9 +52,11 @@ def automatic_driver(
     if _driver_of(journal) == _STEPS:  # which was the default of all problems once
         return _STEPS
     unknowns = sum(leaf.size for leaf in jax.tree.leaves(problem.partition.varying))
-    shapes = check_evaluation(problem).constraints
+    shapes = shared.once("template", lambda: check_evaluation(problem)).constraints
     rows = sum(math.prod(shapes[name].shape) for name in problem.constraints if name in shapes)
-    is_small = rows <= _MOST_ROWS or (rows * unknowns <= _MOST_ENTRIES and not _asks_components(problem))
+    is_small = rows <= _MOST_ROWS or (
+        rows * unknowns <= _MOST_ENTRIES and not shared.once("asks", lambda: _asks_components(problem))
+    )
     return _CONSTRAINED if unknowns <= _MOST_UNKNOWNS and is_small else _STEPS
 
 

@@ -230,7 +230,7 @@ class ConstraintSet(eqx.Module):
     upper: dict[str, Array]
     size: dict[str, Array]
     is_zero: dict[str, Array]  # where `size` is to be multiplied by `Duals.unit`
-    names: dict[str, str] = eqx.field(static=True)  # the constraint that a demand belongs to
+    whose: tuple[tuple[str, str], ...] = eqx.field(static=True)  # a demand, and the constraint that it belongs to
 
     @classmethod
     def build(cls, constraints: Mapping[str, Constraint], shapes: Mapping[str, Any], dtype: np.dtype) -> ConstraintSet:
@@ -245,7 +245,12 @@ class ConstraintSet(eqx.Module):
                 size[key] = jnp.asarray(np.broadcast_to(measure, shape), dtype)
                 is_zero[key] = jnp.asarray(zero)
                 names[key] = name
-        return cls(lower, upper, size, is_zero, names)
+        return cls(lower, upper, size, is_zero, tuple(names.items()))
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Of each demand the constraint that it belongs to."""
+        return dict(self.whose)
 
     def start(self, method: AugmentedLagrangian) -> tuple[Duals, Tally]:
         zeros = {key: jnp.zeros_like(size) for key, size in self.size.items()}

@@ -7,6 +7,7 @@ as they become ready. This is the only place of the package where a solver may b
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -135,6 +136,12 @@ class Evaluator:
         check_finite(evaluation, sample)
         self._memory.append((key, sample))
         return sample
+
+    def of_another_run(self) -> Evaluator:
+        """One that has evaluated nothing, with what this one has traced and compiled."""
+        other = copy.copy(self)
+        other.n_evaluations, other._memory, other._warm = 0, [], ()
+        return other
 
     def evaluate(self, varying: PyTree, scheduled: Scheduled, warm: Warm) -> Evaluation:
         """What is traced: the problem at a point, its fixed points begun where `warm` says."""

@@ -13,6 +13,7 @@ secret, has a tag (`told_apart`): another number is a change, and another text i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -20,7 +21,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.drivers.base import AbstractDriver
 from tesseract_flow.optimize.partition import leaf_names, named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.storage import is_secret, told_apart, without_tags
 
 _ABSENT = "(absent)"
@@ -72,6 +74,7 @@ def identity_of(
     feasibility_tol: float,
     template: Evaluation,
     objective_scale: str | float | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Everything that decides where a run goes.
 
@@ -79,6 +82,7 @@ def identity_of(
 
     Args:
         template: what `evaluate` returns, with shapes in place of arrays.
+        shared: what runs of the same problem from other starts have traced.
     """
     partition = problem.partition
     about_driver = driver.identity(problem, template)
@@ -114,7 +118,7 @@ def identity_of(
             **{key: str(value) for key, value in dataclasses.asdict(method).items()},
             "feasibility_tol": str(feasibility_tol),
         }
-    description |= _objective(problem, template)
+    description |= _objective(problem, template, shared or Shared())
     description["doubts"] += doubts_about_driver
     return description
 
@@ -125,7 +129,7 @@ def digest_of(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
+def _objective(problem: Problem, template: Evaluation, shared: Shared) -> dict[str, Any]:
     """The traced objective, the components that it calls, and what made the text."""
     partition = problem.partition
     leaves, treedef = jax.tree.flatten(partition.varying)
@@ -159,17 +163,24 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         ]
         return [*found, *pull(cotangents)]
 
-    closed = informed(
-        lambda: jax.make_jaxpr(with_gradient)(leaves, weights, list(numbers.values())),
-        lambda: values(list(numbers.values()), *jax.tree.leaves(problem.start)),
+    closed = shared.once(
+        "objective",
+        lambda: informed(
+            lambda: jax.make_jaxpr(with_gradient)(leaves, weights, list(numbers.values())),
+            lambda: values(list(numbers.values()), *jax.tree.leaves(problem.start)),
+        ),
     )
-    components, key_of = _components(handles_of(closed.jaxpr))
+    # Asked anew for each run: a component may be another one by now.
+    handles = list(dict.fromkeys(handles_of(closed.jaxpr)))
+    components, key_of = _components(handles)
     names = [f"design.{name}" for name in leaf_names(partition.varying)]
     names += [*(f"weight{k}" for k in range(len(weights))), *(f"scheduled.{name}" for name in numbers)]
     n_values = 1 + len(demanded)
-    value = text_of(closed, names, slice(0, n_values), key_of)
-    valid = text_of(closed, names, slice(n_values, len(shapes)), key_of)
-    gradient = text_of(closed, names, slice(len(shapes), None), key_of)
+    parts = slice(0, n_values), slice(n_values, len(shapes)), slice(len(shapes), None)
+    value, valid, gradient = shared.once(
+        ("texts", *map(key_of, handles)),
+        lambda: [text_of(closed, names, part, key_of) for part in parts],
+    )
     return {
         "components": components,
         "objective": {
@@ -180,17 +191,17 @@ def _objective(problem: Problem, template: Evaluation) -> dict[str, Any]:
         "valid_text": {"digest": valid.digest, "lines": valid.kept_lines},
         "doubts": list(dict.fromkeys([*_doubts_about(components), *value.doubts, *valid.doubts, *gradient.doubts])),
         "numbers": {name: str(getattr(jax.config, name)) for name in _NUMBERS if hasattr(jax.config, name)},
-        "versions": {name: importlib.metadata.version(name) for name in _WRITERS if _is_installed(name)},
+        "versions": dict(_versions()),
     }
 
 
-def _components(handles: Iterable[AbstractTesseract]) -> tuple[dict[str, Any], Any]:
+def _components(handles: Sequence[AbstractTesseract]) -> tuple[dict[str, Any], Any]:
     """What the identity says of each component, and the key that a handle has there.
 
     The key is the name that the component itself says, as a label is the user's. Two that are different and say the
     same name are told apart by a number.
     """
-    described = {handle: _component(handle) for handle in dict.fromkeys(handles)}
+    described = {handle: _component(handle) for handle in handles}
     different = {json.dumps(about, sort_keys=True): about for about in described.values()}
     components, keys = {}, {}
     for text in sorted(different):
@@ -218,12 +229,13 @@ def _doubts_about(components: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _WRITERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 # --- how two of them differ -------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Vectors here are of the varying part in its own units, in JAX's order of leaves,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -86,6 +87,12 @@ class Linearised:
         self._forward, self._backward = transform(forward), transform(backward)
         self._columns = transform(lambda linear, basis: jax.vmap(lambda one: forward(linear, one))(basis))
         self._rows = transform(lambda linear, basis: jax.vmap(lambda one: backward(linear, one))(basis))
+
+    def of_another_run(self, evaluator: Evaluator) -> Linearised:
+        """One that has looked at no point, with what this one has traced and compiled."""
+        other = copy.copy(self)
+        other._evaluator, other._points = evaluator, Remembered()
+        return other
 
     @property
     def n_misfit(self) -> int:

@@ -50,13 +50,11 @@ from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.schedule import Phase
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steering import Due, Steering
 from tesseract_flow.optimize.steps import Totals, advance, is_claim, prepare, reassess, start, template_state
-from tesseract_flow.optimize.stopping import (
-    AbstractStoppingRule,
-    as_feasibility_tol,
-)
+from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_feasibility_tol
 
 
 def default_transform() -> Transform:
@@ -93,6 +91,7 @@ def optimize(
     recheck: bool = False,
     verify_gradients: Verify = None,
     objective_scale: ObjectiveScale = None,
+    shared: Shared | None = None,
 ) -> Result:
     """The best design that the driver finds before a stop rule speaks.
 
@@ -150,6 +149,8 @@ def optimize(
             is between 0.001 and 10 per scaled unit, and else what brings it to 1 or 10. Worth asking for where one
             of its drivers has absolute thresholds (the first step of L-BFGS, the epsilon of Adam) and the objective is
             far from 1.
+        shared: for runs of one problem from several starts (`Problem.starting_at`), the same object for each, also at
+            once: what the first one traces and compiles serves all. They need the same `transform`.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere; the message says where.
@@ -176,7 +177,7 @@ def optimize(
     stop = stop_of(problem, stop)
     objective_scale = ours.get("objective_scale") if objective_scale is None else objective_scale
 
-    def prepared(problem: Problem, phase: Phase, like: Run | None) -> Run:
+    def prepared(problem: Problem, phase: Phase, like: Run | None, shared: Shared) -> Run:
         own = phase.driver is not None
         name = phase.driver if own else driver
         rate = phase.learning_rate if own or phase.learning_rate is not None else learning_rate
@@ -189,6 +190,7 @@ def optimize(
                 method=constraint_method,
                 policy=policy,
                 journal=journal,
+                shared=shared,
             )
         return prepare(
             problem,
@@ -201,9 +203,12 @@ def optimize(
             tolerance_of(problem, phase, stop),
             as_objective_scale(objective_scale),
             like,
+            shared,
         )
 
-    course = course_of(problem, prepared, stop)
+    shared = shared or Shared()
+    shared.require(problem)
+    course = course_of(problem, prepared, stop, shared)
     if journal is None and any(phase.approve for phase in problem.phases or ()):
         raise ProblemError(
             "A phase that waits for approval (approve=True) needs a journal: it is approved there (steer)."
@@ -212,7 +217,7 @@ def optimize(
     kept = as_journal(journal) if journal is not None else None
     history: list[StepRecord] = []
     with (
-        _opened(kept, course, problem, accept_changes) as resumed,
+        _opened(kept, course, problem, accept_changes, shared) as resumed,
         _Told(kept, history) as told,
         contextlib.ExitStack() as open_ended,
     ):
@@ -382,14 +387,14 @@ def _contradicted(contradiction: str, requests: Mapping[str, int]) -> Verdict | 
 
 @contextlib.contextmanager
 def _opened(
-    journal: AbstractJournal | None, course: Course, problem: Problem, accept_changes: bool
+    journal: AbstractJournal | None, course: Course, problem: Problem, accept_changes: bool, shared: Shared
 ) -> Iterator[Resumption | None]:
     if journal is None:
         yield None
         return
     run = course.runs[0]
     identity = identity_of(
-        problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template, run.objective_scale
+        problem, run.driver, run.method, run.feasibility_tol, run.evaluator.template, run.objective_scale, shared
     )
     resumed = journal.open(identity | course.identity(problem), accept_changes=accept_changes)
     try:

@@ -22,6 +22,7 @@ from tesseract_flow.optimize.optimality import best_record, is_first_order, unit
 from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
 from tesseract_flow.optimize.result import StepRecord
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.stopping import MOST_LENIENT
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _FAR = 1e6  # times the size of the start
 _SHOWN = 6
 
 
-def notes_before(problem: Problem, template: Evaluation) -> tuple[str, ...]:
+def notes_before(problem: Problem, template: Evaluation, shared: Shared) -> tuple[str, ...]:
     """What is odd about a problem that is not wrong. Traces `evaluate`, and runs nothing."""
     notes = []
     if not problem.box.contains(problem.partition.varying):
@@ -57,7 +58,7 @@ def notes_before(problem: Problem, template: Evaluation) -> tuple[str, ...]:
             f"an optimum is claimed, and constraints count as held, to {MOST_LENIENT:g} only, and steps below the "
             "last digit are none; let it vary in float32 or float64, and cast where it is used"
         )
-    if idle := leaves_without_effect(problem, template):
+    if idle := shared.once("idle", lambda: leaves_without_effect(problem, template)):
         notes.append(f"nothing depends on {_listed(idle)}: no way leads from there to the objective or a constraint")
     return tuple(notes)
 

@@ -8,6 +8,7 @@ once; along zeros nobody is asked.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
@@ -94,6 +95,12 @@ class Oracle:
             return leaves, rows(pull)
 
         self._pulled, self._rows, self._both = transform(pulled), transform(rows), transform(both)
+
+    def of_another_run(self, evaluator: Evaluator) -> Oracle:
+        """One that has looked at no point, with what this one has traced and compiled."""
+        other = copy.copy(self)
+        other._evaluator, other._points = evaluator, Remembered()
+        return other
 
     def values(self, varying: PyTree, scheduled: Scheduled | None = None) -> list[Array]:
         """The arrays of the `Evaluation` at a point.

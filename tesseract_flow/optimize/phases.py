@@ -46,6 +46,7 @@ from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.schedule import Phase, described
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State
 from tesseract_flow.optimize.steps import Kept, Totals, advance, begun, rebuilt
 from tesseract_flow.optimize.stopping import ALWAYS, FirstOrder
@@ -231,22 +232,26 @@ def waits_for(course: Course, verdict: Verdict, history: Sequence[StepRecord]) -
     return course.named(run) if is_new and phase_of(run.problem, run.stage.phase).approve else ""
 
 
-def course_of(problem: Problem, prepared: Callable[[Problem, Phase, Run | None], Run], stop: Any) -> Course:
+def course_of(
+    problem: Problem, prepared: Callable[[Problem, Phase, Run | None, Shared], Run], stop: Any, shared: Shared
+) -> Course:
     """The stages of a run.
 
     Args:
-        prepared: makes the first stage of a phase; another one, whose evaluations it may share, is given to it.
+        prepared: makes the first stage of a phase; another one, whose evaluations it may share, is given to it, and
+            what runs from other starts have traced of this phase's problem.
         stop: as in `optimize`.
     """
     runs: list[Run] = []
-    for phase in problem.phases or (Phase(),):
+    for k, phase in enumerate(problem.phases or (Phase(),)):
         plain = next((run for run, before in zip(runs, problem.phases or (), strict=False) if before.is_plain), None)
         if phase.is_plain and plain is not None:
             runs.append(dataclasses.replace(plain, tolerance=tolerance_of(problem, phase, stop)))
             continue
         own = {"bounds": phase.bounds, "constraints": phase.constraints}
         own = {name: limits for name, limits in own.items() if limits is not None}
-        runs.append(prepared(dataclasses.replace(problem, **own) if own else problem, phase, runs[0] if runs else None))
+        its_problem = dataclasses.replace(problem, **own) if own else problem
+        runs.append(prepared(its_problem, phase, runs[0] if runs else None, shared.of(k if own else None)))
     of_stages = []
     for stage in problem.stages:
         run = runs[min(stage.phase, len(runs) - 1)]

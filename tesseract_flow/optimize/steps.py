@@ -29,16 +29,17 @@ from tesseract_flow.optimize.contradictions import (
     verify_claim,
     verify_gradient,
 )
-from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine, Setting
+from tesseract_flow.optimize.drivers.base import AbstractDriver, Setting
 from tesseract_flow.optimize.drivers.moves import moved
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, convergence_of
 from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
-from tesseract_flow.optimize.problem import Problem, check_evaluation
+from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import Best, State
 from tesseract_flow.optimize.stopping import FirstOrder, reachable
 
@@ -59,24 +60,29 @@ def prepare(
     tolerance: float | None = None,
     objective_scale: ObjectiveScale = None,
     like: Run | None = None,
+    shared: Shared | None = None,
 ) -> Run:
     """The first stage of a run.
 
     Args:
-        like: another one, whose compiled evaluations serve this one too if they are of the same problem.
+        like: another one, whose evaluations count as this one's if they are of the same problem.
+        shared: what runs of the same problem from other starts have traced and compiled.
     """
-    shared = None if like is None or like.problem is not problem else like.evaluator
-    template = check_evaluation(problem) if shared is None else shared.template
+    shared = shared or Shared()
+    evaluator = None if like is None or like.problem is not problem else like.evaluator
+    template = shared.once("template", lambda: check_evaluation(problem)) if evaluator is None else evaluator.template
     partition, dtype = problem.partition, template.objective.dtype
     box = problem.box.scaled(partition)
     constraints = ConstraintSet.build(problem.constraints or {}, template.constraints, dtype)
     kind = {"with_gradients": driver.asks_for_gradients, "may_push_forward": driver.may_push_forward}
-    if shared is None or shared.kind != kind:
-        shared = None
-    evaluator = shared or Evaluator(problem, template, constraints, transform, **kind)
+    if evaluator is None or evaluator.kind != kind:
+        evaluator = None
+    if evaluator is None:
+        made = shared.once(tuple(kind.items()), lambda: Evaluator(problem, template, constraints, transform, **kind))
+        evaluator = made.of_another_run()
     start = partition.to_scaled(problem.start)
     forgiven = optimality.forgiven_part(feasibility_tol, reachable(1e-6, dtype))
-    engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy))
+    engine = driver.engine(Setting(problem, start, box, constraints, evaluator, transform, policy, shared))
     return Run(
         transform=transform,
         problem=problem,
@@ -89,8 +95,8 @@ def prepare(
         attempts=Attempts(evaluator, policy, sleep),
         feasibility_tol=feasibility_tol,
         tolerance=tolerance,
-        assess=jax.jit(lambda state: _assess(engine, box, constraints, evaluator, start, state, forgiven)),
-        notes=notes_before(problem, template) if like is None else (),
+        assess=functools.partial(_assessed, engine.takes_constraints, box, constraints, evaluator, start, forgiven),
+        notes=notes_before(problem, template, shared) if like is None else (),
         objective_scale=objective_scale,
         stage=problem.stages[0],
         scheduled=problem.scheduled(),
@@ -103,7 +109,7 @@ def rebuilt(run: Run, problem: Problem, driver: AbstractDriver) -> Run:
     box, partition = problem.box.scaled(problem.partition), problem.partition
     assert run.transform is not None
     policy, start = run.attempts.policy, partition.to_scaled(problem.start)
-    setting = Setting(problem, start, box, run.constraints, run.evaluator, run.transform, policy)
+    setting = Setting(problem, start, box, run.constraints, run.evaluator, run.transform, policy, Shared())
     engine = driver.engine(setting)
     forgiven = optimality.forgiven_part(run.feasibility_tol, reachable(1e-6, run.evaluator.dtype))
     return dataclasses.replace(
@@ -112,7 +118,9 @@ def rebuilt(run: Run, problem: Problem, driver: AbstractDriver) -> Run:
         driver=driver,
         engine=engine,
         box=box,
-        assess=jax.jit(lambda state: _assess(engine, box, run.constraints, run.evaluator, start, state, forgiven)),
+        assess=functools.partial(
+            _assessed, engine.takes_constraints, box, run.constraints, run.evaluator, start, forgiven
+        ),
     )
 
 
@@ -333,36 +341,63 @@ def advance(
     return new, _verified(run, new, history, record, totals, verify, found)
 
 
-def _assess(
-    engine: AbstractEngine,
+def _assessed(
+    is_interior: bool,
     box: Box,
     constraints: ConstraintSet,
     evaluator: Evaluator,
     start: PyTree,
-    state: State,
     forgiven: float,
+    state: State,
 ) -> dict[str, jax.Array]:
-    """What records and the choice of the best need to know about a state; pure."""
-    here, best = (evaluator.evaluation(leaves) for leaves in (state.here.leaves, state.best.leaves))
+    """What records and the choice of the best need to know about a state."""
+    here, best = (_judged(evaluator.evaluation(leaves)) for leaves in (state.here.leaves, state.best.leaves))
+    where = dataclasses.replace(
+        state, driver=None, tally=None, best=None, here=dataclasses.replace(state.here, leaves=[])
+    )
+    return _assess(is_interior, forgiven, box, constraints, start, where, here, best)
+
+
+def _judged(evaluation: Evaluation) -> Evaluation:
+    """The part that decides; `aux` may hold anything."""
+    return Evaluation(evaluation.objective, evaluation.constraints)
+
+
+# Of no run: what it is about are arguments, so it is compiled once for all runs whose designs and constraints have the
+# same shapes.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _assess(
+    is_interior: bool,
+    forgiven: float,
+    box: Box,
+    constraints: ConstraintSet,
+    start: PyTree,
+    state: State,
+    here: Evaluation,
+    best: Evaluation,
+) -> dict[str, jax.Array]:
+    """Pure; of the state only what is not its driver's.
+
+    Args:
+        is_interior: the driver has the constraints for itself.
+    """
     violations = constraints.violations(here.constraints, state.duals)
-    if engine.takes_constraints:
+    dtype = here.objective.dtype
+    if is_interior:
         # A Lagrangian without penalty rewards room as much as it charges violations: it compares no designs.
         residual = constraints.violation(here.constraints, state.duals)
         lagrangian, best_lagrangian = (
-            found.objective / state.objective_scale
-            + constraints.charge(found.constraints, state.duals, evaluator.dtype)
+            found.objective / state.objective_scale + constraints.charge(found.constraints, state.duals, dtype)
             for found in (here, best)
         )
     else:
         residual = constraints.largest_residual(here.constraints, state.duals)
         lagrangian = state.here.lagrangian
         best_lagrangian = best.objective / state.objective_scale + constraints.augmentation(
-            best.constraints, state.duals, evaluator.dtype
+            best.constraints, state.duals, dtype
         )
     return {
-        **optimality.measures(
-            box, constraints, start, state, here, is_interior=engine.takes_constraints, forgiven=forgiven
-        ),
+        **optimality.measures(box, constraints, start, state, here, is_interior=is_interior, forgiven=forgiven),
         **{f"violation of {key}": violation for key, violation in violations.items()},
         "value": here.objective,
         "violation": constraints.violation(here.constraints, state.duals),

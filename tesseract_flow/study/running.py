@@ -27,6 +27,7 @@ from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
 from tesseract_flow.optimize.loop import optimize
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
 from tesseract_flow.study.outcome import StudyRun
@@ -40,6 +41,7 @@ _OWN = {
     "count": "Each run counts its own requests.",
     "run_step": "A study has no steps of its own.",
     "start_from": "Where runs begin is starts=..., a list of designs.",
+    "shared": "Its runs share what they trace.",
 }
 
 
@@ -64,6 +66,7 @@ class Terms:
         options: for `optimize`, the same for all of them.
         place: of their journals.
         recheck: compare finished runs as well.
+        shared: what runs that differ in their start alone have in common.
         fatal: errors that are those of the question, and not of one run.
         raises: whether the first failure ends the study.
     """
@@ -74,6 +77,7 @@ class Terms:
     recheck: bool
     fatal: tuple[type[Exception], ...]
     observers: Sequence[AbstractStudyObserver]
+    shared: Shared | None = None
 
     @property
     def raises(self) -> bool:
@@ -173,7 +177,8 @@ def _run(
             problem = task.make()
             start = problem.partition.combine(problem.start)
             journal = None if terms.place is None else _Journal(str(address), problem, terms)
-            result = optimize(problem, **_options(terms.options, stop, journal, on_step))
+            options = _options(terms.options, stop, journal, on_step)
+            result = optimize(problem, shared=terms.shared, **options)
         except Exception as failure:
             if terms.raises or isinstance(failure, terms.fatal):
                 failure.add_note(f"This was run {k} of the study ({task.key}).")

@@ -7,6 +7,7 @@ are, and what they are together.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import threading
@@ -19,6 +20,7 @@ from jaxtyping import PyTree
 from tesseract_flow.client import own_requests
 from tesseract_flow.errors import ProblemError, UnknownArgument
 from tesseract_flow.optimize import AbstractDriver, Problem
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.study.outcome import AbstractStudy, MultiStart, Sweep
 from tesseract_flow.study.place import Place
 from tesseract_flow.study.running import (
@@ -95,6 +97,7 @@ def multi_start(
     about = {"kind": MultiStart.kind, "problem": problem.name}
     place = _place(journal, about, options, shares_problem=True)
     terms = _terms(options, place, max_workers, recheck, OF_THE_PROBLEM, observers, len(tasks))
+    terms = dataclasses.replace(terms, shared=Shared())
     return _study(MultiStart, problem.name, tasks, terms, chosen.notes)
 
 

@@ -22,6 +22,7 @@ from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform
 from tesseract_flow.optimize.failures import FailurePolicy
 from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Setting:
     Attributes:
         start: the scaled design that the run starts from.
         box: bounds of the scaled design.
+        shared: what runs from other starts have in common.
     """
 
     problem: Problem
@@ -49,6 +51,7 @@ class Setting:
     evaluator: Evaluator
     transform: Transform
     policy: FailurePolicy
+    shared: Shared
 
 
 class AbstractDriver(abc.ABC):

@@ -10,6 +10,7 @@ the values of each generation once more, which the journal has; it must ask for 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.metadata
 from collections.abc import Mapping
@@ -93,7 +94,10 @@ class EvolutionEngine(AbstractEngine):
         self._options = driver.options
         self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
         _refuse(setting, self._flat)
-        self._generations = _Generations(setting.problem, setting.evaluator, setting.transform)
+        generations = setting.shared.once(
+            "generations", lambda: _Generations(setting.problem, setting.evaluator, setting.transform)
+        )
+        self._generations = generations.of_another_run(setting.evaluator)
         self._cma: Any = None
         self._position = -1, 0  # leg, and generations in it
         self._given: tuple[int, np.ndarray, np.ndarray] | None = None
@@ -232,6 +236,11 @@ class _Generations:
             return jax.lax.map(lambda varying: one(varying, scheduled), stacked)
 
         self._one, self._all = transform(one), transform(all_of)
+
+    def of_another_run(self, evaluator: Evaluator) -> _Generations:
+        other = copy.copy(self)
+        other._evaluator = evaluator
+        return other
 
     def __call__(self, run: Run, designs: list[PyTree]) -> list[list[Array] | None]:
         """The arrays of each design's evaluation; `None` where it failed."""

@@ -93,11 +93,15 @@ class LeastSquaresEngine(AbstractEngine):
         self._is_free = self._flat.is_free
         self._task = self._flat.task(self._flat.unknowns(setting.start))
         self._scale = self._flat.vector(setting.problem.partition.scale)
-        self._linearised = Linearised(setting.problem, setting.evaluator, setting.transform, self._is_free)
+        linearised = setting.shared.once(
+            "linearised",
+            lambda: Linearised(setting.problem, setting.evaluator, setting.transform, self._is_free),
+        )
+        self._linearised = linearised.of_another_run(setting.evaluator)
         n, m = self._task.n, self._linearised.n_misfit
         side: Side | str = driver.options["jacobian"]
         if side == "auto":
-            offered = endpoints_of(setting.problem)
+            offered = setting.shared.once("endpoints", lambda: endpoints_of(setting.problem))
             side = cheaper_side(offered, n, m, _MANY)
             if not all("jacobian" in endpoints for endpoints in offered):
                 _refuse_too_many(driver, setting, side, n if side == "columns" else m)

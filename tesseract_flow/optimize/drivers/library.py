@@ -94,7 +94,10 @@ class LibraryEngine(AbstractEngine):
         self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
         _refuse(driver, setting, self._flat)
         names = sorted(setting.problem.constraints or {})
-        self._oracle = Oracle(setting.problem, setting.evaluator, names, setting.transform)
+        oracle = setting.shared.once(
+            "oracle", lambda: Oracle(setting.problem, setting.evaluator, names, setting.transform)
+        )
+        self._oracle = oracle.of_another_run(setting.evaluator)
         self._talk: Conversation | None = None
         self._position = -1, 0  # leg, and how much was heard in it
         self._given: list[tuple[Question, Answer]] = []  # in this step
