@@ -61,7 +61,7 @@ def run_multi_start(arguments: argparse.Namespace) -> int:
     study = multi_start(
         problem,
         arguments.n,
-        **run_options(arguments),
+        **_options(arguments),
         starts=arguments.starts,
         seed=arguments.seed,
         spread=arguments.spread,
@@ -83,12 +83,16 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     study = sweep(
         arguments.problem,
         {**swept, **fixed},
-        **run_options(arguments),
+        **_options(arguments),
         journal=arguments.journal,
         max_workers=arguments.max_workers,
         observers=[StudyProgress()],
     )
     return _finish(study, arguments.out)
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {**run_options(arguments), "recheck": arguments.recheck or None}
 
 
 def _values(name: str, value: Any) -> list[Any]:

@@ -65,7 +65,8 @@ class Terms:
     Attributes:
         options: for `optimize`, the same for all of them.
         place: of their journals.
-        recheck: compare finished runs as well.
+        recheck: compare each run in the journal; None: where it cannot be told otherwise; False: then only those that
+            go on.
         shared: what runs that differ in their start alone have in common.
         fatal: errors that are those of the question, and not of one run.
         raises: whether the first failure ends the study.
@@ -74,7 +75,7 @@ class Terms:
     options: Mapping[str, Any]
     place: Place | None
     max_workers: int
-    recheck: bool
+    recheck: bool | None
     fatal: tuple[type[Exception], ...]
     observers: Sequence[AbstractStudyObserver]
     shared: Shared | None = None
@@ -161,7 +162,7 @@ def run_all(tasks: Sequence[Task], terms: Terms) -> tuple[list[StudyRun], list[s
     if taken:
         notes.append(
             f"{len(taken)} finished runs were taken from the journal as they are, though it cannot be told from its "
-            f"text that nothing changed ({taken[0]}); recheck=True evaluates the last point of each again"
+            f"text that nothing changed ({taken[0]}), as recheck=False asks for"
         )
     return [runs[k] for k in range(len(tasks))], notes
 
@@ -230,10 +231,8 @@ def _options(
 
 
 class _Journal(AbstractJournal):
-    """The journal of a run in a study: admitted by it first, and a finished run is not evaluated again.
-
-    What a text cannot tell is compared at the last point before a run goes on. One that is over does not go on, so
-    nothing is asked for, and the study says so.
+    """The journal of a run in a study: admitted by it first; and where it is asked for (`recheck=False`), a run that is
+    over is not compared at its last point, though its text cannot tell that nothing changed.
     """
 
     def __init__(self, address: str, problem: Problem, terms: Terms):
@@ -250,7 +249,7 @@ class _Journal(AbstractJournal):
         assert self._terms.place is not None
         self._terms.place.admit(identity)
         resumed = self._inner.open(identity, accept_changes=accept_changes)
-        if resumed is None or resumed.changes or self._terms.recheck or not resumed.doubts:
+        if resumed is None or resumed.changes or self._terms.recheck is not False or not resumed.doubts:
             return resumed
         limits = limits_of(self._problem, stop_of(self._problem, self._terms.options.get("stop")))
         verdict = limits.verdict([StepRecord.from_json(fields) for fields in resumed.history])

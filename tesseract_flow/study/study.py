@@ -51,7 +51,7 @@ def multi_start(
     include_start: bool | None = None,
     journal: str | os.PathLike[str] | None = None,
     max_workers: int | None = None,
-    recheck: bool = False,
+    recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
     **options: Any,
 ) -> MultiStart:
@@ -76,7 +76,9 @@ def multi_start(
             those that were interrupted go on, those that failed are tried again, and other starts (another `n`, `seed`
             or method) join them. A changed problem is refused.
         max_workers: runs at once, 8 by default. Components set their own limits: runs share handles, lanes and caches.
-        recheck: evaluate the last point of each run in the journal again, those that are finished included.
+        recheck: evaluate the last point of each run in the journal again, those that are finished included. Default:
+            where it cannot be told otherwise that the problem is the same, as for a run alone. False: those that are
+            finished are then taken as they are, and the notes say so.
         observers: told of steps and runs.
         options: what else `optimize` takes, for all runs: `stop`, `learning_rate`, `driver_settings`, `on_failure`,
             ... With `on_failure="raise"` the first failure ends the study.
@@ -108,7 +110,7 @@ def sweep(
     *,
     journal: str | os.PathLike[str] | None = None,
     max_workers: int | None = None,
-    recheck: bool = False,
+    recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
     **options: Any,
 ) -> Sweep:
@@ -171,13 +173,12 @@ def _terms(
     options: Mapping[str, Any],
     place: Place | None,
     max_workers: int | None,
-    recheck: bool,
+    recheck: bool | None,
     fatal: tuple[type[Exception], ...],
     observers: Sequence[AbstractStudyObserver],
     n: int,
 ) -> Terms:
-    if recheck:
-        options = {**options, "recheck": True}
+    options = {**options, "recheck": bool(recheck)}
     return Terms(options, place, checked_workers(max_workers, n), recheck, fatal, tuple(observers))
 
 

@@ -26,7 +26,7 @@ from tesseract_flow.errors import (
 from tesseract_flow.optimize import MaxSteps, Observer, read_journal
 from tesseract_flow.study import StudyObserver
 from tests.optimize.helpers import same_bits
-from tests.study.helpers import CAMEL_OPTIMUM, camel_component, camel_problem, found
+from tests.study.helpers import CAMEL_OPTIMUM, camel, camel_component, camel_problem, found
 
 THREE = MaxSteps(3)
 
@@ -100,20 +100,40 @@ def test_finished_runs_are_not_repeated_and_an_interrupted_study_is_an_undisturb
     assert read_journal(str(again.best_run.journal)).value == again.best.value
 
 
-def test_what_a_text_cannot_tell_is_not_asked_of_finished_runs_and_it_is_said(tmp_path):
+def test_what_a_text_cannot_tell_of_finished_runs_is_compared_at_their_last_points(tmp_path):
     options = {"driver": "adam", "journal": tmp_path, "stop": THREE}
-    tf.multi_start(served(camel_component(version=None)), 2, **options)
+    first = tf.multi_start(served(camel_component(version=None)), 2, **options)
     with tf.count_requests() as sent:
         again = tf.multi_start(served(camel_component(version=None)), 2, **options)
-    assert sent.n_solves == 0
-    assert "2 finished runs were taken from the journal as they are" in again.notes[0]
-    assert "recheck=True" in again.table()
+    assert sent.n_solves == again.sent == 4 and again.requests == first.requests and not again.notes
+    assert same_study(again, first)
     with tf.count_requests() as sent:
-        asked = tf.multi_start(served(camel_component(version=None)), 2, recheck=True, **options)
-    assert sent.n_solves == 4 and not asked.notes
+        believed = tf.multi_start(served(camel_component(version=None)), 2, recheck=False, **options)
+    assert sent.n_solves == 0
+    assert "2 finished runs were taken from the journal as they are" in believed.notes[0]
+    assert "recheck=False" in believed.table()
     # What goes on is compared, as a run alone is.
     longer = tf.multi_start(served(camel_component(version=None)), 2, driver="adam", journal=tmp_path, stop=MaxSteps(5))
     assert not longer.notes and [found(run).steps for run in longer.runs] == [5, 5]
+
+
+def test_finished_runs_of_a_component_that_is_another_one_by_now_are_refused(tmp_path):
+    def redeployed(version):
+        component = camel_component(version=version)
+        component.fn = lambda inputs: {"value": 1.5 * camel(inputs)}
+        return served(component)
+
+    options = {"driver": "adam", "journal": tmp_path, "stop": THREE}
+    first = tf.multi_start(served(camel_component(version=None)), 2, **options)
+    with pytest.raises(OtherRun, match="objective at step 3"):
+        tf.multi_start(redeployed(None), 2, **options)
+    with tf.count_requests() as sent:
+        accepted = tf.multi_start(redeployed(None), 2, accept_changes=True, **options)
+    assert sent.n_solves > 0
+    for before, after in zip(first.runs, accepted.runs, strict=True):
+        # The design is judged anew, in a step of its own.
+        assert found(after).steps == found(before).steps + 1
+        assert found(after).value == pytest.approx(1.5 * found(before).history[-1].value)
 
 
 def test_other_starts_join_those_that_are_there(tmp_path):
