@@ -35,6 +35,8 @@ from tesseract_flow.tasks.cards import artifact_key
 
 _KINDS: dict[Kind, str] = {
     "optimize": "Optimise",
+    "multi-start": "From several starts, optimise",
+    "sweep": "For several settings, optimise",
     "check": "Look for all that is wrong with",
     "gradients": "Compare the gradients with the values of",
 }
@@ -58,13 +60,13 @@ def deploy_problem(
     image: str | None = None,
     folder: str | None = None,
 ) -> tuple[str, list[Deployed]]:
-    """Deploy a problem to a work pool, whose workers run it: to be optimised, to be checked, to have its gradients
-    checked.
+    """Deploy a problem to a work pool, whose workers run it: to be optimised, once, from several starts or for several
+    settings; to be checked; to have its gradients checked.
 
     Args:
         problem: folder/problem.py:factory or folder/problem.yaml, relative to the working directory, or
             package.module:factory.
-        name: of the three deployments; that of the problem, if there is none.
+        name: of the deployments; that of the problem, if there is none.
         settings: arguments of the factory, which forms then show. "block:NAME" stands for an endpoint block.
         pool: the work pool; Prefect's default one, or the only one there is.
         image: for pools of containers, with tesseract-flow and the problem in it.
@@ -97,7 +99,7 @@ def serve_problem(
     Args:
         problem: folder/problem.py:factory or folder/problem.yaml, relative to the working directory, or
             package.module:factory.
-        name: of the three deployments; that of the problem, if there is none.
+        name: of the deployments; that of the problem, if there is none.
         settings: arguments of the factory, which forms then show. "block:NAME" stands for an endpoint block.
         limit: runs at once (one).
 

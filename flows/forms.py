@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tesseract_flow.optimize import FailureAction, WhichDesign
 from tesseract_flow.tasks.observe import ObserveLevel
 
+# Where the runs of a study are made; `many` knows how.
+Each = Literal["thread", "task", "flow-run"]
+
 # The drivers worth offering in a form; the settings of each are those of its library.
 _OfOptax = Literal[
     "adam", "lbfgs", "adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd", "polyak_sgd"
@@ -86,6 +89,50 @@ class Failures(BaseModel):
     memory: Literal["keep", "reset"] = Field(default="keep", description="Of the optimiser, after a dropped update")
     in_a_row: int = Field(default=30, ge=1, description="Failed evaluations in a row after which the run ends")
     patience: float = Field(default=300.0, ge=0, description="Seconds to wait for a component that is away")
+
+
+class Many(BaseModel):
+    """How the runs of a study are made, and where they are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    each: Each = Field(
+        default="thread",
+        description="thread: all in this flow run; flow-run: each a flow run of its own, on any worker of the pool; "
+        "task: each a task of this flow run's task runner, such as Dask's",
+    )
+    deployment: str | None = Field(
+        default=None,
+        description="Of each flow-run, such as optimize-design/wing; empty: the one that is called like this one",
+    )
+    max_workers: int | None = Field(
+        default=None, ge=1, description="Runs at once; empty: 8 threads, or as many flow runs and tasks as there are"
+    )
+    folder: str = Field(
+        default="runs", description="Where the study's folder is made: a folder, or a URL such as s3://bucket/runs"
+    )
+    check: bool = Field(
+        default=True,
+        description="Look for all that is wrong before the first solve, and refuse to start with an error",
+    )
+    accept_changes: bool = Field(
+        default=False, description="Go on with the study of this key although its problem is another one now"
+    )
+
+
+class Starts(BaseModel):
+    """Where the runs begin: points between the bounds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = Field(default=16, ge=1, description="How many runs")
+    method: Literal["latin-hypercube", "sobol", "grid"] = Field(default="latin-hypercube", description="How to choose")
+    seed: int = Field(default=0, ge=0, description="Other starts for another seed")
+    spread: float | None = Field(
+        default=None,
+        gt=0,
+        description="No farther from the problem's own start than this; needed where there are no bounds",
+    )
 
 
 class Running(BaseModel):

@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: Prefect builds the form from live 
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,9 @@ from prefect import flow
 
 from tesseract_flow import study
 from tesseract_flow.flows.check import require_soundness, settings_of_form
-from tesseract_flow.flows.forms import Failures, Optimizer, Stop, said
-from tesseract_flow.optimize import load_problem
+from tesseract_flow.flows.forms import Each, Failures, Many, Optimizer, Starts, Stop, said
+from tesseract_flow.flows.many import made_as
+from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.storage import folder_name, is_url, place_in
 from tesseract_flow.study import AbstractStudy, StudyProgress
 from tesseract_flow.tasks.cards import Cards
@@ -38,8 +39,10 @@ def multi_start(
     folder: str = "runs",
     check: bool = True,
     accept_changes: bool = False,
+    each: Each = "thread",
+    deployment: str | None = None,
 ) -> dict[str, Any]:
-    """Optimise a design from several starts, all at once in this flow run.
+    """Optimise a design from several starts, all at once.
 
     A flow run that was killed, cancelled, retried or started again with the same run key repeats no finished run, and
     goes on with the others where they stopped.
@@ -55,42 +58,93 @@ def multi_start(
         optimizer: the optimiser and its settings.
         stop: when a run stops.
         on_failure: what to do when an evaluation fails; with "raise" the first one ends all.
-        max_workers: runs at once; empty: 8.
+        max_workers: runs at once; empty: 8 threads, or as many flow runs and tasks as there are.
         run_key: name of the study's folder; the same key goes on with the same study. Empty: this flow run's own.
         folder: where the study's folder is made, with journals, table and report: a folder, or a URL.
         check: look for all that is wrong before the first solve, and refuse to start with an error.
         accept_changes: go on although the problem is another one now.
+        each: what a run is: a "thread" of this flow run; a "flow-run" of its own, on any worker of the pool; a "task"
+            of this flow run's task runner, such as Dask's.
+        deployment: of each "flow-run", such as optimize-design/wing; empty: the one that is called like this one.
 
     Returns:
         value, reason, converged and feasible of the best run, how many runs ended how, and the folder with all.
     """
     with own_log():
-        loaded = load_problem(problem, settings_of_form(problem, settings))
-        label = label_of_run(run_key)
-        name_run(f"{loaded.name} {label}")
-        cards = Cards(loaded.name, label)
-        if check:
-            require_soundness(loaded, cards)
-        out = place_in(folder, folder_name(key_of_run(run_key)))
-        run_logger().info("Optimising %s from %d starts; journals and results in %s", loaded.name, n, out)
-        found = study.multi_start(
-            loaded,
-            n,
-            optimizer.name,
-            starts=starts,
-            seed=seed,
-            spread=spread,
-            journal=place_in(out, "runs"),
-            max_workers=max_workers,
-            observers=[StudyProgress(), StudyPublisher(cards)],
-            accept_changes=accept_changes,
-            **options_of(optimizer, stop, on_failure),
+        factory_settings = settings_of_form(problem, settings)
+        return many_starts(
+            load_problem(problem, factory_settings),
+            Starts(n=n, method=starts, seed=seed, spread=spread),
+            optimizer,
+            stop,
+            on_failure,
+            Many(
+                each=each,
+                deployment=deployment,
+                max_workers=max_workers,
+                folder=folder,
+                check=check,
+                accept_changes=accept_changes,
+            ),
+            made_by=(problem, factory_settings),
+            run_key=run_key,
+            flow=multi_start.fn,
         )
-        return concluded(found, out, flow=multi_start.fn)
+
+
+def many_starts(
+    problem: Problem,
+    starts: Starts,
+    optimizer: Optimizer,
+    stop: Stop,
+    on_failure: Failures,
+    how: Many,
+    *,
+    made_by: tuple[Any, Mapping[str, Any]],
+    run_key: str | None,
+    flow: Callable[..., Any],
+) -> Any:
+    """Optimise a problem from several starts inside of the run of a flow; what the function of that flow returns.
+
+    Args:
+        made_by: the factory or its name, and its settings.
+    """
+    label = label_of_run(run_key)
+    name = f"{problem.name} {label}"
+    name_run(name)
+    cards = Cards(problem.name, label)
+    if how.check:
+        require_soundness(problem, cards)
+    out = place_in(how.folder, folder_name(key_of_run(run_key)))
+    options = options_of(optimizer, stop, on_failure)
+    elsewhere = made_as(
+        how.each,
+        how.deployment,
+        name=name,
+        problem=made_by[0],
+        settings=made_by[1],
+        options=options | {"driver": optimizer.name},
+    )
+    run_logger().info("Optimising %s from %d starts; journals and results in %s", problem.name, starts.n, out)
+    found = study.multi_start(
+        problem,
+        starts.n,
+        optimizer.name,
+        starts=starts.method,
+        seed=starts.seed,
+        spread=starts.spread,
+        journal=place_in(out, "runs"),
+        max_workers=how.max_workers,
+        observers=[StudyProgress(), StudyPublisher(cards)],
+        accept_changes=how.accept_changes,
+        elsewhere=elsewhere,
+        **options,
+    )
+    return concluded(found, out, flow=flow)
 
 
 def options_of(optimizer: Optimizer, stop: Stop, on_failure: Failures) -> dict[str, Any]:
-    """What the form says of each run, for `optimize`."""
+    """What the form says of each run, for `optimize`, but for the driver's name."""
     return {
         "learning_rate": optimizer.learning_rate,
         "driver_settings": optimizer.settings,

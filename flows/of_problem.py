@@ -3,7 +3,7 @@
 Prefect's server keeps a form as a JSON schema and holds what is submitted against it; it never imports the problem. The
 flow is made where it runs: a deployment's entrypoint is `tesseract_flow.flows.of_problem:named.` and the problem, as
 `folder/problem.py#factory`, `package.module#factory` or `folder/problem.yaml#`; with `/check` or `/gradients` behind
-it, a flow that looks at the problem.
+it, a flow that looks at the problem, and with `/multi-start` or `/sweep`, one that makes many runs.
 
 No `from __future__ import annotations` here: Prefect builds the form from live annotations.
 """
@@ -24,27 +24,30 @@ from pydantic.fields import FieldInfo
 
 from tesseract_flow.blocks import TesseractEndpoint
 from tesseract_flow.client import AbstractTesseract
-from tesseract_flow.errors import ProblemError
+from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.flows.check import compared, looked_at, resolved
 from tesseract_flow.flows.drivers import Auto, Driver
-from tesseract_flow.flows.forms import Failures, Running, Stop
+from tesseract_flow.flows.forms import Failures, Many, Running, Starts, Stop
+from tesseract_flow.flows.multi_start import many_starts
 from tesseract_flow.flows.optimize import optimise
+from tesseract_flow.flows.sweep import many_settings
 from tesseract_flow.optimize import Problem, WhichDesign, load_problem
 from tesseract_flow.optimize.loading import load_factory
 from tesseract_flow.optimize.problem_file import is_problem_file
 from tesseract_flow.tasks.log import own_log
 
-Kind = Literal["optimize", "check", "gradients"]
+Kind = Literal["optimize", "check", "gradients", "multi-start", "sweep"]
 _SEPARATOR = "#"
 
 
 def flow_of(factory: str | Callable[..., Problem], *, kind: Kind = "optimize") -> Flow[..., Any]:
-    """The flow that optimises, checks, or checks the gradients of what a factory makes.
+    """The flow that optimises what a factory makes, once or many times, checks it, or checks its gradients.
 
     Its parameters are the factory's own, with their types (annotations, `Literal`, `Optional`, enums, pydantic
     models), defaults, limits and units (`Annotated[float, Field(ge=0, json_schema_extra={"units": "mm"})]`) and
     descriptions (the docstring's Args, or a `Field`'s). A Tesseract (`TesseractLike`) is an endpoint block, an address
-    or nothing. Then come `driver`, `stop`, `on_failure`, `run_key` and `run`.
+    or nothing. Then come `driver`, `stop`, `on_failure`, `run_key` and `run`; before them `starts` of a multi-start,
+    and `over` of a sweep.
 
     What has a default and no form (a function, an array) is left out, and stays at its default.
 
@@ -80,7 +83,7 @@ def flow_of(factory: str | Callable[..., Problem], *, kind: Kind = "optimize") -
         ours = {name: arguments.pop(name, default) for name, (_, default, _) in rest.options.items()}
         settings = {name: own[name].value(given) for name, given in signature.bind(**arguments).arguments.items()}
         with own_log():
-            return rest.run(load_problem(factory, settings), body, **ours)
+            return rest.run(_Given(factory, settings, own), body, **ours)
 
     body.__name__ = body.__qualname__ = rest.name.replace("-", "_")
     body.__doc__ = _docstring(made_by, own, rest)
@@ -276,8 +279,43 @@ def _called(factory: str | Callable[..., Any]) -> str:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """What the factory's part of a form was filled in with."""
+
+    factory: str | Callable[..., Problem]
+    settings: Mapping[str, Any]
+    own: Mapping[str, _Parameter]
+
+    @property
+    def problem(self) -> Problem:
+        return load_problem(self.factory, self.settings)
+
+    def values(self, over: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        """Values to sweep over, each as the form would have it.
+
+        Raises:
+            ProblemError: there is no such parameter, or it does not take one of them.
+        """
+        found = {}
+        for name, values in over.items():
+            if name not in self.own:
+                there_are = f"It takes: {', '.join(self.own) or 'none'}."
+                raise ProblemError(
+                    f"{_called(self.factory)} has no parameter {name!r} to sweep over.{did_you_mean(name, self.own)} "
+                    f"{there_are}"
+                )
+            try:
+                taken = [TypeAdapter(self.own[name].annotation).validate_python(value) for value in values]
+            except pydantic.ValidationError as error:
+                why = error.errors()[0]["msg"]
+                raise ProblemError(f"over.{name}: {_called(self.factory)} does not take {values!r}: {why}.") from error
+            found[name] = [self.own[name].value(value) for value in taken]
+        return found
+
+
+@dataclass(frozen=True)
 class _Rest:
-    """The fields that follow those of the factory, and what is done with a problem."""
+    """The fields that follow those of the factory, and what is done with what was filled in."""
 
     name: str
     says: str
@@ -285,18 +323,63 @@ class _Rest:
     run: Callable[..., Any]
 
 
-def _optimise(problem: Problem, flow: Callable[..., Any], *, driver: Any, stop: Any, on_failure: Any, **rest: Any):
-    return optimise(problem, driver.as_optimizer(), stop, on_failure, rest["run"], run_key=rest["run_key"], flow=flow)
+def _optimise(given: _Given, flow: Callable[..., Any], *, driver: Any, stop: Any, on_failure: Any, **rest: Any):
+    optimizer = driver.as_optimizer()
+    return optimise(given.problem, optimizer, stop, on_failure, rest["run"], run_key=rest["run_key"], flow=flow)
 
 
-def _check(problem: Problem, flow: Callable[..., Any]):
-    return looked_at(problem, flow=flow)
+def _many_starts(given: _Given, flow: Callable[..., Any], *, starts: Any, driver: Any, **rest: Any):
+    return many_starts(
+        given.problem,
+        starts,
+        driver.as_optimizer(),
+        rest["stop"],
+        rest["on_failure"],
+        rest["run"],
+        made_by=(given.factory, given.settings),
+        run_key=rest["run_key"],
+        flow=flow,
+    )
+
+
+def _many_settings(given: _Given, flow: Callable[..., Any], *, over: Any, driver: Any, **rest: Any):
+    return many_settings(
+        given.factory,
+        {name: value for name, value in given.settings.items() if name not in over},
+        given.values(over),
+        over,
+        driver.as_optimizer(),
+        rest["stop"],
+        rest["on_failure"],
+        rest["run"],
+        run_key=rest["run_key"],
+        flow=flow,
+    )
+
+
+def _check(given: _Given, flow: Callable[..., Any]):
+    return looked_at(given.problem, flow=flow)
 
 
 def _gradients(
-    problem: Problem, flow: Callable[..., Any], *, at: str | None, at_design: str, components: bool, max_requests: int
+    given: _Given, flow: Callable[..., Any], *, at: str | None, at_design: str, components: bool, max_requests: int
 ):
-    return compared(problem, None if at is None else (at, at_design), components, max_requests, flow=flow)
+    return compared(given.problem, None if at is None else (at, at_design), components, max_requests, flow=flow)
+
+
+_HOW = {
+    "driver": (Driver, Auto(), "Which optimiser, with its settings."),
+    "stop": (Stop, Stop(), "When to stop."),
+    "on_failure": (Failures, Failures(), "What to do when an evaluation fails."),
+}
+_OF_MANY = {
+    "run_key": (
+        str | None,
+        None,
+        "Name of the study's folder; the same key goes on with the same study. Empty: this flow run's own.",
+    ),
+    "run": (Many, Many(), "How the runs are made, and where they are kept."),
+}
 
 
 _KINDS: Mapping[Kind, _Rest] = {
@@ -304,9 +387,7 @@ _KINDS: Mapping[Kind, _Rest] = {
         "optimize-design",
         "Optimise a design.",
         {
-            "driver": (Driver, Auto(), "Which optimiser, with its settings."),
-            "stop": (Stop, Stop(), "When to stop."),
-            "on_failure": (Failures, Failures(), "What to do when an evaluation fails."),
+            **_HOW,
             "run_key": (
                 str | None,
                 None,
@@ -315,6 +396,26 @@ _KINDS: Mapping[Kind, _Rest] = {
             "run": (Running, Running(), "Where the run is kept, what of it is seen, and how it begins."),
         },
         _optimise,
+    ),
+    "multi-start": _Rest(
+        "multi-start",
+        "Optimise a design from several starts.",
+        {"starts": (Starts, Starts(), "Where the runs begin."), **_HOW, **_OF_MANY},
+        _many_starts,
+    ),
+    "sweep": _Rest(
+        "sweep",
+        "Optimise a design for several settings.",
+        {
+            "over": (
+                dict[str, list[Any]],
+                {},
+                'Values of parameters above, such as {"load": [1, 2, 5]}; all combinations are run.',
+            ),
+            **_HOW,
+            **_OF_MANY,
+        },
+        _many_settings,
     ),
     "check": _Rest("check-design", "Look for all that is wrong with a problem, without a solve.", {}, _check),
     "gradients": _Rest(

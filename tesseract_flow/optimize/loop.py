@@ -127,7 +127,8 @@ def optimize(
         on_failure: what to do when an evaluation fails (NaN, a component's own error, a time-out, ...): a
             `FailurePolicy`, or its action by name. Default: go back along the step until an evaluation succeeds.
         sleep: how to wait for a component that is away.
-        start_from: another journal (folder, URL), whose best design is the start; or `(journal, "last")`.
+        start_from: another journal (folder, URL), whose best design is the start; or `(journal, "last")`; or the
+            `design.npz` that a run has left.
         accept_changes: go on with what is in the journal although the problem is another one now. The design is then
             judged anew, in a step of its own; history, notes and report say what changed.
         recheck: evaluate the last finished point again before going on, and compare. Done without being asked where

@@ -9,7 +9,9 @@ with another start (`started_from`).
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 from tesseract_flow.optimize.steps import Totals, reassess
+from tesseract_flow.storage import open_store, without_secrets
 
 WhichDesign = Literal["best", "last"]
 Address = str | os.PathLike[str]
@@ -46,6 +49,9 @@ def started_from(problem: Problem, start_from: StartFrom) -> tuple[Problem, str]
         ProblemError: its design has other leaves or other shapes.
     """
     source, which = start_from if isinstance(start_from, tuple) else (start_from, "best")
+    if isinstance(source, str | os.PathLike) and str(source).endswith(".npz"):
+        found, address = _design_in(source)
+        return _starting_at(problem, found, address), f"started from the design in {address}"
     if which not in ("best", "last"):
         raise ProblemError(f"start_from: expected 'best' or 'last' beside the journal, received {which!r}.")
     contents = read_contents(source)
@@ -57,26 +63,46 @@ def started_from(problem: Problem, start_from: StartFrom) -> tuple[Problem, str]
             f"Journal {contents.address} was written by a version that kept the last design in scaled units only.\n"
             "Start from its best design."
         )
-    leaves, treedef = jax.tree.flatten(problem.partition.varying)
     names = leaf_names(problem.partition.varying)
     if sorted(names) != sorted(found):
         raise ProblemError(
             f"Problem {problem.name!r} cannot start from journal {contents.address}: what varies here is "
             f"{', '.join(names)}, and there {', '.join(found) or 'nothing'}."
         )
-    start = []
-    for name, leaf in zip(names, leaves, strict=True):
-        if found[name].shape != leaf.shape:
-            raise ProblemError(
-                f"Problem {problem.name!r} cannot start from journal {contents.address}: {name!r} has shape "
-                f"{leaf.shape} here, and {found[name].shape} there."
-            )
-        start.append(jnp.asarray(found[name].astype(leaf.dtype)))
+    started = _starting_at(problem, found, f"journal {contents.address}")
     step = int(contents.checkpoint.arrays.get("best.step", contents.step)) if which == "best" else contents.step
     return (
-        problem.starting_at(treedef.unflatten(start)),
+        started,
         f"started from the {which} design (step {step}) of journal {contents.address}",
     )
+
+
+def _starting_at(problem: Problem, found: Mapping[str, np.ndarray], where: str) -> Problem:
+    leaves, treedef = jax.tree.flatten(problem.partition.varying)
+    start = []
+    for name, leaf in zip(leaf_names(problem.partition.varying), leaves, strict=True):
+        if name not in found:
+            raise ProblemError(
+                f"Problem {problem.name!r} cannot start from {where}: there is no {name!r} there, which varies here."
+            )
+        if found[name].shape != leaf.shape:
+            raise ProblemError(
+                f"Problem {problem.name!r} cannot start from {where}: {name!r} has shape {leaf.shape} here, and "
+                f"{found[name].shape} there."
+            )
+        start.append(jnp.asarray(found[name].astype(leaf.dtype)))
+    return problem.starting_at(treedef.unflatten(start))
+
+
+def _design_in(file: Address) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a `design.npz`, as a run leaves it or as it was written for a run; and what to call it."""
+    folder, _, name = os.fspath(file).replace(os.sep, "/").rpartition("/")
+    address = str(without_secrets(os.fspath(file)))
+    try:
+        with np.load(io.BytesIO(open_store(folder or ".").read(name)), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}, address
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ProblemError(f"The design in {address} cannot be read: {error}.") from error
 
 
 # --- going on ---------------------------------------------------------------------------------------------------------

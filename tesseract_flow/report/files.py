@@ -49,7 +49,7 @@ def write_result(
     about = {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in arrays.items()}
     versions = _versions()
     written = [
-        write_aside(out / "design.npz", _npz(arrays)),
+        write_aside(out / "design.npz", npz(arrays)),
         write_aside(out / "design.json", to_json({"arrays": about, "static": static})),
         write_aside(out / "history.csv", history_csv(result.history)),
         write_aside(out / "result.json", to_json({**_summary(result), "extra": extra or {}, "versions": versions})),
@@ -132,7 +132,8 @@ def _jsonable(x: Any) -> Any:
     return str(x) if isinstance(x, Path) else repr(x)
 
 
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+def npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """A `.npz` file of these arrays."""
     buffer = io.BytesIO()
     # Not numpy.savez: it takes the names as keyword arguments, and a leaf may be called "file".
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:

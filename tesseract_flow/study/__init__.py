@@ -5,19 +5,25 @@ Each run is one that could be made alone, with a journal of its own; a study add
 together (`outcome`, `table`, `reporting`).
 """
 
+from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand
 from tesseract_flow.study.outcome import AbstractStudy, MultiStart, StudyRun, Sweep
 from tesseract_flow.study.progress import StudyProgress
+from tesseract_flow.study.settings import all_settings, factory_name
 from tesseract_flow.study.study import multi_start, sweep
 from tesseract_flow.study.watching import AbstractStudyObserver, StudyObserver
 
 __all__ = [
+    "AbstractElsewhere",
     "AbstractStudy",
     "AbstractStudyObserver",
+    "Errand",
     "MultiStart",
     "StudyObserver",
     "StudyProgress",
     "StudyRun",
     "Sweep",
+    "all_settings",
+    "factory_name",
     "multi_start",
     "sweep",
 ]

@@ -47,6 +47,11 @@ class Place:
         with translated(self.address, "opened"):
             self._store = open_store(address)
 
+    @property
+    def folder(self) -> str:
+        """The address, for another process."""
+        return os.fspath(self._address)
+
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
         """Possess it.

@@ -20,9 +20,8 @@ from tesseract_flow.errors import (
     UnknownArgument,
 )
 from tesseract_flow.execute import concurrent, default_submitter
-from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Resumption, StepRecord
+from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Result, Resumption, StepRecord
 from tesseract_flow.optimize.checkpoint import Checkpoint
-from tesseract_flow.optimize.ends import limits_of, stop_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
@@ -30,6 +29,7 @@ from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
+from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, identity_here, is_over, result_of
 from tesseract_flow.study.outcome import StudyRun
 from tesseract_flow.study.place import Place
 from tesseract_flow.study.watching import AbstractStudyObserver
@@ -67,8 +67,9 @@ class Terms:
         place: of their journals.
         recheck: compare each run in the journal; None: where it cannot be told otherwise; False: then only those that
             go on.
-        shared: what runs that differ in their start alone have in common.
         fatal: errors that are those of the question, and not of one run.
+        shared: what runs that differ in their start alone have in common.
+        elsewhere: who makes the runs that are not over; None: they are made here.
         raises: whether the first failure ends the study.
     """
 
@@ -79,6 +80,7 @@ class Terms:
     fatal: tuple[type[Exception], ...]
     observers: Sequence[AbstractStudyObserver]
     shared: Shared | None = None
+    elsewhere: AbstractElsewhere | None = None
 
     @property
     def raises(self) -> bool:
@@ -177,9 +179,12 @@ def _run(
         try:
             problem = task.make()
             start = problem.partition.combine(problem.start)
-            journal = None if terms.place is None else _Journal(str(address), problem, terms)
-            options = _options(terms.options, stop, journal, on_step)
-            result = optimize(problem, shared=terms.shared, **options)
+            if terms.elsewhere is not None and not is_over(str(address), problem, terms.options.get("stop")):
+                result = _made_elsewhere(k, task, problem, terms, stop)
+            else:
+                journal = None if terms.place is None else _Journal(str(address), problem, terms)
+                options = _options(terms.options, stop, journal, on_step)
+                result = optimize(problem, shared=terms.shared, **options)
         except Exception as failure:
             if terms.raises or isinstance(failure, terms.fatal):
                 failure.add_note(f"This was run {k} of the study ({task.key}).")
@@ -198,6 +203,21 @@ def _run(
         problem=problem,
     )
     return run, () if journal is None else journal.unsettled
+
+
+def _made_elsewhere(k: int, task: Task, problem: Problem, terms: Terms, stop: Stop) -> Result:
+    """What a run finds that somebody else makes.
+
+    Raises:
+        OtherRun: it is, or would be, about something else than it is here.
+        Exception: it failed.
+    """
+    assert terms.place is not None and terms.elsewhere is not None
+    options = _options(terms.options, stop, None, lambda record: None)
+    identity = identity_here(problem, {**options, "shared": terms.shared})
+    terms.place.admit(identity)
+    terms.elsewhere.run(Errand(k, task.key, problem, task.settings, terms.place.folder), stop.sleep)
+    return result_of(terms.place.journal_of(task.key), problem, identity)
 
 
 def _text_of(failure: Exception) -> str:
@@ -251,9 +271,7 @@ class _Journal(AbstractJournal):
         resumed = self._inner.open(identity, accept_changes=accept_changes)
         if resumed is None or resumed.changes or self._terms.recheck is not False or not resumed.doubts:
             return resumed
-        limits = limits_of(self._problem, stop_of(self._problem, self._terms.options.get("stop")))
-        verdict = limits.verdict([StepRecord.from_json(fields) for fields in resumed.history])
-        if verdict is None or verdict.next is not None:
+        if not is_over(self.address, self._problem, self._terms.options.get("stop")):
             return resumed
         self.unsettled = resumed.doubts
         return dataclasses.replace(resumed, doubts=())

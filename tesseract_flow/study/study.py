@@ -21,6 +21,7 @@ from tesseract_flow.client import own_requests
 from tesseract_flow.errors import ProblemError, UnknownArgument
 from tesseract_flow.optimize import AbstractDriver, Problem
 from tesseract_flow.optimize.shared import Shared
+from tesseract_flow.study.elsewhere import AbstractElsewhere
 from tesseract_flow.study.outcome import AbstractStudy, MultiStart, Sweep
 from tesseract_flow.study.place import Place
 from tesseract_flow.study.running import (
@@ -53,6 +54,7 @@ def multi_start(
     max_workers: int | None = None,
     recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
+    elsewhere: AbstractElsewhere | None = None,
     **options: Any,
 ) -> MultiStart:
     """The best of several runs of one problem, each from another start.
@@ -80,6 +82,9 @@ def multi_start(
             where it cannot be told otherwise that the problem is the same, as for a run alone. False: those that are
             finished are then taken as they are, and the notes say so.
         observers: told of steps and runs.
+        elsewhere: who makes the runs, if not this process (`tesseract_flow.flows.many` has flow runs and tasks of
+            Prefect); needs a journal, which is seen from there as well. Observers are told of runs then, and not of
+            steps, and `max_workers` is by default all.
         options: what else `optimize` takes, for all runs: `stop`, `learning_rate`, `driver_settings`, `on_failure`,
             ... With `on_failure="raise"` the first failure ends the study.
 
@@ -98,7 +103,7 @@ def multi_start(
     tasks = [Task(key, functools.partial(_itself, one)) for key, one in chosen.problems.items()]
     about = {"kind": MultiStart.kind, "problem": problem.name}
     place = _place(journal, about, options, shares_problem=True)
-    terms = _terms(options, place, max_workers, recheck, OF_THE_PROBLEM, observers, len(tasks))
+    terms = _terms(options, place, max_workers, recheck, OF_THE_PROBLEM, observers, len(tasks), elsewhere)
     terms = dataclasses.replace(terms, shared=Shared())
     return _study(MultiStart, problem.name, tasks, terms, chosen.notes)
 
@@ -112,6 +117,7 @@ def sweep(
     max_workers: int | None = None,
     recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
+    elsewhere: AbstractElsewhere | None = None,
     **options: Any,
 ) -> Sweep:
     """One run for each of several settings of a factory, each of a problem of its own.
@@ -121,8 +127,8 @@ def sweep(
             or a `folder/problem.yaml`.
         settings: lists of values by name, of which all combinations are run, the last name fastest; or a list of
             settings.
-        driver, journal, max_workers, recheck, observers, options: as for `multi_start`. A run belongs to its settings:
-            more of them later join those that are there.
+        driver, journal, max_workers, recheck, observers, elsewhere, options: as for `multi_start`. A run belongs to its
+            settings: more of them later join those that are there.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere.
@@ -143,7 +149,7 @@ def sweep(
 
     tasks = [Task(key, functools.partial(make, one), one) for key, one in keyed(wanted).items()]
     place = _place(journal, {"kind": Sweep.kind}, options, shares_problem=False)
-    terms = _terms(options, place, max_workers, recheck, OF_THE_STUDY, observers, len(tasks))
+    terms = _terms(options, place, max_workers, recheck, OF_THE_STUDY, observers, len(tasks), elsewhere)
     return _study(Sweep, name, tasks, terms, ())
 
 
@@ -177,9 +183,14 @@ def _terms(
     fatal: tuple[type[Exception], ...],
     observers: Sequence[AbstractStudyObserver],
     n: int,
+    elsewhere: AbstractElsewhere | None,
 ) -> Terms:
+    if elsewhere is not None and place is None:
+        raise ProblemError("Runs that are made elsewhere need a journal=, a folder or URL that is seen from there.")
+    if elsewhere is not None and max_workers is None:
+        max_workers = n
     options = {**options, "recheck": bool(recheck)}
-    return Terms(options, place, checked_workers(max_workers, n), recheck, fatal, tuple(observers))
+    return Terms(options, place, checked_workers(max_workers, n), recheck, fatal, tuple(observers), elsewhere=elsewhere)
 
 
 def _study(kind: type[_Study], name: str, tasks: Sequence[Task], terms: Terms, notes: Sequence[str]) -> _Study:

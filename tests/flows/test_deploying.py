@@ -88,10 +88,11 @@ def test_api_that_does_not_answer(elsewhere):
         deploying.deploy_problem("problem.py:bowl")
 
 
-def test_three_flows_are_deployed_with_the_folder_in_which_runs_start(elsewhere, pool, capsys):
+def test_flows_are_deployed_with_the_folder_in_which_runs_start(elsewhere, pool, capsys):
     assert main(["deploy", "problem.py:bowl", "--pool", pool, "--set", "center=2"]) == 0
     said = capsys.readouterr().out
-    for name in ("optimize-design/my-bowl", "check-design/my-bowl", "check-gradients/my-bowl"):
+    flows = ("optimize-design", "multi-start", "sweep", "check-design", "check-gradients")
+    for name in (f"{flow}/my-bowl" for flow in flows):
         assert f"{name}: http" in said
         deployment = known(name)
         assert deployment.parameters == {"center": 2}

@@ -1,0 +1,123 @@
+"""Runs of a study that are made elsewhere, as tasks and as flow runs: the same bits, no run twice, no other problem."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+import tesseract_flow as tf
+from tesseract_flow.errors import DeploymentError, ProblemError
+from tesseract_flow.flows import Optimizer, Stop, deploying, flow_of
+from tesseract_flow.flows.drivers import Adam  # type: ignore[attr-defined]
+from tesseract_flow.flows.forms import Starts
+from tesseract_flow.flows.multi_start import multi_start
+from tesseract_flow.flows.sweep import sweep
+from tests.flows.test_studies import PROBLEM
+
+FEW: dict[str, Any] = {"optimizer": Optimizer(name="adam", learning_rate=0.05), "stop": Stop(max_steps=2)}
+OF_FACTORY: dict[str, Any] = {"driver": Adam(learning_rate=0.05), "stop": Stop(max_steps=2)}
+
+
+@pytest.fixture
+def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bowls.py").write_text(PROBLEM)
+    return "bowls.py:bowl"
+
+
+def values(folder: str) -> list[str]:
+    """Of all runs, as the table has them."""
+    lines = (Path(folder) / "runs.csv").read_text().splitlines()
+    return [",".join(part for k, part in enumerate(line.split(",")) if k < 4) for line in lines]
+
+
+def test_runs_as_tasks_end_with_the_bits_of_threads_and_are_not_repeated(prefect_harness, problem):
+    here: Any = multi_start(problem, n=2, run_key="here", **FEW)
+    there: Any = multi_start(problem, n=2, run_key="there", each="task", **FEW)
+    assert there["value"] == here["value"] and there["runs"] == here["runs"]
+    assert values(there["folder"]) == values(here["folder"]) and there["requests"] == here["requests"]
+    with tf.count_requests() as requests:
+        again = multi_start(problem, n=2, run_key="there", each="task", **FEW)
+    assert requests.n_solves == 0 and again == there
+
+
+def test_failures_elsewhere_are_rows(prefect_harness, problem):
+    found: Any = sweep(problem, {"center": [0.0, -1000.0]}, run_key="both", each="task", **FEW)
+    assert found["runs"] == {"converged": 0, "stopped": 1, "failed": 1} and found["run"] == 0
+    assert "too large" in (Path(found["folder"]) / "runs.txt").read_text()
+
+
+def test_forms_of_a_factory_for_many_runs(prefect_harness, problem):
+    first: Any = flow_of(problem, kind="multi-start")(center=0.25, starts=Starts(n=2), run_key="a", **OF_FACTORY)
+    assert first["runs"]["stopped"] == 2
+    swept: Any = flow_of(problem, kind="sweep")(over={"center": [0.0, 0.25]}, run_key="b", **OF_FACTORY)
+    assert swept["runs"]["stopped"] == 2 and swept["run"] == 1
+    with pytest.raises(ProblemError, match="Did you mean 'center'"):
+        flow_of(problem, kind="sweep")(over={"centre": [0.0]}, **OF_FACTORY)
+    with pytest.raises(ProblemError, match="does not take"):
+        flow_of(problem, kind="sweep")(over={"center": ["wide"]}, **OF_FACTORY)
+
+
+def test_flow_runs_of_their_own_need_a_deployment_that_optimises_the_same(prefect_harness, problem, tmp_path):
+    options: dict[str, Any] = {"n": 2, "each": "flow-run", **FEW}
+    with pytest.raises(DeploymentError, match="Which deployment"):
+        multi_start(problem, **options)
+    with pytest.raises(DeploymentError, match="no deployment 'optimize-design/nobody'"):
+        multi_start(problem, deployment="optimize-design/nobody", **options)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(_pool("empty"))
+    deploying.deploy_problem(problem, name="bowl", pool="empty")
+    with pytest.raises(DeploymentError, match="has no field 'problem'"):
+        multi_start(problem, deployment="optimize-design/bowl", **options)
+
+
+@pytest.mark.slow
+def test_each_start_is_a_flow_run_of_a_worker_and_goes_on_with_the_whole(prefect_harness, problem, tmp_path):
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(_pool("designs"))
+        server = str(client.api_url)
+    deploying.deploy_problem(problem, name="bowl", pool="designs")
+    here: Any = flow_of(problem, kind="multi-start")(starts=Starts(n=2), run_key="here", **OF_FACTORY)
+    worker = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", "designs"]
+    process = subprocess.Popen(worker, env=_environment(server), cwd=tmp_path)
+    try:
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("multi-start/bowl")
+            parameters = {
+                "starts": {"n": 2},
+                "run": {"each": "flow-run"},
+                "run_key": "there",
+                "driver": {"name": "adam", "learning_rate": 0.05},
+                "stop": {"max_steps": 2},
+            }
+            for n_children in (2, 0):  # again: nothing is left to do
+                run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+                end = time.monotonic() + 300
+                while not (state := client.read_flow_run(run.id).state) or not state.is_final():
+                    assert time.monotonic() < end
+                    time.sleep(0.5)
+                assert state.is_completed(), state.message
+                its = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+                assert len(client.read_flow_runs(flow_run_filter=its)) == n_children
+    finally:
+        process.terminate()
+        process.wait()
+    assert values(str(tmp_path / "runs" / "there")) == values(here["folder"])
+
+
+def _pool(name: str) -> Any:
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.workers.process import ProcessWorker
+
+    return WorkPoolCreate(name=name, type="process", base_job_template=ProcessWorker.get_default_base_job_template())
+
+
+def _environment(server: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PREFECT_API_URL": server}
