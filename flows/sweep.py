@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from tesseract_flow import study
+from tesseract_flow.errors import ProblemError
 from tesseract_flow.flows.check import resolved, settings_of_form
 from tesseract_flow.flows.forms import Each, Failures, Many, Optimizer, Stop
 from tesseract_flow.flows.many import made_as
@@ -90,6 +91,8 @@ def many_settings(
         fixed, swept: settings of all runs, and values of those that are swept.
         over: the same values as the form has them.
     """
+    if not over:
+        raise ProblemError('Which settings are swept? `over` is empty; for example {"load": [1, 2, 5]}.')
     label = label_of_run(run_key)
     name = f"{study.factory_name(factory).rpartition(':')[2]} {label}"
     name_run(f"sweep {label}")

@@ -59,6 +59,8 @@ def test_forms_of_a_factory_for_many_runs(prefect_harness, problem):
     assert swept["runs"]["stopped"] == 2 and swept["run"] == 1
     with pytest.raises(ProblemError, match="Did you mean 'center'"):
         flow_of(problem, kind="sweep")(over={"centre": [0.0]}, **OF_FACTORY)
+    with pytest.raises(ProblemError, match="`over` is empty"):
+        flow_of(problem, kind="sweep")(**OF_FACTORY)
     with pytest.raises(ProblemError, match="does not take"):
         flow_of(problem, kind="sweep")(over={"center": ["wide"]}, **OF_FACTORY)
 

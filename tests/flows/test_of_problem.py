@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,8 +162,8 @@ def test_the_factory_gets_what_was_filled_in_and_the_run_is_the_same_as_elsewher
 
 def test_workers_find_the_flow_by_its_entrypoint(rod, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"optimize": "optimize-design", "check": "check-design", "gradients": "check-gradients"}
-    for kind, name in (names | {"multi-start": "multi-start", "sweep": "sweep"}).items():
+    names: Any = {"optimize": "optimize-design", "multi-start": "multi-start", "sweep": "sweep"}
+    for kind, name in (names | {"check": "check-design", "gradients": "check-gradients"}).items():
         found = load_flow_from_entrypoint(entrypoint_of("./rod.py:rod", kind), use_placeholder_flow=False)
         assert found.name == name
         assert "load" in inspect.signature(found.fn).parameters
