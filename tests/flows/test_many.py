@@ -1,14 +1,19 @@
 """Runs of a study that are made elsewhere, as tasks and as flow runs: the same bits, no run twice, no other problem."""
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.workers.process import ProcessWorker
 
 import tesseract_flow as tf
 from tesseract_flow.errors import DeploymentError, ProblemError
@@ -71,55 +76,56 @@ def test_flow_runs_of_their_own_need_a_deployment_that_optimises_the_same(prefec
         multi_start(problem, **options)
     with pytest.raises(DeploymentError, match="no deployment 'optimize-design/nobody'"):
         multi_start(problem, deployment="optimize-design/nobody", **options)
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(_pool("empty"))
-    deploying.deploy_problem(problem, name="bowl", pool="empty")
-    with pytest.raises(DeploymentError, match="has no field 'problem'"):
-        multi_start(problem, deployment="optimize-design/bowl", **options)
+    with work_pool("for-nobody"):
+        deploying.deploy_problem(problem, name="bowl", pool="for-nobody")
+        with pytest.raises(DeploymentError, match="has no field 'problem'"):
+            multi_start(problem, deployment="optimize-design/bowl", **options)
 
 
 @pytest.mark.slow
 def test_each_start_is_a_flow_run_of_a_worker_and_goes_on_with_the_whole(prefect_harness, problem, tmp_path):
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(_pool("designs"))
-        server = str(client.api_url)
-    deploying.deploy_problem(problem, name="bowl", pool="designs")
     here: Any = flow_of(problem, kind="multi-start")(starts=Starts(n=2), run_key="here", **OF_FACTORY)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", "designs"]
-    process = subprocess.Popen(worker, env=_environment(server), cwd=tmp_path)
-    try:
-        with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name("multi-start/bowl")
-            parameters = {
-                "starts": {"n": 2},
-                "run": {"each": "flow-run"},
-                "run_key": "there",
-                "driver": {"name": "adam", "learning_rate": 0.05},
-                "stop": {"max_steps": 2},
-            }
+    with work_pool("many") as server:
+        deploying.deploy_problem(problem, name="many", pool="many")
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--pool", "many"]
+        worker = subprocess.Popen(command, env={**os.environ, "PREFECT_API_URL": server}, cwd=tmp_path)
+        try:
             for n_children in (2, 0):  # again: nothing is left to do
-                run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-                end = time.monotonic() + 300
-                while not (state := client.read_flow_run(run.id).state) or not state.is_final():
-                    assert time.monotonic() < end
-                    time.sleep(0.5)
-                assert state.is_completed(), state.message
-                its = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
-                assert len(client.read_flow_runs(flow_run_filter=its)) == n_children
-    finally:
-        process.terminate()
-        process.wait()
+                assert triggered("multi-start/many") == n_children
+        finally:
+            worker.terminate()
+            worker.wait()
     assert values(str(tmp_path / "runs" / "there")) == values(here["folder"])
 
 
-def _pool(name: str) -> Any:
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.workers.process import ProcessWorker
+def triggered(name: str) -> int:
+    """Run a deployment to its end; how many flow runs it has triggered itself."""
+    parameters = {
+        "starts": {"n": 2},
+        "run": {"each": "flow-run"},
+        "run_key": "there",
+        "driver": {"name": "adam", "learning_rate": 0.05},
+        "stop": {"max_steps": 2},
+    }
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(name)
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        end = time.monotonic() + 300
+        while not (state := client.read_flow_run(run.id).state) or not state.is_final():
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert state.is_completed(), state.message
+        its = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+        return len(client.read_flow_runs(flow_run_filter=its))
 
-    return WorkPoolCreate(name=name, type="process", base_job_template=ProcessWorker.get_default_base_job_template())
 
-
-def _environment(server: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PREFECT_API_URL": server}
+@contextlib.contextmanager
+def work_pool(name: str) -> Iterator[str]:
+    """A pool that is gone afterwards, as other tests look at what there is; the address of the API."""
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+        try:
+            yield str(client.api_url)
+        finally:
+            client.delete_work_pool(name)
