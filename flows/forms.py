@@ -108,6 +108,11 @@ class Many(BaseModel):
     max_workers: int | None = Field(
         default=None, ge=1, description="Runs at once; empty: 8 threads, or as many flow runs and tasks as there are"
     )
+    wall_time: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds for all threads, from their beginning: runs stop in time, and the same run key goes on",
+    )
     folder: str = Field(
         default="runs", description="Where the study's folder is made: a folder, or a URL such as s3://bucket/runs"
     )

@@ -3,10 +3,11 @@
 No `from __future__ import annotations` here: Prefect builds the form from live annotations.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from prefect import flow
 
@@ -17,9 +18,11 @@ from tesseract_flow.flows.many import made_as
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.storage import folder_name, is_url, place_in
 from tesseract_flow.study import AbstractStudy, StudyProgress
+from tesseract_flow.study.outcome import Status
 from tesseract_flow.tasks.cards import Cards
 from tesseract_flow.tasks.log import own_log, run_logger
 from tesseract_flow.tasks.run import ended, key_of_run, label_of_run, name_run
+from tesseract_flow.tasks.steering import PausesOfFlowRun
 from tesseract_flow.tasks.study import StudyPublisher
 
 
@@ -126,21 +129,28 @@ def many_starts(
         options=options | {"driver": optimizer.name},
     )
     run_logger().info("Optimising %s from %d starts; journals and results in %s", problem.name, starts.n, out)
-    found = study.multi_start(
-        problem,
-        starts.n,
-        optimizer.name,
-        starts=starts.method,
-        seed=starts.seed,
-        spread=starts.spread,
-        journal=place_in(out, "runs"),
-        max_workers=how.max_workers,
-        observers=[StudyProgress(), StudyPublisher(cards)],
-        accept_changes=how.accept_changes,
-        elsewhere=elsewhere,
-        **options,
-    )
+    place = place_in(out, "runs")
+    with PausesOfFlowRun(place) as pauses:
+        found = study.multi_start(
+            problem,
+            starts.n,
+            optimizer.name,
+            starts=starts.method,
+            seed=starts.seed,
+            spread=starts.spread,
+            journal=place,
+            max_workers=how.max_workers,
+            observers=[StudyProgress(), StudyPublisher(cards, pauses)],
+            accept_changes=how.accept_changes,
+            elsewhere=elsewhere,
+            until=until_of(how),
+            **options,
+        )
     return concluded(found, out, flow=flow)
+
+
+def until_of(how: Many) -> float | None:
+    return None if how.wall_time is None else time.time() + how.wall_time
 
 
 def options_of(optimizer: Optimizer, stop: Stop, on_failure: Failures) -> dict[str, Any]:
@@ -170,8 +180,9 @@ def concluded(found: AbstractStudy, out: str, *, flow: Callable[..., Any]) -> An
         "converged": best.converged,
         "feasible": best.feasible,
         "run": run.index,
-        "runs": {status: counts[status] for status in ("converged", "stopped", "failed")},
+        "runs": {status: counts[status] for status in get_args(Status) if counts[status] or status != "waiting"},
         "requests": found.requests,
         "folder": out if is_url(out) else str(Path(out).resolve()),
     }
-    return ended(summary, converged=best.converged, message=found.summary, flow=flow)
+    is_done = best.converged and not counts["waiting"]
+    return ended(summary, converged=is_done, message=found.summary, flow=flow)

@@ -13,12 +13,13 @@ from tesseract_flow.errors import ProblemError
 from tesseract_flow.flows.check import resolved, settings_of_form
 from tesseract_flow.flows.forms import Each, Failures, Many, Optimizer, Stop
 from tesseract_flow.flows.many import made_as
-from tesseract_flow.flows.multi_start import concluded, options_of
+from tesseract_flow.flows.multi_start import concluded, options_of, until_of
 from tesseract_flow.storage import folder_name, place_in
 from tesseract_flow.study import StudyProgress
 from tesseract_flow.tasks.cards import Cards
 from tesseract_flow.tasks.log import own_log, run_logger
 from tesseract_flow.tasks.run import key_of_run, label_of_run, name_run
+from tesseract_flow.tasks.steering import PausesOfFlowRun
 from tesseract_flow.tasks.study import StudyPublisher
 
 
@@ -108,15 +109,18 @@ def many_settings(
         swept=lambda k: study.all_settings(over)[k],
     )
     run_logger().info("Sweeping %s over %s; journals and results in %s", factory, ", ".join(swept), out)
-    found = study.sweep(
-        factory,
-        {**{name: [value] for name, value in fixed.items()}, **swept},
-        optimizer.name,
-        journal=place_in(out, "runs"),
-        max_workers=how.max_workers,
-        observers=[StudyProgress(), StudyPublisher(Cards(study.factory_name(factory), label))],
-        accept_changes=how.accept_changes,
-        elsewhere=elsewhere,
-        **options,
-    )
+    place = place_in(out, "runs")
+    with PausesOfFlowRun(place) as pauses:
+        found = study.sweep(
+            factory,
+            {**{name: [value] for name, value in fixed.items()}, **swept},
+            optimizer.name,
+            journal=place,
+            max_workers=how.max_workers,
+            observers=[StudyProgress(), StudyPublisher(Cards(study.factory_name(factory), label), pauses)],
+            accept_changes=how.accept_changes,
+            elsewhere=elsewhere,
+            until=until_of(how),
+            **options,
+        )
     return concluded(found, out, flow=flow)

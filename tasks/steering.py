@@ -44,9 +44,10 @@ class Steer(RunInput):
 
 
 class PausesOfFlowRun:
-    """Brings together the pauses of a flow run and those of its journal. A context; nothing outside of a flow run."""
+    """Brings together the pauses of a flow run and those of its journal, or of its study's folder. A context; nothing
+    outside of a flow run."""
 
-    def __init__(self, journal: FileJournal, pace: float = _PACE, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, journal: FileJournal | str, pace: float = _PACE, clock: Callable[[], float] = time.monotonic):
         self._journal, self._pace, self._clock = journal, pace, clock
         context = FlowRunContext.get()
         self._id: UUID | None = None if context is None or context.flow_run is None else context.flow_run.id

@@ -7,6 +7,7 @@ from tesseract_flow.study import AbstractStudy, AbstractStudyObserver, StudyRun
 from tesseract_flow.study.table import brief_rows
 from tesseract_flow.tasks.cards import Cards
 from tesseract_flow.tasks.publish import TABLE_ROWS
+from tesseract_flow.tasks.steering import PausesOfFlowRun
 
 
 class StudyPublisher(AbstractStudyObserver):
@@ -14,10 +15,11 @@ class StudyPublisher(AbstractStudyObserver):
 
     Args:
         cards: of this flow run.
+        pauses: told that the study waits.
     """
 
-    def __init__(self, cards: Cards):
-        self._cards = cards
+    def __init__(self, cards: Cards, pauses: PausesOfFlowRun):
+        self._cards, self._pauses = cards, pauses
         self._n_runs, self._n_over = 0, 0
 
     def on_start(self, name: str, n_runs: int) -> None:
@@ -30,6 +32,9 @@ class StudyPublisher(AbstractStudyObserver):
     def on_run(self, run: StudyRun) -> None:
         self._n_over += 1
         self._cards.progress(100.0 * self._n_over / self._n_runs, f"run {run.index} {run.status}: {run.why}")
+
+    def on_wait(self, why: str | None) -> None:
+        self._pauses.waiting(why)
 
     def on_finish(self, study: AbstractStudy) -> None:
         words = [f"# {study.kind} of {study.name}", study.summary]

@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--start-design", choices=["best", "last"], default="best", help="which (default best)")
     parser.add_argument(
         "--until",
-        type=_moment,
+        type=moment,
         metavar="WHEN",
         help="end in time before this moment: 2026-05-01T08:00, +3600 (seconds from now), seconds since 1970, or slurm "
         f"(SLURM_JOB_END_TIME); the exit code is then {GO_ON}, and the same command goes on with --journal",
@@ -207,7 +207,7 @@ def _scale(text: str) -> str | float:
     return text if text == "start" else float(text)
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
     """Seconds since the epoch."""
     if text == "slurm":
         text = os.environ.get("SLURM_JOB_END_TIME", "")

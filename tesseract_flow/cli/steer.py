@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "place",
         metavar="RUN",
-        help="folder or URL of a journal or of a run; the run key of one in --folder; name or id of a flow run",
+        help="folder or URL of a journal, a run or a study; the run key of one in --folder; name or id of a flow run",
     )
     parser.add_argument(
         "do",
@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     if asked.refused:
         print(f"Refused by the run after step {asked.step}: {asked.refused}")
         return 1
-    if asked.step is None:
+    if asked.step is None and asked.is_heard:
+        print(f"The study was asked to {asked.command}, and so are its runs.")
+    elif asked.step is None:
         print(
             f"Asked for: {asked.command}. The run has not looked at it yet: it is in the middle of a step, or not "
             "under way; then it does so when it is started again."
@@ -73,10 +75,13 @@ def run_at(name: str, folder: str) -> str:
         JournalError: there is no such run.
     """
     from tesseract_flow.optimize import read_contents
+    from tesseract_flow.optimize.asking import is_study
     from tesseract_flow.storage import folder_name, place_in
 
     looked_at = [name, place_in(folder, folder_name(name))]
     for place in looked_at:
+        if is_study(place):
+            return place
         with contextlib.suppress(JournalError):
             read_contents(place)
             return place

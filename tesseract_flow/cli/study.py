@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tesseract_flow.cli.arguments import PROBLEM, Commands, assignments
-from tesseract_flow.cli.optimize import add_run_options, run_options, say
+from tesseract_flow.cli.optimize import GO_ON, add_run_options, moment, run_options, say
 
 if TYPE_CHECKING:
     from tesseract_flow.study import AbstractStudy
@@ -46,6 +46,13 @@ def add(commands: Commands) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
+    parser.add_argument(
+        "--until",
+        type=moment,
+        metavar="WHEN",
+        help="end in time before this moment, as for optimize: 2026-05-01T08:00, +3600 or slurm; the exit code is then "
+        f"{GO_ON}, and the same command goes on with --journal",
+    )
     parser.add_argument("--max-workers", type=int, metavar="N", help="runs at once (default 8)")
     parser.add_argument(
         "--out", type=Path, help="folder for runs.csv, runs.txt, and of the best run result.json, report.html, ..."
@@ -92,7 +99,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {**run_options(arguments), "recheck": arguments.recheck or None}
+    return {**run_options(arguments), "recheck": arguments.recheck or None, "until": arguments.until}
 
 
 def _values(name: str, value: Any) -> list[Any]:
@@ -105,4 +112,8 @@ def _finish(study: AbstractStudy, out: Path | None) -> int:
     print(study.table())
     if out is not None:
         print(f"Written to {out}: {', '.join(study.report(out))}")
+    from tesseract_flow.optimize.stopping import TIME_IS_UP
+
+    if any(run.why.startswith(TIME_IS_UP) for run in study.runs):
+        return GO_ON
     return 0 if study.ranked[0].result is not None else 1

@@ -10,8 +10,9 @@ from typing import Any
 
 from tesseract_flow.errors import JournalError, SteeringError, did_you_mean
 from tesseract_flow.optimize.commands import Command, Do, require_inside
-from tesseract_flow.optimize.contents import Contents, Source, read_contents, source_of, store_of, translated
+from tesseract_flow.optimize.contents import STUDY, Contents, Source, read_contents, source_of, store_of, translated
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
+from tesseract_flow.storage import AbstractStore, open_store, place_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Asked:
         step: after which step the run did it; None if it has not looked at it yet, as it is in the middle of a step or
             not under way.
         refused: why it did not.
+        is_heard: it was looked at: by a run, or by a study, which passes it on to its runs.
     """
 
     command: Command
     step: int | None = None
     refused: str = ""
+    is_heard: bool = False
 
 
 def steer(
@@ -50,7 +53,8 @@ def steer(
     same. A run that is not under way does it when it is started again.
 
     Args:
-        run: its journal (folder, URL, or the folder of a flow's run).
+        run: its journal (folder, URL, or the folder of a flow's run). The folder of a study: all of its runs, which can
+            be asked to pause, to go on and to stop; what has not begun does not begin.
         do: `"pause"`, `"go-on"`, `"stop"` or `"release"`; None if something is to change, and nothing else.
         learning_rate: of a driver of Optax by name.
         stop: settings of stop rules, such as `{"max_steps": 500}`; None as a value takes the rule away.
@@ -69,27 +73,56 @@ def steer(
     command = Command(
         do=do, changes={name: value for name, value in changes.items() if value is not None}, again=again, by=by
     )
-    contents = read_contents(run)
-    check_fits(command, contents)
-    store, name = store_of(source_of(run)), command.name
-    with translated(contents.address, "written"):
+    study = _study_at(run)
+    if study is None:
+        contents = read_contents(run)
+        check_fits(command, contents)
+        store, address = store_of(source_of(run)), contents.address
+    else:
+        store, address = study, study.address
+        if command.changes or command.do == "release":
+            raise SteeringError(
+                f"{address} is the folder of a study, which can be asked to pause, to go on and to stop. Ask a run of "
+                "it for anything else: each has a folder in there."
+            )
+    name = command.name
+    with translated(address, "written"):
         try:
             store.write(name, command.encoded())
         except FileNotFoundError:  # a run that was just starting has tidied up
             store.write(name, command.encoded())
     end = time.monotonic() + wait
     while True:
-        asked = _answer(command, run)
-        if asked.step is not None or time.monotonic() >= end:
+        if study is None:
+            asked = _answer(command, run)
+        else:
+            asked = Asked(command, is_heard=name not in study.names())
+        if asked.is_heard or time.monotonic() >= end:
             return asked
         sleep(0.05)
+
+
+def is_study(place: Source) -> bool:
+    """Whether `steer` would ask a study."""
+    return _study_at(place) is not None
+
+
+def _study_at(run: Source) -> AbstractStore | None:
+    """The store of a study, given by its folder or by that of its flow's run; None if there is none."""
+    source = source_of(run)
+    for store in (source,) if isinstance(source, AbstractStore) else (source, place_in(source, "runs")):
+        store = store if isinstance(store, AbstractStore) else open_store(store)
+        with contextlib.suppress(OSError):
+            if STUDY in store.names():
+                return store
+    return None
 
 
 def _answer(command: Command, run: Source) -> Asked:
     with contextlib.suppress(JournalError):  # it is being written
         for action in read_contents(run).actions:
             if action.get("id") == command.id:
-                return Asked(command, int(action["step"]), str(action.get("refused", "")))
+                return Asked(command, int(action["step"]), str(action.get("refused", "")), is_heard=True)
     return Asked(command)
 
 

@@ -19,6 +19,7 @@ from tesseract_flow.optimize.identity import digest_of
 from tesseract_flow.optimize.ledger import Ledger, read_ledger
 from tesseract_flow.storage import AbstractStore, open_store, place_in, without_secrets
 
+STUDY = "study.json"  # in the folder of many runs
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d{4,}))?\.ckpt")
 
 

@@ -20,6 +20,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "converged": dict(color=VALUE, linewidth=1.2, zorder=3),
     "stopped": dict(color=MUTED, linewidth=1.0, linestyle="--", zorder=2),
     "failed": dict(color=VIOLATION, linewidth=1.0, linestyle=":", zorder=1),
+    "waiting": dict(color=GRID, linewidth=1.0, linestyle=":", zorder=0),
 }
 
 
@@ -29,7 +30,8 @@ def parallel_figure(
     """A line per row, the first one (the best) above all others; `None` where there is nothing to draw.
 
     Args:
-        rows: with a `status`: `converged`, `stopped` or `failed`. Values that are no numbers have places of their own.
+        rows: with a `status`: `converged`, `stopped`, `failed` or `waiting`. Values that are no numbers have places of
+            their own.
         axes: columns of the rows, in order, and what to call them. One on which all rows are the same says nothing and
             is left out; of more than `limit` those are drawn first that take the most different values.
     """
@@ -49,7 +51,7 @@ def parallel_figure(
     x = np.arange(len(telling), dtype=np.float64)
     used = []
     for k, row in reversed(list(enumerate(shown))):
-        kind = "best" if k == 0 and row["status"] != "failed" else str(row["status"])
+        kind = "best" if k == 0 and row["status"] not in ("failed", "waiting") else str(row["status"])
         y = np.array([found[name].place(row.get(name)) for name in telling])
         ax.plot(x, y, **_STYLES[kind], marker="o", markersize=3.0)
         if np.isfinite(y).any():

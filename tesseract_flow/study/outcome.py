@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -25,7 +25,7 @@ from tesseract_flow.study.table import as_csv, as_parquet, as_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Status = Literal["converged", "stopped", "failed"]
+Status = Literal["converged", "stopped", "failed", "waiting"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +39,7 @@ class StudyRun:
         start: the design that it began with; `None` where there is no problem.
         result: what it found; `None` if it failed.
         error: the text of what it failed of.
+        waits: why it has not begun; it does when the study is started again.
         requests: solves that it has asked for, over all its lives; of one that failed, in this one.
         seconds: the same of time.
         journal: the address of its journal, if there is one.
@@ -51,6 +52,7 @@ class StudyRun:
     start: PyTree = None
     result: Result | None = None
     error: str | None = None
+    waits: str | None = None
     requests: int = 0
     seconds: float = 0.0
     journal: str | None = None
@@ -58,16 +60,16 @@ class StudyRun:
 
     @property
     def status(self) -> Status:
-        """Whether it `converged`, `stopped` for another reason, or `failed`."""
+        """Whether it `converged`, `stopped` for another reason, `failed`, or is `waiting` to begin."""
         if self.result is None:
-            return "failed"
+            return "failed" if self.waits is None else "waiting"
         return "converged" if self.result.converged else "stopped"
 
     @property
     def why(self) -> str:
         """The reason why it ended, or the error, in one line."""
         if self.result is None:
-            return (self.error or "").strip().partition("\n")[0]
+            return (self.waits or self.error or "").strip().partition("\n")[0]
         n = self.stages_left
         return self.result.reason + (f", before {n} of its {_n_stages(self.problem)} stages" if n else "")
 
@@ -155,9 +157,7 @@ class AbstractStudy(abc.ABC):
     @property
     def summary(self) -> str:
         """How many runs ended in which way."""
-        counts = {
-            status: sum(run.status == status for run in self.runs) for status in ("converged", "stopped", "failed")
-        }
+        counts = {status: sum(run.status == status for run in self.runs) for status in get_args(Status)}
         return f"{len(self.runs)} runs, " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
 
     @property
@@ -178,8 +178,8 @@ class AbstractStudy(abc.ABC):
         first = self.ranked[0]
         if first.result is None:
             raise EvaluationFailed(
-                f"None of the {len(self.runs)} runs of {self.name!r} has a design; the first failed of: {first.why}\n"
-                "table() has the error of each."
+                f"None of the {len(self.runs)} runs of {self.name!r} has a design; the first {first.status} of: "
+                f"{first.why}\ntable() has the error of each."
             )
         return first
 

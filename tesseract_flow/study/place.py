@@ -14,12 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tesseract_flow.errors import JournalError, OtherRun, StorageError
-from tesseract_flow.optimize.contents import shown, translated
+from tesseract_flow.optimize.commands import COMMAND
+from tesseract_flow.optimize.contents import STUDY, shown, translated
 from tesseract_flow.optimize.identity import compare
 from tesseract_flow.optimize.journal import refusal
 from tesseract_flow.storage import folder_name, open_store, place_in
 
-_ABOUT = "study.json"
+_ABOUT = STUDY
 
 
 class Place:
@@ -89,6 +90,29 @@ class Place:
             yield
         finally:
             possession.release()
+
+    @property
+    def glance(self) -> float:
+        """Seconds after which it is worth looking for requests again."""
+        return 0.25 if self._store.can_append else 5.0
+
+    def requests(self) -> list[tuple[str, bytes]]:
+        """What somebody asks of the study, the oldest first."""
+        found = []
+        with translated(self.address, "read"):
+            for name in self._store.names():
+                if COMMAND.fullmatch(name):
+                    with contextlib.suppress(OSError):  # what is no file is nobody's request
+                        found.append((name, self._store.read(name)))
+        return found
+
+    def dismiss(self, name: str, *, is_bad: bool = False) -> None:
+        """Take out what was looked at; what `is_bad` is set aside."""
+        with translated(self.address, "written"):
+            if is_bad:
+                self._store.set_aside(name, "refused")
+            else:
+                self._store.remove(name)
 
     def journal_of(self, key: str) -> str:
         """The address of a run's journal: in a folder that no other key has."""

@@ -17,19 +17,23 @@ from tesseract_flow.errors import (
     OptimizationError,
     OtherRun,
     ProblemError,
+    RunStopped,
     UnknownArgument,
 )
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Result, Resumption, StepRecord
 from tesseract_flow.optimize.checkpoint import Checkpoint
+from tesseract_flow.optimize.ends import stop_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.shared import Shared
+from tesseract_flow.optimize.stopping import Until, rules_given
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
 from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, identity_here, is_over, result_of
+from tesseract_flow.study.orders import Orders
 from tesseract_flow.study.outcome import StudyRun
 from tesseract_flow.study.place import Place
 from tesseract_flow.study.watching import AbstractStudyObserver
@@ -70,6 +74,7 @@ class Terms:
         fatal: errors that are those of the question, and not of one run.
         shared: what runs that differ in their start alone have in common.
         elsewhere: who makes the runs that are not over; None: they are made here.
+        until: seconds since the epoch, before which those that are made here stop in time.
         raises: whether the first failure ends the study.
     """
 
@@ -81,6 +86,14 @@ class Terms:
     observers: Sequence[AbstractStudyObserver]
     shared: Shared | None = None
     elsewhere: AbstractElsewhere | None = None
+    until: float | None = None
+
+    def of(self, problem: Problem) -> Mapping[str, Any]:
+        """The options of a run of this problem that is made here."""
+        if self.until is None:
+            return self.options
+        rules = rules_given(stop_of(problem, self.options.get("stop")), problem.partition.dtype)
+        return {**self.options, "stop": [*rules, Until(self.until)]}
 
     @property
     def raises(self) -> bool:
@@ -148,14 +161,20 @@ def run_all(tasks: Sequence[Task], terms: Terms) -> tuple[list[StudyRun], list[s
         for observer in terms.observers:
             observer.on_step(k, record)
 
+    def wait(why: str | None) -> None:
+        for observer in terms.observers:
+            observer.on_wait(why)
+
+    orders = Orders(terms.place, terms.until, lambda why: events.put(functools.partial(wait, why)))
     jobs = [
         functools.partial(
-            _run, k, task, terms, stop, lambda record, k=k: events.put(functools.partial(step, k, record))
+            _run, k, task, terms, stop, orders, lambda record, k=k: events.put(functools.partial(step, k, record))
         )
         for k, task in enumerate(tasks)
     ]
     try:
-        at_once(jobs, terms.max_workers, stop, events, done)
+        with orders:
+            at_once(jobs, terms.max_workers, stop, events, done)
     except KeyboardInterrupt as interrupt:
         kept = "" if terms.place is None else f", all finished steps are in {terms.place.address}: run again to go on"
         interrupt.add_note(f"{len(runs)} of {len(tasks)} runs were over{kept}.")
@@ -170,21 +189,27 @@ def run_all(tasks: Sequence[Task], terms: Terms) -> tuple[list[StudyRun], list[s
 
 
 def _run(
-    k: int, task: Task, terms: Terms, stop: Stop, on_step: Callable[[StepRecord], None]
+    k: int, task: Task, terms: Terms, stop: Stop, orders: Orders, on_step: Callable[[StepRecord], None]
 ) -> tuple[StudyRun, tuple[str, ...]]:
-    began, problem, start, result, error = time.monotonic(), None, None, None, None
+    began, problem, start, result, error, waits = time.monotonic(), None, None, None, None, None
     journal = None
     address = None if terms.place is None else terms.place.journal_of(task.key)
     with own_requests() as requests:
         try:
             problem = task.make()
             start = problem.partition.combine(problem.start)
-            if terms.elsewhere is not None and not is_over(str(address), problem, terms.options.get("stop")):
-                result = _made_elsewhere(k, task, problem, terms, stop)
-            else:
-                journal = None if terms.place is None else _Journal(str(address), problem, terms)
-                options = _options(terms.options, stop, journal, on_step)
-                result = optimize(problem, shared=terms.shared, **options)
+            is_done = terms.place is not None and is_over(str(address), problem, terms.options.get("stop"))
+            waits = None if is_done else orders.why_not(stop.sleep) or None
+            if waits is None:
+                with orders.reaching(None if is_done else address):
+                    if terms.elsewhere is not None and not is_done:
+                        result = _made_elsewhere(k, task, problem, terms, stop)
+                    else:
+                        journal = None if terms.place is None else _Journal(str(address), problem, terms)
+                        options = _options(terms.of(problem), stop, journal, on_step)
+                        result = optimize(problem, shared=terms.shared, **options)
+        except RunStopped as stopped:
+            waits = str(stopped)
         except Exception as failure:
             if terms.raises or isinstance(failure, terms.fatal):
                 failure.add_note(f"This was run {k} of the study ({task.key}).")
@@ -197,6 +222,7 @@ def _run(
         start=start,
         result=result,
         error=error,
+        waits=waits,
         requests=requests.n_solves if result is None else result.requests,
         seconds=time.monotonic() - began if result is None else result.seconds,
         journal=address,

@@ -55,6 +55,7 @@ def multi_start(
     recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
     elsewhere: AbstractElsewhere | None = None,
+    until: float | None = None,
     **options: Any,
 ) -> MultiStart:
     """The best of several runs of one problem, each from another start.
@@ -85,6 +86,8 @@ def multi_start(
         elsewhere: who makes the runs, if not this process (`tesseract_flow.flows.many` has flow runs and tasks of
             Prefect); needs a journal, which is seen from there as well. Observers are told of runs then, and not of
             steps, and `max_workers` is by default all.
+        until: seconds since the epoch (`time.time() + 3600`): runs stop in time before that moment (`Until`), no other
+            one begins, and the same study, started again, goes on.
         options: what else `optimize` takes, for all runs: `stop`, `learning_rate`, `driver_settings`, `on_failure`,
             ... With `on_failure="raise"` the first failure ends the study.
 
@@ -103,7 +106,7 @@ def multi_start(
     tasks = [Task(key, functools.partial(_itself, one)) for key, one in chosen.problems.items()]
     about = {"kind": MultiStart.kind, "problem": problem.name}
     place = _place(journal, about, options, shares_problem=True)
-    terms = _terms(options, place, max_workers, recheck, OF_THE_PROBLEM, observers, len(tasks), elsewhere)
+    terms = _terms(options, place, max_workers, recheck, OF_THE_PROBLEM, observers, len(tasks), elsewhere, until)
     terms = dataclasses.replace(terms, shared=Shared())
     return _study(MultiStart, problem.name, tasks, terms, chosen.notes)
 
@@ -118,6 +121,7 @@ def sweep(
     recheck: bool | None = None,
     observers: Sequence[AbstractStudyObserver] = (),
     elsewhere: AbstractElsewhere | None = None,
+    until: float | None = None,
     **options: Any,
 ) -> Sweep:
     """One run for each of several settings of a factory, each of a problem of its own.
@@ -127,8 +131,8 @@ def sweep(
             or a `folder/problem.yaml`.
         settings: lists of values by name, of which all combinations are run, the last name fastest; or a list of
             settings.
-        driver, journal, max_workers, recheck, observers, elsewhere, options: as for `multi_start`. A run belongs to its
-            settings: more of them later join those that are there.
+        driver, journal, max_workers, recheck, observers, elsewhere, until, options: as for `multi_start`. A run belongs
+            to its settings: more of them later join those that are there.
 
     Raises:
         UnknownArgument: a keyword that belongs elsewhere.
@@ -149,7 +153,7 @@ def sweep(
 
     tasks = [Task(key, functools.partial(make, one), one) for key, one in keyed(wanted).items()]
     place = _place(journal, {"kind": Sweep.kind}, options, shares_problem=False)
-    terms = _terms(options, place, max_workers, recheck, OF_THE_STUDY, observers, len(tasks), elsewhere)
+    terms = _terms(options, place, max_workers, recheck, OF_THE_STUDY, observers, len(tasks), elsewhere, until)
     return _study(Sweep, name, tasks, terms, ())
 
 
@@ -184,13 +188,25 @@ def _terms(
     observers: Sequence[AbstractStudyObserver],
     n: int,
     elsewhere: AbstractElsewhere | None,
+    until: float | None,
 ) -> Terms:
+    if elsewhere is not None and until is not None:
+        raise ProblemError("until= is about this process, and runs that are made elsewhere do not end with it.")
     if elsewhere is not None and place is None:
         raise ProblemError("Runs that are made elsewhere need a journal=, a folder or URL that is seen from there.")
     if elsewhere is not None and max_workers is None:
         max_workers = n
     options = {**options, "recheck": bool(recheck)}
-    return Terms(options, place, checked_workers(max_workers, n), recheck, fatal, tuple(observers), elsewhere=elsewhere)
+    return Terms(
+        options,
+        place,
+        checked_workers(max_workers, n),
+        recheck,
+        fatal,
+        tuple(observers),
+        elsewhere=elsewhere,
+        until=until,
+    )
 
 
 def _study(kind: type[_Study], name: str, tasks: Sequence[Task], terms: Terms, notes: Sequence[str]) -> _Study:

@@ -24,6 +24,10 @@ class AbstractStudyObserver(abc.ABC):
     def on_run(self, run: StudyRun) -> None:
         """After a run, whichever way it ended."""
 
+    def on_wait(self, why: str | None) -> None:
+        """Again and again while the study waits for somebody, and with None when it goes on."""
+        return None
+
     @abc.abstractmethod
     def on_finish(self, study: AbstractStudy) -> None:
         """After the last run. Not called when an exception ends the study."""
