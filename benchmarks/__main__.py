@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import calls, curves, cutest, flows, gradients, loops, plots, residuals, results, solver_runs
+from benchmarks import calls, curves, cutest, flows, gradients, loops, plots, residuals, results, solver_runs, studies
 from benchmarks.measuring import Bench, Row
 
 PEERS = ("tesseract-jax", "tesseract-core[runtime]>=1.12")
@@ -30,6 +30,7 @@ GROUPS: dict[str, Callable[[Bench], list[Row]]] = {
     "http": calls.call_rows,
     "shared-memory": calls.shared_memory_rows,
     "layer": calls.layer_rows,
+    "studies": studies.study_rows,
     "sellar": solver_runs.sellar_rows,
     "cutest": cutest.cutest_rows,
     "import": calls.import_rows,
