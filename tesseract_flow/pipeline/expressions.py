@@ -8,6 +8,7 @@ stands here.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -74,6 +75,8 @@ class Expression:
     def _compiled(self, node: ast.AST) -> Callable[[Mapping[str, Any]], Any]:
         match node:
             case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise self._refused(node, "the number is beyond the range of floating point")
                 return lambda values: number
             case ast.Name() | ast.Attribute():
                 name = self._name(node)

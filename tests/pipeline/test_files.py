@@ -234,6 +234,7 @@ def test_a_bomb_is_refused(text: str, tmp_path: Path):
         ("exq(thickness)", "Did you mean 'exp'"),
         ("thickness[load]", "an index is a number"),
         ("1 +", "cannot be read"),
+        ("1e400 * thickness", "beyond the range of floating point"),
         ("thickness if 1 else 2", "cannot be used"),
         ("-" * 3000 + "1", "cannot be read|nested"),
     ],

@@ -74,12 +74,12 @@ def forget_bytecode(folder: Path) -> None:
 
     Of the folder's own modules those whose source has changed since they were compiled.
     """
-    for source in _files(folder):
-        if source.suffix == ".py":
-            for compiled in (source.parent / "__pycache__").glob(f"{source.stem}.*.pyc"):
-                with contextlib.suppress(OSError):  # of somebody else's; nobody of ours has written it then
-                    if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
-                        compiled.unlink()
+    for place in {file.parent for file in _files(folder) if file.suffix == ".py"}:
+        for compiled in (place / "__pycache__").glob("*.pyc"):
+            source = place / f"{compiled.name.partition('.')[0]}.py"
+            with contextlib.suppress(OSError):  # its source is gone, or it is somebody else's
+                if compiled.stat().st_mtime_ns <= source.stat().st_ctime_ns:
+                    compiled.unlink()
 
 
 def _add(digest: hashlib._Hash, name: Path, content: bytes) -> None:
