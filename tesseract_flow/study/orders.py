@@ -78,8 +78,9 @@ class Orders:
         if self._goes_on:
             with contextlib.suppress(JournalError):  # it has not begun
                 steer(journal, "go-on", by="the study")
-        with self._lock:
-            self._under_way[journal] = Command(do="stop", by="the study") if self._stopped else None
+        with self._lock:  # what was asked for between its permission and here
+            said = "stop" if self._stopped else "pause" if self._paused else None
+            self._under_way[journal] = None if said is None else Command(do=said, by="the study")
         try:
             yield
         finally:

@@ -10,7 +10,9 @@ import pytest
 import tesseract_flow as tf
 from tesseract_flow.cli import main
 from tesseract_flow.errors import EvaluationFailed, SteeringError
-from tesseract_flow.optimize import MaxSteps
+from tesseract_flow.optimize import FileJournal, MaxSteps
+from tesseract_flow.study.orders import Orders
+from tesseract_flow.study.place import Place
 from tests.optimize.helpers import same_bits
 from tests.study.helpers import camel_component, camel_problem, found
 
@@ -68,6 +70,20 @@ def test_a_paused_study_begins_nothing(tmp_path):
         tf.steer(tmp_path, learning_rate=0.1)
     with pytest.raises(SteeringError, match="folder of a study"):
         tf.steer(tmp_path, "release")
+
+
+def test_a_run_that_begins_while_a_study_is_told_to_pause_is_told_too(tmp_path):
+    study = tf.multi_start(asked(camel_component()), 1, journal=tmp_path, **OPTIONS)
+    journal = str(study.runs[0].journal)
+    place = Place(tmp_path, {"kind": "multi-start"}, shares_problem=True)
+    with place.opened(), Orders(place) as orders:
+        assert orders.why_not(time.sleep) == ""
+        assert tf.steer(tmp_path, "pause", wait=60.0).is_heard
+        with orders.reaching(journal):
+            end = time.monotonic() + 60.0
+            while not FileJournal(journal).inbox():
+                assert time.monotonic() < end
+                time.sleep(0.05)
 
 
 def test_a_study_stops_in_time_and_the_next_one_goes_on(tmp_path, capsys):
