@@ -47,6 +47,7 @@ class StepRecord:
         doubt: why gradients of this run are not to be believed, as a sentence; found out at the start.
         since: from which step on the problem is what it is now; 0 unless changes were accepted.
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
+        unmet: what is behind a violation here that further steps would not change, as a sentence; see `unmet`.
         endless: searches in a row, this step's included, that ran straight down as far as a search may go.
         ending: in what words the driver's library came to its own end, where `stalled`.
         stage, phase: which of the stages and phases of the run this step is part of, from 0 on.
@@ -84,6 +85,7 @@ class StepRecord:
     doubt: str | None = None
     since: int = 0
     contradiction: str = ""
+    unmet: str = ""
     endless: int = 0
     ending: str = ""
     stage: int = 0
@@ -94,7 +96,7 @@ class StepRecord:
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         # Of a run in which nothing changes they say nothing.
-        quiet = {"stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
+        quiet = {"unmet": "", "stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
         return {name: value for name, value in fields.items() if quiet.get(name, ...) != value}
 
     @classmethod

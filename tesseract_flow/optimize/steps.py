@@ -31,6 +31,7 @@ from tesseract_flow.optimize.contradictions import (
 )
 from tesseract_flow.optimize.drivers.base import AbstractDriver, Setting
 from tesseract_flow.optimize.drivers.moves import moved
+from tesseract_flow.optimize.ends import comparable, tail
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, convergence_of
 from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
@@ -41,7 +42,8 @@ from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import Best, State
-from tesseract_flow.optimize.stopping import FirstOrder, reachable
+from tesseract_flow.optimize.stopping import FirstOrder, Infeasible, reachable
+from tesseract_flow.optimize.unmet import held_by_tolerance, in_conflict, infeasible
 
 _NO_SLOPE = 1e-8  # of the objective
 
@@ -257,6 +259,18 @@ def reassess(
     return new, _verified(run, new, (last,), dataclasses.replace(record, since=record.step), totals, verify)
 
 
+def _unmet(run: Run, state: State, history: Sequence[StepRecord], record: StepRecord) -> str:
+    """What is behind a violation, if it is in the way of an optimum, or does not go away."""
+    if run.tolerance is not None and optimality.is_first_order(record, run.tolerance):
+        unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
+        return held_by_tolerance(run, state, unit / float(state.objective_scale))
+    known = comparable(tail([*history, record], "stage"))
+    if (rows := run.engine.rows(run, state)) is None:
+        return infeasible(run, state, ()) if Infeasible().reason_to_stop(known) else ""
+    names = [] if record.best_feasible else in_conflict(run, state, known, rows)
+    return infeasible(run, state, names) if names else ""
+
+
 def is_claim(run: Run, known: Sequence[StepRecord]) -> bool:
     """Whether the last of these records is about to be called an optimum."""
     return (
@@ -283,6 +297,8 @@ def _verified(
         assert run.tolerance is not None
         unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
         found = verify_claim(run, state, unit / float(state.objective_scale), run.tolerance)
+    if run.has_constraints and (unmet := _unmet(run, state, history, record)):
+        record = dataclasses.replace(record, unmet=unmet)
     if found is None:
         return dataclasses.replace(record, **totals())
     event = f"{found}: one of them is wrong"

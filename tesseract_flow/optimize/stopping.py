@@ -88,7 +88,7 @@ class FirstOrder(AbstractStoppingRule):
 
     def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
         last, best = history[-1], best_record(history)
-        if first_record(history).doubt is not None or not is_first_order(last, self.tol):
+        if first_record(history).doubt is not None or last.unmet or not is_first_order(last, self.tol):
             return None
         if best is not None and is_first_order(best, self.tol):
             return (
@@ -102,7 +102,9 @@ class FirstOrder(AbstractStoppingRule):
 
     def is_met(self, history: Sequence[StepRecord]) -> bool:
         best = best_record(history)
-        return first_record(history).doubt is None and best is not None and is_first_order(best, self.tol)
+        if first_record(history).doubt is not None or best is None or best.unmet:
+            return False
+        return is_first_order(best, self.tol)
 
 
 class GradientBelow(AbstractStoppingRule):
@@ -270,6 +272,18 @@ class Unresponsive(AbstractStoppingRule):
         return first_record(history).doubt if history[-1].gradient_norm == 0.0 else None
 
 
+class Unmet(AbstractStoppingRule):
+    """Stop where a closer look at constraints has shown that further steps are in vain: they rule each other out near
+    the design, or one is held by its tolerance alone. Always in force.
+    """
+
+    means_success: ClassVar[bool] = False
+    is_budget: ClassVar[bool] = False
+
+    def reason_to_stop(self, history: Sequence[StepRecord]) -> str | None:
+        return history[-1].unmet or None
+
+
 class Infeasible(AbstractStoppingRule):
     """Stop where the constraints contradict each other, or what the design can reach: a stationary point of the
     violation.
@@ -422,7 +436,7 @@ def most_steps(stop: Any) -> int:
 
 
 # In force whatever is asked for.
-ALWAYS = Unresponsive(), Infeasible(), Unbounded(), Stalled()
+ALWAYS = Unresponsive(), Unmet(), Infeasible(), Unbounded(), Stalled()
 
 
 def first_reason(

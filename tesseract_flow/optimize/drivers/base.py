@@ -27,6 +27,7 @@ from tesseract_flow.optimize.state import State
 
 if TYPE_CHECKING:
     from tesseract_flow.optimize.run import Run
+    from tesseract_flow.optimize.unmet import Rows
 
 # How a driver comes to its next point: by a step, by a search along a line, or as its library likes.
 Manner = Literal["steps", "searches", "library"]
@@ -140,6 +141,10 @@ class AbstractEngine(abc.ABC):
     def begin_again(self, run: Run, state: State, u: PyTree) -> State:
         """The state at a point `u` that no step came to, for a problem that has changed; its best design is to be seen
         to by the caller."""
+
+    def rows(self, run: Run, state: State) -> Rows | None:
+        """The constraints at a state, linearised, where they are known row by row."""
+        return None
 
     @abc.abstractmethod
     def step(self, run: Run, state: State) -> Move:

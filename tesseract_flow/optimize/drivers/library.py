@@ -40,6 +40,7 @@ from tesseract_flow.optimize.multipliers import least_squares_multipliers
 from tesseract_flow.optimize.oracle import Derivatives, Oracle
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
+from tesseract_flow.optimize.unmet import Rows
 
 # Of a method whose first step is as long as the slope. Ipopt scales down only, and to 100: an objective of 1e-9 would
 # hardly move the design, and on one of size one, in a box, a step of 100 leads into a corner.
@@ -167,6 +168,17 @@ class LibraryEngine(AbstractEngine):
                         return Move(_heard_so_far(state, leg, heard), stalled=True, ending=said.words)
                     leg, heard = leg + 1, 0
                     state = self._on_a_new_leg(run, state, leg)
+
+    def rows(self, run: Run, state: State) -> Rows | None:
+        flat, found = self._flat, run.evaluator.evaluation(state.here.leaves)
+        return Rows(
+            flat.names,
+            flat.values(found.constraints, state.duals),
+            *flat.limits,
+            np.asarray(state.driver["jacobian"], np.float64),
+            flat.vector(state.u),
+            (flat.lower, flat.upper),
+        )
 
     def resume(self, state: State, answers: Answers) -> tuple[State, tuple[str, ...]]:
         leg, heard = int(state.driver["leg"]), int(state.driver["heard"])

@@ -87,6 +87,12 @@ class Flat:
     def n_constraints(self) -> int:
         return len(self.limits[0])
 
+    @property
+    def names(self) -> list[str]:
+        """Of the constraint that each entry is of."""
+        known = self._constraints
+        return [known.names[key] for key in self._keys for _ in range(known.size[key].size)]
+
     def task(self, unknowns: np.ndarray) -> Task:
         """What is given to a library that begins at these unknowns."""
         return Task(unknowns, self.lower[self.is_free], self.upper[self.is_free], self.limits)

@@ -1,0 +1,155 @@
+"""Violations that do not go away: constraints that rule each other out, or that hold by their tolerance alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tesseract_flow as tf
+from tesseract_flow.optimize import steps
+
+
+def slowly(*drivers: str) -> list[Any]:
+    return [pytest.param(driver, marks=pytest.mark.slow) for driver in drivers]
+
+
+def beside_a_constant(constant: float, unit: float = 1.0, **options: Any) -> tf.Problem:
+    """Its optimum is 4.5."""
+    return tf.Problem(
+        jnp.array([0.5, 0.5]),
+        lambda x: tf.Evaluation((x**2).sum(), {"sum": unit * (x.sum() - 3.0) + constant}),
+        constraints={"sum": tf.Constraint(equals=constant, **options)},
+    )
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", *slowly("sgd")])
+@pytest.mark.parametrize(("constant", "unit"), [(1e7, 1.0), (1.0, 1e-8)])
+def test_what_holds_by_its_tolerance_alone_is_no_optimum(driver: str, constant: float, unit: float) -> None:
+    """A millionth of the limit is more than all that the design can do: 4.5e-26 was called the optimum."""
+    result = tf.optimize(beside_a_constant(constant, unit), driver)
+    assert not result.converged
+    assert result.value < 1e-6
+    for part in (
+        "constraint 'sum' is held by its tolerance alone",
+        f"off by {3 * unit:.3g}, where {1e-6 * constant:.3g} are allowed",
+        "Constraint(scale=...)",
+    ):
+        assert part in result.reason
+
+
+@pytest.mark.parametrize("driver", ["lbfgs", "slsqp"])
+def test_the_remedy_is_one(driver: str) -> None:
+    result = tf.optimize(beside_a_constant(1e7, scale=3.0), driver)
+    assert result.converged and result.value == pytest.approx(4.5, rel=1e-4)
+
+
+def test_a_constraint_with_a_price_costs_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("tesseract_flow.optimize.unmet._sample", lambda *args: asked.append(args))
+    result = tf.optimize(beside_a_constant(1e3), "slsqp")
+    assert result.converged and not asked
+
+
+def twin(hot: float = 7.5, **options: Any) -> tf.Problem:
+    """Bus bars that heat each other. With a mean in place of the largest, or limits that are met, it has a solution."""
+    n, current = 5, jnp.array([1.0, 1.5, 2.0, 1.2, 0.8])
+    coupling = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    coupling[0, 0] = coupling[-1, -1] = 1.0
+
+    def evaluate(d: Any, scheduled: Any = None) -> tf.Evaluation:
+        area, speed = d["area"], d["speed"]
+        limit = jnp.asarray(hot) if scheduled is None else scheduled["hot"]
+        conductance = jnp.diag(0.1 * jnp.sqrt(area * speed)) + 0.05 * coupling
+        heated = jnp.linalg.solve(conductance - jnp.diag(current**2 * 0.02 / area), current**2 / area)
+        largest = jax.lax.stop_gradient(heated.max())
+        hottest = largest * ((heated / largest) ** 4).sum() ** 0.25
+        loss = (current**2 * (1 + 0.02 * heated) / area).sum() + 0.05 * speed**3
+        return tf.Evaluation(loss, {"hottest": hottest / limit, "price": (area**1.2).sum() + 2 * speed**1.5})
+
+    return tf.Problem(
+        {"area": jnp.full(n, 1.5), "speed": jnp.asarray(1.0)},
+        evaluate,
+        bounds=({"area": 0.5, "speed": 0.05}, {"area": 10.0, "speed": 5.0}),
+        constraints={"hottest": tf.Constraint(upper=1.0), "price": tf.Constraint(upper=16.0)},
+        name="twin",
+        **options,
+    )
+
+
+MOST = {"slsqp": 30, "mma": 30, "ccsaq": 30, "ld_slsqp": 60, "trust-constr": 80, "lbfgs": 170}
+
+
+@pytest.mark.parametrize("driver", ["slsqp", *slowly("mma", "ccsaq", "ld_slsqp", "trust-constr", "lbfgs")])
+def test_constraints_in_conflict_end_a_run_early_and_are_named(driver: str) -> None:
+    """It took 71, 49, 138 and 200 steps, and was told by one driver of six, with one constraint of two."""
+    result = tf.optimize(twin(), driver)
+    assert not result.converged and not result.feasible
+    assert result.steps <= MOST[driver]
+    assert "looks infeasible" in result.reason
+    assert "'hottest'" in result.reason and "'price'" in result.reason
+
+
+@pytest.mark.parametrize("driver", ["slsqp", *slowly("mma", "trust-constr", "ld_slsqp", "lbfgs")])
+def test_one_constraint_out_of_reach(driver: str) -> None:
+    problem = tf.Problem(
+        jnp.array([0.5, 0.5]),
+        lambda x: tf.Evaluation((x**2).sum(), {"sum": x.sum(), "other": x[0]}),
+        constraints={"sum": tf.Constraint(lower=3.0), "other": tf.Constraint(upper=9.0)},
+        bounds=(0.0, 1.0),
+    )
+    result = tf.optimize(problem, driver)
+    assert "looks infeasible: constraint 'sum' is violated by 0.3" in result.reason
+    assert "'other'" not in result.reason
+
+
+def test_an_infeasible_stage_moves_on_to_the_next() -> None:
+    """It took all steps, and the stages that could be solved had none."""
+    problem = twin(schedule={"hot": tf.Schedule([7.5, 9.0])})
+    result = tf.optimize(problem, "slsqp", stop={"max_steps": 100})
+    assert result.converged, result.reason
+    (event,) = [event for record in result.history for event in record.events if "hot" in event]
+    assert "as the problem looks infeasible" in event
+    assert next(record.step for record in result.history if record.stage == 1) <= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["slsqp", "mma", "trust-constr", "ld_slsqp", "lbfgs"])
+@pytest.mark.parametrize("seed", range(4))
+def test_problems_with_a_solution_are_not_accused(driver: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    linear, curved, inside = rng.standard_normal((4, 6)), 0.3 * rng.standard_normal((4, 6, 6)), rng.standard_normal(6)
+
+    def demanded(x: Any) -> Any:
+        return linear @ x + jnp.einsum("kij,i,j->k", curved, x, x)
+
+    problem = tf.Problem(
+        jnp.asarray(5 * rng.standard_normal(6)),
+        lambda x: tf.Evaluation(((x - 1) ** 2).sum(), {"all": demanded(x) - demanded(inside)}),
+        constraints={"all": tf.Constraint(lower=-1.0, upper=1.0)},
+    )
+    result = tf.optimize(problem, driver)
+    assert "infeasible" not in result.reason and "tolerance alone" not in result.reason
+    assert not any(record.unmet for record in result.history)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("driver", ["slsqp", "ld_slsqp", "trust-constr"])
+@pytest.mark.filterwarnings("ignore:Singular Jacobian")
+def test_rows_that_say_the_same_are_no_conflict(driver: str) -> None:
+    problem = tf.Problem(
+        jnp.array([2.0, 1.0]),
+        lambda x: tf.Evaluation((x**2).sum(), {"a": x.sum(), "b": 2 * x.sum() + 1e-9}),
+        constraints={"a": tf.Constraint(equals=1.0), "b": tf.Constraint(equals=2.0)},
+    )
+    assert not any(record.unmet for record in tf.optimize(problem, driver).history)
+
+
+def test_what_was_found_is_kept_in_the_journal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tf.optimize(twin(), "slsqp", journal=tmp_path)
+    monkeypatch.setattr(steps, "_unmet", lambda *args: pytest.fail("a finished run asks for nothing"))
+    again = tf.optimize(twin(), "slsqp", journal=tmp_path)
+    assert (again.reason, again.steps, again.evaluations) == (first.reason, first.steps, first.evaluations)
