@@ -134,7 +134,7 @@ def _way_out(rows: Rows, reach: float) -> _WayOut:
     sides = [(slopes, rows.upper - rows.values), (-slopes, rows.values - rows.lower)]
     matrix, room, names = [], [], []
     for side, left in sides:
-        for k in np.flatnonzero(np.isfinite(left)):
+        for k in map(int, np.flatnonzero(np.isfinite(left))):
             length = float(np.abs(side[k]).max(initial=0.0)) or 1.0
             matrix.append(np.append(side[k], max(-left[k], 0.0)) / length)
             room.append(max(left[k], 0.0) / length)
