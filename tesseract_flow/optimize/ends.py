@@ -14,19 +14,22 @@ from typing import Any
 import numpy as np
 
 from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.resting import Resting
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.schedule import Phase, Stage
 from tesseract_flow.optimize.stopping import (
-    ALWAYS,
     DEFAULT_MAX_STEPS,
     AbstractStoppingRule,
     FirstOrder,
+    Infeasible,
     MaxEvaluations,
     MaxRequests,
     MaxSteps,
     Stagnation,
+    Stalled,
     TargetValue,
     Unbounded,
+    Unmet,
     Unresponsive,
     Until,
     WallTime,
@@ -36,6 +39,9 @@ from tesseract_flow.optimize.stopping import (
 )
 
 Rules = tuple[AbstractStoppingRule, ...]
+
+# In force whatever is asked for.
+ALWAYS: Rules = (Unresponsive(), Unmet(), Infeasible(), Unbounded(), Stalled(), Resting())
 
 
 @dataclasses.dataclass(frozen=True)

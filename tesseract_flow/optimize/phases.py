@@ -29,6 +29,7 @@ from tesseract_flow.optimize.contradictions import Verify
 from tesseract_flow.optimize.drivers.base import AbstractDriver, AbstractEngine
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES, OBJECT, named_driver
 from tesseract_flow.optimize.ends import (
+    ALWAYS,
     Limits,
     Verdict,
     limits_of,
@@ -49,7 +50,7 @@ from tesseract_flow.optimize.schedule import Phase, described
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State
 from tesseract_flow.optimize.steps import Kept, Totals, advance, begun, rebuilt
-from tesseract_flow.optimize.stopping import ALWAYS, FirstOrder
+from tesseract_flow.optimize.stopping import FirstOrder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

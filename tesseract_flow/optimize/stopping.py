@@ -435,10 +435,6 @@ def most_steps(stop: Any) -> int:
     return min((rule.n for rule in rules if isinstance(rule, MaxSteps)), default=DEFAULT_MAX_STEPS)
 
 
-# In force whatever is asked for.
-ALWAYS = Unresponsive(), Unmet(), Infeasible(), Unbounded(), Stalled()
-
-
 def first_reason(
     rules: Sequence[AbstractStoppingRule], history: Sequence[StepRecord]
 ) -> tuple[AbstractStoppingRule, str] | None:
