@@ -65,7 +65,7 @@ def test_memories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     memory_of(handle, "b")
     assert memory_of(handle, "a") is first
     memory_of(handle, "c")
-    assert list(memory._memories[handle]) == ["a", "c"]
+    assert list(memory._memories[handle.anchor]) == ["a", "c"]
 
 
 def test_a_memory_goes_with_its_handle() -> None:
