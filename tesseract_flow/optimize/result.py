@@ -96,7 +96,7 @@ class StepRecord:
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         # Of a run in which nothing changes they say nothing.
-        quiet = {"unmet": "", "stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
+        quiet = {"stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
         return {name: value for name, value in fields.items() if quiet.get(name, ...) != value}
 
     @classmethod
