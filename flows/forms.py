@@ -162,6 +162,7 @@ class Running(BaseModel):
     )
     schedule: dict[str, Any] = Field(
         default_factory=dict,
+        title="Scheduled numbers",  # beside the schedule of a learning rate
         description='Other values for numbers that the problem schedules: {"beta": [1, 4, 16]}, one for each phase; '
         '{"beta": {"values": [1, 4, 16], "every": 40}}, for 40 steps each; or a number that stays',
     )
