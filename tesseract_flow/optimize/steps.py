@@ -34,6 +34,7 @@ from tesseract_flow.optimize.drivers.moves import moved
 from tesseract_flow.optimize.ends import comparable, tail
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, convergence_of
 from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
+from tesseract_flow.optimize.nearby import honest_stationarity
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
@@ -291,6 +292,8 @@ def _verified(
     found: Contradiction | None = None,
 ) -> StepRecord:
     """With what looks at the gradient find, and what they took; `found` before already, if anything was."""
+    if is_claim(run, [*history, record]) and (left := honest_stationarity(run, state, record)) is not None:
+        record = dataclasses.replace(record, stationarity=left)
     if found is None and is_due(verify, record.step):
         found = verify_gradient(run, state)
     if found is None and verify is not None and is_claim(run, [*history, record]):

@@ -74,13 +74,17 @@ class Vicinity:
         pieces = np.split(vector, self._ends[:-1])
         return [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, self._leaves, strict=True)]
 
-    def look(self, step: Vector) -> Seen | None:
-        """What is found a step away, or as far as the bounds let it go; `None` where the evaluation fails."""
+    def moved(self, step: Vector) -> PyTree:
+        """The design a step away, or as far as the bounds let it go."""
         moved = [
             leaf + jnp.asarray(part, leaf.dtype)
             for leaf, part in zip(self._leaves, self.parts(step * self.sizes), strict=True)
         ]
-        point = self._box.project(self._treedef.unflatten(moved))
+        return self._box.project(self._treedef.unflatten(moved))
+
+    def look(self, step: Vector) -> Seen | None:
+        """What is found a step away, or as far as the bounds let it go; `None` where the evaluation fails."""
+        point = self.moved(step)
         sample = self._sample(point)
         if sample is None:
             return None

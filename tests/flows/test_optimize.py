@@ -305,7 +305,18 @@ def test_unknown_optimizer_is_refused_by_the_form(prefect_harness, problem, tmp_
 
 def test_form_has_flat_fields_with_descriptions():
     schema = optimize_design.parameters.model_dump()
-    names = {"problem", "settings", "optimizer", "stop", "run_key", "observe", "folder", "on_failure", "check"}
+    names = {
+        "problem",
+        "settings",
+        "optimizer",
+        "stop",
+        "run_key",
+        "observe",
+        "folder",
+        "on_failure",
+        "check",
+        "schedule",
+    }
     assert set(schema["properties"]) == names | {"start_from", "start_design", "accept_changes", "verify_gradients"}
     assert all(field.get("description") for field in schema["properties"].values())
     assert schema["definitions"]["Optimizer"]["properties"]["name"]["enum"][:2] == ["auto", "adam"]

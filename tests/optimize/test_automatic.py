@@ -20,6 +20,7 @@ from tesseract_flow.optimize import (
 )
 from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.failures import as_policy
+from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.testing import FunctionTesseract
 from tests.optimize.helpers import hs71_problem, rosenbrock_problem, same_bits
 
@@ -28,7 +29,7 @@ ONCE = {"stop": MaxSteps(1), "transform": jax.jit}
 
 def name_for(problem, policy="shrink", **options) -> str:
     asked = {"learning_rate": None, "settings": None, "method": None, "journal": None, **options}
-    return automatic_driver(problem, policy=as_policy(policy), **asked)
+    return automatic_driver(problem, policy=as_policy(policy), shared=Shared(), **asked)
 
 
 def constrained(n: int, rows: int, of=jnp.asarray) -> Problem:

@@ -1,0 +1,65 @@
+"""A run that began far up a wall is not converged at its foot: what is lower nearby is looked for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tesseract_flow.optimize import Constraint, Evaluation, Problem, optimize
+
+LENNARD_JONES = lambda r: (4 * (r**-12 - r**-6)).sum()  # noqa: E731
+CASES = {
+    "a direction 1e12 times as steep": (
+        Problem(jnp.array([10.0, 0.0]), lambda x: 1e12 * x[0] ** 2 + (x[1] - 5.0) ** 2),
+        0.0,
+    ),
+    "an exponential wall": (Problem(jnp.array([3.0]), lambda x: jnp.cosh(20 * (x - 1)).sum()), 1.0),
+    "two atoms": (Problem(jnp.array([0.1]), LENNARD_JONES, bounds=(0.05, 5.0)), -1.0),
+    "a barrier": (
+        Problem(jnp.array([0.01, 0.0]), lambda x: x[0] ** -6 + x[0] ** 2 + (x[1] - 5) ** 2, bounds=(1e-3, 10.0)),
+        1.754765350603323,  # 3^(1/4) + 3^(-3/4)
+    ),
+    "a twelfth power beside a constraint": (
+        Problem(
+            jnp.array([10.0, 0.0]),
+            lambda x: Evaluation(x[0] ** 12 + (x[1] - 5) ** 2, {"c": x[1]}),
+            constraints={"c": Constraint(upper=4.0)},
+        ),
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"),
+    [
+        *((driver, name) for driver in ("lbfgs", "slsqp") for name in CASES),
+        *(("l-bfgs-b", name) for name in list(CASES)[:4]),
+        ("mma", "a twelfth power beside a constraint"),
+        *(pytest.param("trust-constr", name, marks=pytest.mark.slow) for name in CASES),
+        *(pytest.param("mma", name, marks=pytest.mark.slow) for name in list(CASES)[:4]),
+    ],
+)
+def test_the_foot_of_a_wall_is_no_optimum(driver, name):
+    """Claimed at 25, 162905, 20.9, 27 and 1.74, in units of the slope at the start."""
+    problem, least = CASES[name]
+    result = optimize(problem, driver, transform=jax.jit)
+    assert result.value == pytest.approx(least, abs=2e-3) if result.converged else result.reason
+    if driver in ("lbfgs", "slsqp"):
+        assert result.converged, result.reason
+
+
+def test_in_single_precision_too():
+    problem = Problem(jnp.array([-1.2, 5.0], jnp.float32), lambda x: 1e6 * (1 - x[0]) ** 2 + 0.1 * (x[1] - 2.0) ** 2)
+    for driver in ("slsqp", "lbfgs"):
+        result = optimize(problem, driver, transform=jax.jit)
+        assert result.value < 1e-3 or not result.converged
+
+
+@pytest.mark.parametrize("rest", [0.0, 1e-9, 1e-3, 25.0])
+def test_a_sum_of_squares_that_falls_to_almost_nothing_converges(rest):
+    problem = Problem(jnp.array([-1.2, 1.0]), lambda x: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2 + rest)
+    for driver in ("lbfgs", "slsqp", "l-bfgs-b"):
+        result = optimize(problem, driver, transform=jax.jit)
+        assert result.converged and result.value == pytest.approx(rest, abs=1e-10), (driver, result.reason)
