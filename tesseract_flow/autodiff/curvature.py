@@ -6,17 +6,21 @@ this is an honest way to it, with an error that one can state; it has a name of 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from tesseract_flow.autodiff.judging import AbstractCase, judged
 from tesseract_flow.autodiff.stepping import moved, real, speed
 from tesseract_flow.errors import OptionError
 
 PyTree = Any
+_ROUNDINGS = 100.0  # of an entry: less of a step is not felt
 
 
 def hvp(
@@ -32,7 +36,9 @@ def hvp(
     Costs two gradients, which `tesseract_flow.concurrent` runs at once: `concurrent(lambda x, v: hvp(loss, x, v))`.
     The step moves no entry x_i by more than `noise**p * s_i`, where s_i = max(|x_i|, the array's largest magnitude up
     to 1), with p = 1/3 for central differences and 1/2 for forward ones. The result is symmetric only up to its error,
-    which is about noise**(2/3), or noise**(1/2), of its size for a function that varies on the scale of x.
+    which is about noise**(2/3), or noise**(1/2), of its size for a function whose gradient varies on the scale of x by
+    as much as it is large. What is larger in the gradient and does not vary hides it: the error is noise |g| / h, for a
+    gradient g and a step h.
 
     Args:
         fn: tree -> scalar, differentiable once by `jax.grad`.
@@ -45,7 +51,8 @@ def hvp(
             one, say their tolerance.
 
     Raises:
-        OptionError: an unknown method, a noise outside of (0, 1), or trees that do not match.
+        OptionError: an unknown method, a noise outside of (0, 1), trees that do not match, or entries of so different
+            a size that one step does not move all that v moves.
 
     Source: J. Nocedal and S. J. Wright, Numerical Optimization (2006), sections 8.1 and 8.2.
     """
@@ -61,6 +68,7 @@ def hvp(
     if noise is None:
         noise = max(float(jnp.finfo(leaf.dtype).eps) for leaf in leaves)
     h = noise ** (1 / 3 if method == "central" else 1 / 2) / speed(varying, direction)
+    can_tell = judged(_Unmoved(), _moves(varying, h, direction))
 
     def gradient(step: Any) -> PyTree:
         return jax.grad(lambda tree: fn(eqx.combine(tree, constant)))(moved(varying, step, direction))
@@ -69,7 +77,34 @@ def hvp(
         high, low, width = gradient(h), gradient(-h), 2.0 * h
     else:
         high, low, width = gradient(h), gradient(0.0 * h), h
-    return jax.tree_util.tree_map(lambda a, b: ((a - b) / width.astype(real(a.dtype))).astype(a.dtype), high, low)
+
+    def quotient(a: Any, b: Any) -> Any:
+        found = ((a - b) / width.astype(real(a.dtype))).astype(a.dtype)
+        return jnp.where(can_tell, found, jnp.full_like(found, jnp.nan))
+
+    return jax.tree_util.tree_map(quotient, high, low)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unmoved(AbstractCase):
+    """A step that some entries do not feel."""
+
+    def fault(self, where: tuple[int, ...], is_good: np.ndarray, *facts: np.ndarray) -> OptionError:
+        return OptionError(
+            "hvp: the entries of x and v are of such different size that the step which moves one of them by its part "
+            "moves another one by no more than its rounding.\n"
+            "H v is linear in v: ask for it with the small and the large entries of v apart, the others zero."
+        )
+
+
+def _moves(varying: PyTree, h: Any, direction: PyTree) -> Any:
+    """Whether each entry that is to move moves by many of its roundings."""
+
+    def of(x: Any, v: Any) -> Any:
+        least = _ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.abs(x)
+        return jnp.all((v == 0) | (jnp.abs(h * v) >= least))
+
+    return jnp.all(jnp.stack(jax.tree_util.tree_leaves(jax.tree_util.tree_map(of, varying, direction))))
 
 
 def _direction(varying: PyTree, v: PyTree) -> PyTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -279,8 +280,8 @@ def _per_leaf(atol: Any, T0: Any, who: str) -> tuple[float, ...]:
             f"{who}: atol={atol!r}; expected a number, or a tree of numbers with which T0 begins."
         ) from None
     values = tuple(jax.tree_util.tree_leaves(spread))
-    if any(not value >= 0.0 for value in values):
-        raise OptionError(f"{who}: atol={atol!r}; expected nothing below 0.")
+    if any(not 0.0 <= value < math.inf for value in values):
+        raise OptionError(f"{who}: atol={atol!r}; expected nothing below 0, and nothing infinite.")
     return values
 
 

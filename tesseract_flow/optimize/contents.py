@@ -236,5 +236,5 @@ def translated(address: str, what: str) -> Iterator[None]:
     except OSError as error:
         raise JournalError(
             f"Journal {address} cannot be {what}: {error}.\n"
-            "Steps already finished are safe. Make the place usable, and run again."
+            "Steps that were finished before are safe, if there were any. Make the place usable, and run again."
         ) from error

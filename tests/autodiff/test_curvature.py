@@ -126,3 +126,17 @@ def test_bad_arguments_are_refused_before_any_request(wing: FunctionTesseract, v
     with count_requests() as requests, pytest.raises(OptionError, match=message):
         hvp(through(wing), X, v, **options)
     assert requests.n_total == 0
+
+
+@pytest.mark.parametrize("outer", [lambda f: f, jax.jit, concurrent], ids=["eager", "jit", "concurrent"])
+def test_a_step_that_an_entry_does_not_feel_is_refused(outer: Any):
+    """The second derivative by b was 0 where it is 6e9."""
+    x = {"a": jnp.asarray(1e-9), "b": jnp.asarray(1e9)}
+
+    def cubes(d: Any) -> Any:
+        return d["a"] ** 3 + d["b"] ** 3
+
+    both, alone = ({"a": jnp.asarray(a), "b": jnp.asarray(1.0)} for a in (1.0, 0.0))
+    with pytest.raises(Exception, match="such different size"):
+        jax.block_until_ready(outer(lambda x, v: hvp(cubes, x, v))(x, both))
+    assert_close(outer(lambda x, v: hvp(cubes, x, v))(x, alone)["b"], 6e9, 1e-6)

@@ -423,6 +423,7 @@ def test_a_step_of_an_optimisation_goes_back_from_where_there_is_no_state():
         ((lambda T: T, 0.0), {"rtol": 0.0}, "rtol=0.0"),
         ((lambda T: T, 0.0), {"max_steps": 0}, "max_steps=0"),
         ((lambda T: T, 0.0), {"atol": "small"}, "atol='small'"),
+        ((lambda T: T, 0.0), {"atol": float("inf")}, "atol=inf"),
         (({"a": lambda T: T["a"]}, jnp.zeros(2)), {}, "the state is a dictionary with the part of each"),
         (({"a": lambda T: T["a"]}, {"b": 0.0}), {}, "T0 has a part 'b', and no component gives it"),
         (({"a": lambda T: 1.0, "b": lambda T: 1.0}, {"a": 0.0}), {}, "T0 has no part for 'b'"),

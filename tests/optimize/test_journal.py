@@ -364,7 +364,7 @@ def test_a_full_disk_is_a_journal_error_and_loses_nothing(tmp_path):
 
     journal = FileJournal(tmp_path, at=full)
     journal.open(FINGERPRINT)
-    with pytest.raises(JournalError, match=r"(?s)cannot be written.*No space left.*already finished are safe"):
+    with pytest.raises(JournalError, match=r"(?s)cannot be written.*No space left.*finished before are safe"):
         journal.save(checkpoint(2), record(2))
     journal.close()
     assert read(tmp_path).checkpoint.step == 1

@@ -95,7 +95,8 @@ def verified(source: Path, max_bytes: int = MAX_BYTES) -> tuple[dict[str, bytes]
 
 
 def bring_in(source: Path, cache: DirectoryCache) -> tuple[int, int]:
-    """Write what is in an archive into a cache, once all of it is verified; what is there already stays.
+    """Write what is in an archive into a cache, once all of it is verified; what is there already stays, unless it is
+    damaged.
 
     Returns:
         How many answers were written, and how many were there.
@@ -105,10 +106,11 @@ def bring_in(source: Path, cache: DirectoryCache) -> tuple[int, int]:
     """
     files, _ = verified(source)
     n_new = n_there = 0
+    there = {name for name, content in files.items() if _is_there(cache, name, content)}
     # An entry last: it makes the others part of something.
     for name in sorted(files, key=lambda name: NAME.fullmatch(name) is not None):
         is_entry = NAME.fullmatch(name) is not None
-        if (cache.folder / name).exists():
+        if name in there:
             n_there += is_entry
             continue
         try:
@@ -117,6 +119,19 @@ def bring_in(source: Path, cache: DirectoryCache) -> tuple[int, int]:
             raise StorageError(f"Cannot write to {cache!r}: {error}.") from error
         n_new += is_entry
     return n_new, n_there
+
+
+def _is_there(cache: DirectoryCache, name: str, content: bytes) -> bool:
+    """Whether a file is there as a whole. There may be another answer to the same question, and of the other files the
+    name tells the content."""
+    file = cache.folder / name
+    try:
+        if NAME.fullmatch(name) is None:
+            return file.read_bytes() == content
+        cache.read(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def origins(cache: DirectoryCache) -> list[dict[str, Any]]:

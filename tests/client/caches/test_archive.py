@@ -42,6 +42,16 @@ def test_there_and_back(archive: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["cache", "export", str(tmp_path / "cache"), str(archive)]) == 1  # it is there already
 
 
+def test_what_is_damaged_is_written_anew(archive: Path, tmp_path: Path) -> None:
+    """It was "there already", and stayed damaged."""
+    cache = DirectoryCache(tmp_path / "cache")
+    for pattern in ("*.json", "*.arrays"):
+        file = next(path for path in sorted(cache.folder.glob(pattern)) if ".component." not in path.name)
+        file.write_bytes(file.read_bytes()[:-20])
+        assert bring_in(archive, cache)[0] == 1
+        assert main(["cache", "verify", str(tmp_path / "cache")]) == 0
+
+
 def changed(archive: Path, **files: bytes | None) -> None:
     other = archive.with_suffix(".other")
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(other, "w") as new:
