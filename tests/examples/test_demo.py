@@ -69,8 +69,9 @@ def test_killed_in_the_middle_and_started_again_it_ends_with_the_bits_of_an_undi
     assert result["value"] == pytest.approx(OPTIMUM, rel=1e-3)
     assert result["constraints"]["volume"] == pytest.approx(0.01, rel=1e-4)
     assert result["steps"] > killed_at
-    # The steps before the kill were not made again: six calls a step, and the one that was under way.
-    assert result["extra"]["requests_of_this_run"]["fem.apply"] <= result["steps"] + 1 - killed_at + 1
+    # The steps before the kill were not made again: six calls a step, the one that was under way, and two looks at the
+    # design that is called an optimum.
+    assert result["extra"]["requests_of_this_run"]["fem.apply"] <= result["steps"] + 1 - killed_at + 1 + 2
 
     whole = tf.optimize(
         load_problem("examples/beam/problem.py:cantilever"),
