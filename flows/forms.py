@@ -47,30 +47,26 @@ class Optimizer(BaseModel):
 
 
 class Stop(BaseModel):
-    """When to stop; whichever comes first. Of what is left empty the problem's own settings hold."""
+    """When to stop; whichever comes first. Of what is left as it is here the problem's own settings hold."""
 
     model_config = ConfigDict(extra="forbid")
 
-    max_steps: int | None = Field(
-        default=None, ge=0, description="Steps, over all runs with this run key; 200 where nothing else is said"
-    )
+    max_steps: int = Field(default=200, ge=0, description="Steps, over all runs with this run key")
     gradient_tolerance: float | None = Field(
-        default=None,
+        default=1e-6,
         ge=0,
         description="Of first-order optimality: stationarity and complementarity; constraints must be met as well. "
-        "1e-6 where nothing else is said; 0 switches it off",
+        "0 switches it off",
     )
     patience: int | None = Field(default=None, ge=1, description="Steps without improvement of the best design")
-    stagnation_tolerance: float | None = Field(
-        default=None, ge=0, description="Relative improvement that counts as one; 1e-6 where nothing else is said"
-    )
+    stagnation_tolerance: float = Field(default=1e-6, ge=0, description="Relative improvement that counts as one")
     wall_time: float | None = Field(default=None, gt=0, description="Seconds, over all runs with this run key")
     max_requests: int | None = Field(default=None, ge=1, description="Requests of this run to Tesseracts")
 
 
 def said(stop: Stop) -> dict[str, Any] | None:
-    """What the form says of when to stop; None where it says nothing."""
-    return stop.model_dump(exclude_none=True) or None
+    """What the form says of when to stop: the fields that somebody has filled in; None where there are none."""
+    return stop.model_dump(exclude_unset=True, exclude_none=True) or None
 
 
 class Failures(BaseModel):
