@@ -7,6 +7,7 @@ the list is no log that one has to believe: what is in it gives these numbers, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from tesseract_flow.checks.recording import Traced
 from tesseract_flow.client import AbstractTesseract, DirectoryCache, Endpoint, Tree
 from tesseract_flow.client.caches.archive import origin
+from tesseract_flow.client.caches.components import Component
 from tesseract_flow.client.handles.cached import CachedTesseract
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import JournalError, NotRecorded
@@ -147,6 +149,10 @@ class _Kept(AbstractWrapper):
     cache: DirectoryCache = dataclasses.field(compare=False, repr=False)
     kept: dict[str, Mapping[str, Any]] = dataclasses.field(compare=False, repr=False)
 
+    @functools.cached_property
+    def _components(self) -> list[Component]:
+        return self.cache.components()
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self.tesseract.key_of(endpoint, payload)
         found = None if key is None else self.cache.entry(key)
@@ -159,5 +165,5 @@ class _Kept(AbstractWrapper):
                 endpoint=endpoint,
             )
         file, entry = found
-        self.kept[file.name] = origin(file, entry, self.cache.components())
+        self.kept[file.name] = origin(file, entry, self._components)
         return entry.answer

@@ -30,6 +30,7 @@ from tesseract_flow.optimize.activity import Activity, active_bounds, active_con
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.checkpoint import Checkpoint
+from tesseract_flow.optimize.claims import is_claim
 from tesseract_flow.optimize.commands import require_inside
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
@@ -53,8 +54,9 @@ from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steering import Due, Steering
-from tesseract_flow.optimize.steps import Totals, advance, is_claim, prepare, reassess, start, template_state
+from tesseract_flow.optimize.steps import advance, prepare, reassess, start, template_state
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_feasibility_tol
+from tesseract_flow.optimize.totals import Meter, Totals
 
 
 def default_transform() -> Transform:
@@ -223,7 +225,7 @@ def optimize(
         contextlib.ExitStack() as open_ended,
     ):
         history += [StepRecord.from_json(fields) for fields in resumed.history] if resumed else []
-        meter = _Meter(clock, count, counted, course, history[-1] if history else None)
+        meter = Meter(clock, count, counted, course, history[-1] if history else None)
         actions, last = (resumed.actions, history[-1].step) if resumed else ((), -1)
         open_ended.callback(lambda: course.close())  # whichever it is by then
         steering = open_ended.enter_context(Steering(kept, account.recalls[0], actions, last, meter.idle, sleep))
@@ -424,43 +426,6 @@ class _Told:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None and self._journal is not None and self._has_begun:
             interrupt(self._journal, self._history[-1].step if self._history else -1, error)
-
-
-class _Meter:
-    """Totals of time, requests and evaluations over all runs of a journal.
-
-    Args:
-        counted: what `count` said before anything was asked.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        count: Callable[[], int],
-        counted: int,
-        course: Course,
-        last: StepRecord | None,
-    ):
-        self._clock, self._count, self._course, self._last = clock, count, course, last
-        self.restart()
-        self._counted = counted
-
-    def idle(self, seconds: float) -> None:
-        """The run waited for somebody: that is not time that it took."""
-        self._began += seconds
-
-    def restart(self) -> None:
-        """What was done so far is not part of the run: a point that was evaluated again, to compare."""
-        self._began, self._counted, self._evaluated = self._clock(), self._count(), self._course.n_evaluations
-
-    def totals(self) -> dict[str, Any]:
-        before = self._last
-        return {
-            "seconds": float(self._clock() - self._began) + (before.seconds if before else 0.0),
-            "requests": int(self._count() - self._counted) + (before.requests if before else 0),
-            "evaluations": self._course.n_evaluations - self._evaluated + (before.evaluations if before else 0),
-            "failures": self._course.n_failed + (before.failures if before else 0),
-        }
 
 
 def _result(

@@ -49,8 +49,9 @@ from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.schedule import Phase, described
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.steps import Kept, Totals, advance, begun, rebuilt
+from tesseract_flow.optimize.steps import Kept, advance, begun, rebuilt
 from tesseract_flow.optimize.stopping import FirstOrder
+from tesseract_flow.optimize.totals import Totals
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -28,7 +28,8 @@ from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.steps import Totals, reassess
+from tesseract_flow.optimize.steps import reassess
+from tesseract_flow.optimize.totals import Totals
 from tesseract_flow.storage import open_store, without_secrets
 
 WhichDesign = Literal["best", "last"]

@@ -20,21 +20,13 @@ from jaxtyping import PyTree
 from tesseract_flow.errors import EvaluationFailed
 from tesseract_flow.optimize import optimality
 from tesseract_flow.optimize.bounds import Box
+from tesseract_flow.optimize.claims import verified
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, ConstraintSet, Duals
-from tesseract_flow.optimize.contradictions import (
-    Contradiction,
-    Verify,
-    is_due,
-    is_suspicious,
-    verify_claim,
-    verify_gradient,
-)
+from tesseract_flow.optimize.contradictions import Verify, is_suspicious, verify_gradient
 from tesseract_flow.optimize.drivers.base import AbstractDriver, Setting
 from tesseract_flow.optimize.drivers.moves import moved
-from tesseract_flow.optimize.ends import comparable, tail
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Transform, Weights, convergence_of
 from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
-from tesseract_flow.optimize.nearby import honest_stationarity
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
@@ -43,13 +35,10 @@ from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import Best, State
-from tesseract_flow.optimize.stopping import FirstOrder, Infeasible, reachable
-from tesseract_flow.optimize.unmet import held_by_tolerance, in_conflict, infeasible
+from tesseract_flow.optimize.stopping import reachable
+from tesseract_flow.optimize.totals import Totals
 
 _NO_SLOPE = 1e-8  # of the objective
-
-# Seconds, requests and evaluations so far, as a record has them.
-Totals = Callable[[], Mapping[str, Any]]
 
 
 def prepare(
@@ -196,7 +185,7 @@ def begun(
         view = look_around(run.problem, run.box, u, alone, functools.partial(_alone, run), run.evaluator)
     record = _record(run, state, history, 0.0, False, totals, measures, view.slope)
     record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events), since=step)
-    return state, _verified(run, state, history, record, totals, verify)
+    return state, verified(run, state, history, record, totals, verify)
 
 
 def _objective_scale(run: Run, size: float, steepest: float) -> float:
@@ -257,55 +246,7 @@ def reassess(
     if not moved(u, best_u) or _is_better(run, new, measures, record, None, record):
         new = dataclasses.replace(new, best=Best(run.varying_at(u), here.leaves, jnp.asarray(step, jnp.int32)))
         record = _record(run, new, (last,), 0.0, False, totals, run.assess(new), slope)
-    return new, _verified(run, new, (last,), dataclasses.replace(record, since=record.step), totals, verify)
-
-
-def _unmet(run: Run, state: State, history: Sequence[StepRecord], record: StepRecord) -> str:
-    """What is behind a violation, if it is in the way of an optimum, or does not go away."""
-    if run.tolerance is not None and optimality.is_first_order(record, run.tolerance):
-        unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
-        return held_by_tolerance(run, state, unit / float(state.objective_scale))
-    known = comparable(tail([*history, record], "stage"))
-    if (rows := run.engine.rows(run, state)) is None:
-        return infeasible(run, state, ()) if Infeasible().reason_to_stop(known) else ""
-    names = [] if record.best_feasible else in_conflict(run, state, known, rows)
-    return infeasible(run, state, names) if names else ""
-
-
-def is_claim(run: Run, known: Sequence[StepRecord]) -> bool:
-    """Whether the last of these records is about to be called an optimum."""
-    return (
-        run.tolerance is not None
-        and run.stage.index == run.problem.stages[-1].index
-        and known[-1].best_step == known[-1].step
-        and FirstOrder(run.tolerance).is_met(known)
-    )
-
-
-def _verified(
-    run: Run,
-    state: State,
-    history: Sequence[StepRecord],
-    record: StepRecord,
-    totals: Totals,
-    verify: Verify,
-    found: Contradiction | None = None,
-) -> StepRecord:
-    """With what looks at the gradient find, and what they took; `found` before already, if anything was."""
-    if is_claim(run, [*history, record]) and (left := honest_stationarity(run, state, record)) is not None:
-        record = dataclasses.replace(record, stationarity=left)
-    if found is None and is_due(verify, record.step):
-        found = verify_gradient(run, state)
-    if found is None and verify is not None and is_claim(run, [*history, record]):
-        assert run.tolerance is not None
-        unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
-        found = verify_claim(run, state, unit / float(state.objective_scale), run.tolerance)
-    if run.has_constraints and (unmet := _unmet(run, state, history, record)):
-        record = dataclasses.replace(record, unmet=unmet)
-    if found is None:
-        return dataclasses.replace(record, **totals())
-    event = f"{found}: one of them is wrong"
-    return dataclasses.replace(record, contradiction=str(found), events=(*record.events, event), **totals())
+    return new, verified(run, new, (last,), dataclasses.replace(record, since=record.step), totals, verify)
 
 
 def advance(
@@ -344,7 +285,7 @@ def advance(
         measures = run.assess(new)
         slope = None if run.has_constraints else float(measures["slope"])
         record = _record(run, new, history, max(moves), move.stalled, totals, measures, slope)
-        return new, _verified(run, new, history, dataclasses.replace(record, since=step), totals, verify)
+        return new, verified(run, new, history, dataclasses.replace(record, since=step), totals, verify)
     measures = run.assess(new)
     record = _record(run, new, history, max(moves), move.stalled, totals, measures)
     known = [*history, record]
@@ -357,7 +298,7 @@ def advance(
     if move.is_endless and not run.box.is_finite:
         record = dataclasses.replace(record, endless=history[-1].endless + 1)
     found = verify_gradient(run, state) if is_suspicious(move, state) else None
-    return new, _verified(run, new, history, record, totals, verify, found)
+    return new, verified(run, new, history, record, totals, verify, found)
 
 
 def _assessed(

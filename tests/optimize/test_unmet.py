@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tesseract_flow as tf
-from tesseract_flow.optimize import steps
+from tesseract_flow.optimize import claims
 
 
 def slowly(*drivers: str) -> list[Any]:
@@ -150,6 +150,6 @@ def test_rows_that_say_the_same_are_no_conflict(driver: str) -> None:
 
 def test_what_was_found_is_kept_in_the_journal(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tf.optimize(twin(), "slsqp", journal=tmp_path)
-    monkeypatch.setattr(steps, "_unmet", lambda *args: pytest.fail("a finished run asks for nothing"))
+    monkeypatch.setattr(claims, "_unmet", lambda *args: pytest.fail("a finished run asks for nothing"))
     again = tf.optimize(twin(), "slsqp", journal=tmp_path)
     assert (again.reason, again.steps, again.evaluations) == (first.reason, first.steps, first.evaluations)

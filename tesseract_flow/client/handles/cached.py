@@ -107,7 +107,7 @@ class CachedTesseract(AbstractWrapper):
         return self.cache.component(self.tesseract)
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
-        key = self._key(endpoint, payload) if endpoint in _PURE else None
+        key = self.key_of(endpoint, payload) if endpoint in _PURE else None
         if key is None:
             return self.tesseract.request(endpoint, payload, run_id=run_id)
         if self._is_replay:
@@ -121,11 +121,8 @@ class CachedTesseract(AbstractWrapper):
         return answer
 
     def key_of(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
-        """By what the answer to a question is kept; None if the payload cannot be written down."""
-        return self._key(endpoint, payload)
-
-    def _key(self, endpoint: Endpoint, payload: Mapping[str, Any]) -> RequestKey | None:
-        """None if the payload cannot be a key; whether it can be sent is for the handle to say."""
+        """By what the answer to a question is kept; None if the payload cannot be a key. Whether it can be sent is for
+        the handle to say."""
         self.refresh()
         component = self._component.key
         try:

@@ -411,7 +411,7 @@ def test_what_was_kept_and_is_no_answer_is_asked_for_again(cache: AbstractCache,
     component = Numbering(lambda n: {"y": np.full(3, float(n))}, schema=square().schema)
     handle = kept(component, cache)
     assert isinstance(handle, CachedTesseract)
-    key = handle._key("apply", {"inputs": X})
+    key = handle.key_of("apply", {"inputs": X})
     assert key is not None
     cache.put(key.kept(), bad, Origin())
     assert handle.apply(X)["y"][0] == 0.0
