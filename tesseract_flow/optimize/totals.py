@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tesseract_flow.optimize.result import StepRecord
 
-if TYPE_CHECKING:
-    from tesseract_flow.optimize.phases import Course
-
 # As a record has them.
 Totals = Callable[[], Mapping[str, Any]]
+
+
+class Spending(Protocol):
+    """What evaluates for a run."""
+
+    @property
+    def n_evaluations(self) -> int: ...
+
+    @property
+    def n_failed(self) -> int: ...
 
 
 class Meter:
@@ -26,7 +33,7 @@ class Meter:
         clock: Callable[[], float],
         count: Callable[[], int],
         counted: int,
-        course: Course,
+        course: Spending,
         last: StepRecord | None,
     ):
         self._clock, self._count, self._course, self._last = clock, count, course, last
