@@ -80,7 +80,7 @@ class NewtonKrylov:
         move = move / weights
         x, residual, beside, is_better, n_trials = self._search(system, known, found, move, norm, forcing)
         now = found.after(system, known, x, residual, beside, n_asked + n_trials)
-        now = now._replace(status=jnp.where(is_better, 0, NO_DESCENT))
+        now = now._replace(status=jnp.where(is_better, now.status, NO_DESCENT))
         if not system.is_map:
             # A start close to the solution has a residual that is small already; there the step tells.
             is_tiny = is_better & (jnp.linalg.norm(weights * move) <= system.rtol * jnp.linalg.norm(weights * x))

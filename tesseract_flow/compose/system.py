@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from tesseract_flow.compose.layout import Layout, power_of_two
+from tesseract_flow.compose.verdicts import FAR
 
 # x -> what is left at x (phi(x) - x, or -R(x)), and what else the round has given
+_FAR = 0.01  # of the state
+
 Residual = Callable[[Any], tuple[Any, Any]]
 
 
@@ -98,6 +101,8 @@ class Found(NamedTuple):
         history: the largest of these at the start and after each step, times the tolerance: relative residuals.
         n_steps, n_rounds: so far.
         status: why it has ended, if not because it is there.
+        away: how far the solution may be, relative to the state, by the secant of the last step: what is left, times
+            what a step of that length has changed of it. A loop whose gain is almost one leaves little anywhere.
     """
 
     x: Any
@@ -108,14 +113,15 @@ class Found(NamedTuple):
     n_steps: Any
     n_rounds: Any
     status: Any
+    away: Any
 
     @property
     def is_there(self) -> Any:
-        return jnp.max(self.errors, initial=0.0) <= 1.0
+        return (jnp.max(self.errors, initial=0.0) <= 1.0) & (self.away <= _FAR)
 
     def goes_on(self, system: System) -> Any:
         # A residual that is not finite is not above 1 either, and ends it.
-        is_above = jnp.max(self.errors, initial=0.0) > 1.0
+        is_above = (jnp.max(self.errors, initial=0.0) > 1.0) | (self.away > _FAR)
         return is_above & (self.n_steps < system.max_steps) & (self.status == 0)
 
     def after(self, system: System, known: Measure, x: Any, residual: Any, beside: Any, rounds: Any) -> Found:
@@ -123,7 +129,20 @@ class Found(NamedTuple):
         now = errors(system, known, x, residual)
         n = self.n_steps + 1
         history = self.history.at[n].set(jnp.max(now, initial=0.0) * system.rtol)
-        return Found(x, residual, beside, now, history, n, self.n_rounds + rounds, self.status)
+        away, is_legible = self._away(system, known, x, residual)
+        is_lost = (jnp.max(now, initial=0.0) <= 1.0) & ~(away <= _FAR) & ~is_legible
+        status = jnp.where(is_lost, FAR, self.status)
+        return Found(x, residual, beside, now, history, n, self.n_rounds + rounds, status, away)
+
+    def _away(self, system: System, known: Measure, x: Any, residual: Any) -> tuple[Any, Any]:
+        """See `away`; and whether a smaller residual can be read at all."""
+        layout, own = system.layout, known.residual_weights
+        weights = _weights(layout, jnp.maximum(layout.rms(x), layout.rms(self.x)))
+        moved, turned = jnp.linalg.norm(weights * (x - self.x)), jnp.linalg.norm(own * (residual - self.residual))
+        rounding = jnp.finfo(layout.dtype).eps * (jnp.linalg.norm(own * x) if system.is_map else 1.0)
+        left = jnp.linalg.norm(own * residual)
+        away = jnp.where(moved > 0.0, jnp.maximum(left, rounding) * moved / turned, self.away)
+        return away, left > rounding
 
 
 def begin(system: System, x: Any) -> tuple[Found, Measure]:
@@ -134,7 +153,7 @@ def begin(system: System, x: Any) -> tuple[Found, Measure]:
     history = jnp.full(system.max_steps + 1, jnp.nan, system.layout.dtype)
     history = history.at[0].set(jnp.max(now, initial=0.0) * system.rtol)
     zero = jnp.asarray(0)
-    return Found(x, residual, beside, now, history, zero, zero + 1, zero), known
+    return Found(x, residual, beside, now, history, zero, zero + 1, zero, jnp.zeros((), system.layout.dtype)), known
 
 
 def select(condition: Any, a: Any, b: Any) -> Any:

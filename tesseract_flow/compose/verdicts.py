@@ -15,7 +15,7 @@ from tesseract_flow.autodiff import AbstractCase, judged
 from tesseract_flow.errors import NotConverged
 
 # How a solver ended.
-RUNNING, NO_DESCENT, GROWS, STUCK = 0, 1, 2, 3
+RUNNING, NO_DESCENT, GROWS, FAR = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,11 @@ class Case(AbstractCase):
             return (
                 "The loop amplifies what is left (its gain is above 1), which newton-krylov, broyden and anderson can "
                 "solve all the same."
+            )
+        if status == FAR:
+            return (
+                "That would do, but the last step changed the state by far more than the residual: the gain of the "
+                "loop is 1 there, or almost, and the solution is anywhere, or nowhere. Look at the components."
             )
         return "Allow more steps (max_steps=...), start closer (T0), or choose another solver= (newton-krylov)."
 

@@ -43,6 +43,17 @@ def is_claim(run: Run, known: Sequence[StepRecord]) -> bool:
     )
 
 
+def is_unseen_claim(run: Run, known: Sequence[StepRecord], verify: Verify) -> bool:
+    """Whether the last of these records is about to be called an optimum, and nobody has looked at it as one: the
+    tolerance was tighter, or values were not to be compared, when its step was made."""
+    last = known[-1]
+    if not is_claim(run, known):
+        return False
+    assert run.tolerance is not None
+    seen = last.claimed is not None and last.claimed >= run.tolerance
+    return not seen or (verify is not None and not last.verified)
+
+
 def verified(
     run: Run,
     state: State,
@@ -61,6 +72,8 @@ def verified(
         assert run.tolerance is not None
         unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
         found = verify_claim(run, state, unit / float(state.objective_scale), run.tolerance)
+    if is_claim(run, [*history, record]):
+        record = dataclasses.replace(record, claimed=run.tolerance, verified=verify is not None)
     if run.has_constraints and (unmet := _unmet(run, state, history, record)):
         record = dataclasses.replace(record, unmet=unmet)
     if found is None:

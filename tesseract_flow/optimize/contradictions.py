@@ -26,12 +26,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import ProblemError
+from tesseract_flow.optimize.aside import sample_aside
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Sample
-from tesseract_flow.optimize.failures import evaluated, is_of_the_design
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.vicinity import Vector, Vicinity
+from tesseract_flow.optimize.vicinity import Vector, Vicinity, largest
 
 Verify = Literal["start"] | int | None
 
@@ -125,7 +125,7 @@ def verify_gradient(run: Run, state: State) -> Contradiction | None:
     points = [_Point(state.u, state.here)]
     for relative in _DISTANCES if is_exact else _COARSE_DISTANCES:
         u = run.box.project(jax.tree.map(lambda x, d, t=relative * size: x + d * jnp.asarray(t, d.dtype), state.u, way))
-        sample = _sample(run, u, state)
+        sample = sample_aside(run, u, state.weights)
         if sample is None:
             return None
         found = _compared(points[0], _Point(u, sample))
@@ -142,14 +142,21 @@ def verify_claim(run: Run, state: State, unit: float, tolerance: float) -> Contr
     The slope between them is that of the values, up to the square of the distance. It is compared with the gradient in
     the `unit` of the claim, as what is left of a gradient that is all but zero is none. The way leads along all entries
     that have room, each by its own size. What is smooth comes round closer by; noise grows; and a kink shows as a bend
-    that does not become smaller by the square: none of them is an error of the gradient. None also if it cannot be
-    told.
+    that does not become smaller by the square: none of them is an error of the gradient. Entries at a bound, where a
+    wrong gradient may have pushed them, have room on one side: one more evaluation, and a second if it contradicts.
+    None also if it cannot be told.
     """
-    vicinity = Vicinity(state.u, run.box, state.here, lambda u: _sample(run, u, state), run.evaluator.dtype)
-    distances = (_DISTANCES if vicinity.eps < 1e-10 else _COARSE_DISTANCES)[:2]
-    way = _way_across(vicinity, distances[0])
-    least = unit * max(_CLAIMED, 10.0 * tolerance * math.sqrt(way.size))
-    errors, bends, pair = [], [], None
+    vicinity = Vicinity(
+        state.u, run.box, state.here, lambda u: sample_aside(run, u, state.weights), run.evaluator.dtype
+    )
+    distances = _DISTANCES if vicinity.eps < 1e-10 else _COARSE_DISTANCES
+    least = unit * max(_CLAIMED, 10.0 * tolerance * math.sqrt(vicinity.x.size))
+    return _verify_across(vicinity, distances[:2], least) or _verify_inwards(vicinity, distances[:2], least)
+
+
+def _verify_across(vicinity: Vicinity, distances: Sequence[float], least: float) -> Contradiction | None:
+    """On both sides, along entries that have room there."""
+    way, errors, bends, pair = _way_across(vicinity, distances[0]), [], [], None
     for distance in distances:
         ahead, behind = (vicinity.look(side * distance * way) for side in (1.0, -1.0))
         if ahead is None or behind is None:
@@ -163,14 +170,43 @@ def verify_claim(run: Run, state: State, unit: float, tolerance: float) -> Contr
             return None
         pair = Contradiction(predicted, found, float(np.linalg.norm(along * vicinity.sizes)))
     assert pair is not None
-    far, near = errors
     unlike = abs(bends[1] - bends[0] * (distances[1] / distances[0]) ** 2)
-    if (
-        abs(far - near) > _SPREAD * min(abs(far), abs(near))
-        or abs(pair.found - pair.predicted) < _BEYOND_NOISE * unlike
-    ):
+    if not _are_alike(errors) or abs(pair.found - pair.predicted) < _BEYOND_NOISE * unlike:
         return None
     return pair
+
+
+def _verify_inwards(vicinity: Vicinity, distances: Sequence[float], least: float) -> Contradiction | None:
+    """Away from the bounds that entries are at, where slopes at both ends of a way are compared with the values."""
+    way, errors, pair = _way_inwards(vicinity), [], None
+    if not way.any():
+        return None
+    ends = [(np.zeros(way.size), 0.0, vicinity.slopes)]
+    for distance in distances:
+        if (seen := vicinity.look(distance * way)) is None:
+            return None
+        for step, change, slopes in ends:
+            along = seen.step - step
+            found, predicted = seen.change - change, 0.5 * float((seen.slopes + slopes) @ along)
+            error = (found - predicted) * largest(way) / max(largest(along), np.finfo(np.float64).tiny)
+            errors.append(error * np.sign(distance - largest(step)))
+            rounding = vicinity.eps * max(abs(vicinity.value), abs(vicinity.value + seen.change))
+            if not abs(error) > least or abs(found - predicted) <= _LEGIBLE * rounding:
+                return None
+            pair = pair or Contradiction(predicted, found, float(np.linalg.norm(along * vicinity.sizes)))
+        ends.append((seen.step, seen.change, seen.slopes))
+    return pair if _are_alike(errors) else None
+
+
+def _are_alike(errors: Sequence[float]) -> bool:
+    return max(errors) - min(errors) <= _SPREAD * min(map(abs, errors))
+
+
+def _way_inwards(vicinity: Vicinity) -> Vector:
+    """Into the box, along all entries that are at one of their bounds."""
+    rng = np.random.default_rng(vicinity.x.size)
+    inwards = np.where(vicinity.x <= vicinity.lower, 1.0, 0.0) - np.where(vicinity.x >= vicinity.upper, 1.0, 0.0)
+    return inwards * rng.uniform(0.5, 1.0, vicinity.x.size)
 
 
 def _way_across(vicinity: Vicinity, reach: float) -> Vector:
@@ -195,19 +231,6 @@ def _way(slopes: PyTree, norm: float) -> PyTree:
     return treedef.unflatten([jnp.asarray(part, leaf.dtype) for part, leaf in zip(way, leaves, strict=True)])
 
 
-def _sample(run: Run, u: PyTree, state: State) -> Sample | None:
-    """A look aside: that it fails is no failure of the run."""
-    try:
-        sample = evaluated(lambda: run.evaluator(run.varying_at(u), state.weights, run.scheduled))
-    except Exception as error:
-        if not is_of_the_design(error):
-            raise
-        return None
-    gradient = run.problem.partition.scale_gradient(sample.gradient)
-    is_finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((sample.lagrangian, gradient)))
-    return Sample(sample.lagrangian, gradient, sample.leaves) if is_finite else None
-
-
 def _common(points: Sequence[_Point]) -> Contradiction | None:
     """What a start and further points on a line from it, the nearest last, have in common: the same error of the slope.
 
@@ -218,9 +241,7 @@ def _common(points: Sequence[_Point]) -> Contradiction | None:
     if any(pair is None or not _contradicts(pair) for pair in pairs):
         return None
     errors = [(pair.found - pair.predicted) / pair.distance for pair in pairs if pair is not None]
-    if max(errors) - min(errors) > _SPREAD * min(map(abs, errors)):
-        return None
-    return pairs[len(others) - 1]
+    return pairs[len(others) - 1] if _are_alike(errors) else None
 
 
 def _compared(a: _Point, b: _Point) -> Contradiction | None:

@@ -30,7 +30,7 @@ from tesseract_flow.optimize.activity import Activity, active_bounds, active_con
 from tesseract_flow.optimize.afterwards import conclude, describe, interrupt
 from tesseract_flow.optimize.automatic import automatic_driver
 from tesseract_flow.optimize.checkpoint import Checkpoint
-from tesseract_flow.optimize.claims import is_claim
+from tesseract_flow.optimize.claims import is_claim, is_unseen_claim
 from tesseract_flow.optimize.commands import require_inside
 from tesseract_flow.optimize.constraints import AugmentedLagrangian
 from tesseract_flow.optimize.contradictions import Verify, advice, as_verify, verify_gradient
@@ -54,7 +54,7 @@ from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
 from tesseract_flow.optimize.steering import Due, Steering
-from tesseract_flow.optimize.steps import advance, prepare, reassess, start, template_state
+from tesseract_flow.optimize.steps import advance, look_again, prepare, reassess, start, template_state
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_feasibility_tol
 from tesseract_flow.optimize.totals import Meter, Totals
 
@@ -247,6 +247,9 @@ def optimize(
                 observer.on_step(record, design, evaluation)
             return record
 
+        def looks(run: Run) -> Verify:
+            return verify if run.driver.asks_for_gradients else None
+
         notes = run.notes
         state, record = None, None
         if resumed:
@@ -267,10 +270,9 @@ def optimize(
         for observer in observers:
             observer.on_start(problem, tuple(history))
         if state is None:
-            looks = verify if run.driver.asks_for_gradients else None
             steering.due(-1)
             try:
-                state, record = run_step(0, functools.partial(start, run, meter.totals, looks))
+                state, record = run_step(0, functools.partial(start, run, meter.totals, looks(run)))
             except RunStopped as error:
                 steering.due(-1)
                 raise RunStopped("The run was stopped by hand before there was a design to end with.") from error
@@ -289,12 +291,19 @@ def optimize(
         while True:
             step = history[-1].step
             if (due := steering.due(step, awaited)) is not None:
-                looks = verify if run.driver.asks_for_gradients else None
-                course, run, found = _changed(course, run, state, due, history, meter.totals, looks, steering, run_step)
+                course, run, found = _changed(
+                    course, run, state, due, history, meter.totals, looks(run), steering, run_step
+                )
                 told.begin(run)
                 if found is not None:
                     state, record = found
                     finish(run, state, record)
+                continue
+            if is_unseen_claim(run, history, looks(run)):
+                make = functools.partial(look_again, run, state, tuple(history), meter.totals, looks(run))
+                state, record = run_step(step + 1, make)
+                finish(run, state, record)
+                contradiction = record.contradiction
                 continue
             verdict = _contradicted(contradiction, account.own) or course.verdict(history)
             if steering.is_stopped(step):
@@ -305,11 +314,11 @@ def optimize(
             if awaited and not steering.is_approved(step, awaited):
                 continue
             awaited = ""
-            so_far, looks = tuple(history), verify if run.driver.asks_for_gradients else None
+            so_far = tuple(history)
             if verdict is None:
-                make = functools.partial(advance, run, state, so_far, meter.totals, looks)
+                make = functools.partial(advance, run, state, so_far, meter.totals, looks(run))
             else:
-                make = functools.partial(course.enter, verdict, state, so_far, meter.totals, looks)
+                make = functools.partial(course.enter, verdict, state, so_far, meter.totals, looks(run))
             try:
                 state, record = run_step(history[-1].step + 1, make)
             except RunStopped:

@@ -11,54 +11,62 @@ from __future__ import annotations
 
 import numpy as np
 
-from tesseract_flow.errors import EvaluationFailed
-from tesseract_flow.optimize.failures import evaluated, is_of_the_design
+from tesseract_flow.optimize.aside import around
 from tesseract_flow.optimize.optimality import unit_of
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.vicinity import Vicinity, largest
+from tesseract_flow.optimize.vicinity import Seen, Vector, Vicinity, largest
 
 _DISTANCES = (1.0, 1e-2, 1e-4)  # of each entry's own size: less is as close as an objective that falls to zero comes
 _LEGIBLE = 1e3  # roundings of the value
-_ALIKE = 0.5  # of the steepest entry
+_ROUNDS = 2
+_HARDLY = 1e-3
 _NOTHING = 1e-22  # of the slope that was seen: what is won by going from almost zero to zero
 
 
 def honest_stationarity(run: Run, state: State, record: StepRecord) -> float | None:
     """What is left of the gradient relative to the objective itself, if a better design was found nearby; None if there
-    is none, or if the claim does not rest on a slope that was seen elsewhere. Up to three evaluations."""
+    is none, or if the claim does not rest on a slope that was seen elsewhere. Up to six evaluations."""
     assert run.tolerance is not None and record.stationarity is not None
     seen = record.slope or 0.0
     unit, size = unit_of(record.value, seen, run.evaluator.dtype), abs(record.value)
     if record.stationarity * unit <= run.tolerance * size:
         return None
-    vicinity = Vicinity(state.u, run.box, state.here, lambda u: None, run.evaluator.dtype)
-    free = vicinity.slopes_of(run.box.projected_gradient(state.u, state.here.gradient))
-    steepest = largest(free)
-    if not 0 < steepest < np.inf:
-        return None
-    # What is small beside the steepest may be all that rounding leaves of a direction that is steeper by far.
-    free = np.where(np.abs(free) >= _ALIKE * steepest, free, 0.0)
+    vicinity = around(run, state)
     enough = max(run.tolerance * size, _LEGIBLE * vicinity.eps * size, _NOTHING * seen)
-    for distance in _DISTANCES:
-        found = _at(run, state, vicinity, -distance / steepest * free)
-        if found is not None and found < record.value - enough:
-            return record.stationarity * unit / max(size, _NOTHING * seen)
+    if run.evaluator.template.misfit is not None and record.value <= enough:
+        return None  # a sum of squares falls no further than to zero
+    way = -vicinity.slopes_of(run.box.projected_gradient(state.u, state.here.gradient))
+    for _ in range(_ROUNDS):
+        if not 0 < (steepest := largest(way)) < np.inf:
+            return None
+        closest = None
+        for distance in _DISTANCES:
+            found = vicinity.look(distance / steepest * way)
+            if found is not None and (value := _feasible_value(run, state, found)) is not None:
+                if value < record.value - enough:
+                    return record.stationarity * unit / max(size, _NOTHING * seen)
+                closest = found
+        if closest is None:
+            return None
+        way = _beside_what_is_steep(vicinity, closest, way)
     return None
 
 
-def _at(run: Run, state: State, vicinity: Vicinity, step: np.ndarray) -> float | None:
-    """The objective a step away, as far as the bounds let it go; None where it fails, or is infeasible."""
-    u = vicinity.moved(step)
-    try:
-        sample = evaluated(lambda: run.evaluator(run.varying_at(u), state.weights, run.scheduled))
-    except Exception as error:
-        if isinstance(error, EvaluationFailed) or not is_of_the_design(error):
-            raise
+def _beside_what_is_steep(vicinity: Vicinity, found: Seen, way: Vector) -> Vector:
+    """What is left of a way without what rises along it at once: of a direction that is far steeper than others, what
+    rounding leaves may be as large as their whole slope, and may hide it. These are entries; or, where the gradient
+    changes in others as well, the direction in which it does."""
+    bend = found.slopes - vicinity.slopes
+    rises = (found.slopes * way > 0) & (np.abs(found.slopes) > np.abs(vicinity.slopes))
+    if not rises[way != 0].all() and np.linalg.norm(bend[~rises]) <= _HARDLY * np.linalg.norm(bend):
+        return np.where(rises, 0.0, way)
+    return way - (way @ bend) / (bend @ bend) * bend if bend.any() else way
+
+
+def _feasible_value(run: Run, state: State, found: Seen) -> float | None:
+    evaluation = run.evaluator.evaluation(found.sample.leaves)
+    if float(run.constraints.violation(evaluation.constraints, state.duals)) > run.feasibility_tol:
         return None
-    found = run.evaluator.evaluation(sample.leaves)
-    if float(run.constraints.violation(found.constraints, state.duals)) > run.feasibility_tol:
-        return None
-    value = float(found.objective)
-    return value if np.isfinite(value) else None
+    return float(evaluation.objective)

@@ -49,6 +49,8 @@ class StepRecord:
         contradiction: what the gradient predicts and the values do not do; empty if they agree, or nobody looked.
         unmet: what is behind a violation here that further steps would not change, as a sentence; see `unmet`.
         endless: searches in a row, this step's included, that ran straight down as far as a search may go.
+        claimed: the tolerance of the run in which this design was called an optimum, and was looked at as such.
+        verified: whether values were compared with the gradient then.
         ending: in what words the driver's library came to its own end, where `stalled`.
         stage, phase: which of the stages and phases of the run this step is part of, from 0 on.
         scheduled: the numbers that held in this step, by name.
@@ -87,6 +89,8 @@ class StepRecord:
     contradiction: str = ""
     unmet: str = ""
     endless: int = 0
+    claimed: float | None = None
+    verified: bool = False
     ending: str = ""
     stage: int = 0
     phase: int = 0
@@ -96,7 +100,7 @@ class StepRecord:
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
         # Of a run in which nothing changes they say nothing.
-        quiet = {"stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
+        quiet = {"claimed": None, "verified": False, "stage": 0, "phase": 0, "scheduled": {}, "coupled": {}}
         return {name: value for name, value in fields.items() if quiet.get(name, ...) != value}
 
     @classmethod

@@ -249,6 +249,18 @@ def reassess(
     return new, verified(run, new, (last,), dataclasses.replace(record, since=record.step), totals, verify)
 
 
+def look_again(
+    run: Run, state: State, history: Sequence[StepRecord], totals: Totals, verify: Verify
+) -> tuple[State, StepRecord]:
+    """A step that does not move: the design of the last one is looked at as an optimum."""
+    step = history[-1].step + 1
+    run.attempts.begin(step)
+    run.evaluator.begin_at(state.here.leaves)
+    new = dataclasses.replace(state, best=dataclasses.replace(state.best, step=jnp.asarray(step, jnp.int32)))
+    record = dataclasses.replace(history[-1], step=step, best_step=step, move=0.0, events=(), contradiction="")
+    return new, verified(run, new, history, record, totals, verify)
+
+
 def advance(
     run: Run,
     state: State,

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
+from tesseract_flow.optimize.aside import sample_aside
 from tesseract_flow.optimize.constraints import Duals
-from tesseract_flow.optimize.evaluator import Sample, Weights
-from tesseract_flow.optimize.failures import evaluated, is_of_the_design
+from tesseract_flow.optimize.evaluator import Weights
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
@@ -99,7 +99,7 @@ def _leads_on(run: Run, state: State, move: np.ndarray) -> bool:
     parts = np.split(move, np.cumsum([leaf.size for leaf in leaves])[:-1])
     steps = [jnp.asarray(part.reshape(leaf.shape), leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
     u = run.box.project(treedef.unflatten([leaf + step for leaf, step in zip(leaves, steps, strict=True)]))
-    sample = _sample(run, u, state.weights)
+    sample = sample_aside(run, u, state.weights)
     if sample is None:
         return True
     before, after = (
@@ -107,16 +107,6 @@ def _leads_on(run: Run, state: State, move: np.ndarray) -> bool:
         for leaves in (state.here.leaves, sample.leaves)
     )
     return all(float(after[key]) <= max(_FALLS * float(before[key]), run.feasibility_tol) for key in before)
-
-
-def _sample(run: Run, u: PyTree, weights: Weights) -> Sample | None:
-    """A look aside: that it fails is no failure of the run."""
-    try:
-        return evaluated(lambda: run.evaluator(run.varying_at(u), weights, run.scheduled))
-    except Exception as error:
-        if not is_of_the_design(error):
-            raise
-        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -221,10 +211,9 @@ def _slope(run: Run, state: State, key: str, place: int) -> float:
     one[place] = 1.0
     price = silent.price | {key: jnp.asarray(one.reshape(silent.price[key].shape), silent.price[key].dtype)}
     weights = Weights(jnp.asarray(jnp.inf, run.evaluator.dtype), Duals(price, silent.penalty, state.duals.unit))
-    if (sample := _sample(run, state.u, weights)) is None:
+    if (sample := sample_aside(run, state.u, weights)) is None:
         return 0.0
-    gradient = run.problem.partition.scale_gradient(sample.gradient)
     total = 0.0
-    for g, u in zip(jax.tree.leaves(gradient), jax.tree.leaves(state.u), strict=True):
+    for g, u in zip(jax.tree.leaves(sample.gradient), jax.tree.leaves(state.u), strict=True):
         total += float((np.abs(np.asarray(g, np.float64)) * np.maximum(np.abs(np.asarray(u, np.float64)), 1.0)).sum())
     return total

@@ -360,6 +360,34 @@ def test_no_value_where_the_loop_runs_away(way: str):
     assert error.n_rounds == len(error.residuals) < 30
 
 
+NOWHERE = {
+    "a shift": lambda T: T + 1.0,
+    "a shift that is small beside the state": lambda T: T + 1e-12,
+    "a hyperbola": lambda T: jnp.sqrt(T * T + 1.0),
+    "a tail": lambda T: T + jnp.exp(-T),
+}
+
+
+@pytest.mark.parametrize("solver", ["newton-krylov", "aitken", "anderson", "broyden"])
+@pytest.mark.parametrize("name", NOWHERE)
+def test_no_value_where_there_is_no_solution(solver: str, name: str):
+    """What is left is small beside a state that has grown; accepted at -4503, 123749 and 21 before."""
+    with pytest.raises(NotConverged):
+        jax.block_until_ready(tf.fixed_point(NOWHERE[name], 0.0, solver=solver))
+
+
+def test_where_the_residual_is_small_and_the_solution_is_not_near_the_reason_says_so():
+    with pytest.raises(NotConverged, match="the solution is anywhere, or nowhere"):
+        jax.block_until_ready(tf.fixed_point(lambda T: T + 1e-12, 0.0, solver="anderson"))
+
+
+@pytest.mark.parametrize("solver", ["picard", "aitken", "anderson", "newton-krylov"])
+def test_a_slow_loop_ends_where_its_solution_is(solver: str):
+    """A gain of 1 - 1e-4: what is left is 1e-4 of the way, and was taken for all of it."""
+    solved = tf.fixed_point(lambda T: (1 - 1e-4) * T + 1e-4, 0.9, solver=solver, rtol=1e-5, max_steps=10**5)
+    np.testing.assert_allclose(solved, 1.0, rtol=0.02)
+
+
 def test_of_many_the_one_is_named():
     gains = jnp.array([0.1, 0.2, 3.0])
     with pytest.raises(NotConverged, match=r"was not reached by picard, in element \[2\] of \[3\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -68,6 +69,20 @@ def test_what_the_start_does_not_show_is_not_claimed(fault: str, driver: str) ->
         assert SAYS in result.reason
 
 
+@pytest.mark.parametrize("entry", [0, 1, 2])
+@pytest.mark.parametrize("driver", ["slsqp", *slowly("l-bfgs-b", "lbfgs", "mma")])
+def test_what_a_wrong_gradient_holds_at_a_bound_is_not_claimed(driver: str, entry: int) -> None:
+    """There no entry has room on both sides, and the sign of its own slope is all that the claim says of it."""
+    sign = np.where(np.arange(3) == entry, -1.0, 1.0)
+    problem = dataclasses.replace(
+        through(lambda y, x: sign * y), bounds=(-6.0, 6.0), design=jnp.where(sign < 0, 6.0, 5.0)
+    )
+    assert tf.optimize(problem, driver, stop={"max_steps": 60}).converged
+    result = tf.optimize(problem, driver, verify_gradients="start", stop={"max_steps": 60})
+    assert not result.converged
+    assert "the gradient predicts" in result.reason and SAYS in result.reason
+
+
 def test_what_a_look_costs_is_counted() -> None:
     def problem() -> tf.Problem:
         return through(lambda y, x: y)
@@ -97,6 +112,27 @@ def test_a_journal_of_a_refused_claim_is_looked_at_again(tmp_path: Any) -> None:
     n_steps, n_spent = mended.steps, mended.evaluations
     read = tf.optimize(problem, "slsqp", **options)
     assert read.converged and (read.steps, read.evaluations) == (n_steps, n_spent)
+
+
+@pytest.mark.parametrize("before", [{"stop": {"gradient_tolerance": 0, "max_steps": 2}}, {"verify_gradients": None}])
+def test_a_claim_that_a_journal_does_not_know_of_is_looked_at(tmp_path: Any, before: dict[str, Any]) -> None:
+    """A wider tolerance makes an optimum of a design that no step called one."""
+    options: dict[str, Any] = {"journal": tmp_path, "verify_gradients": "start"}
+    first = tf.optimize(FAULTS["a constant"](), "slsqp", **options | before)
+    assert "predicts" not in first.reason
+    result = tf.optimize(FAULTS["a constant"](), "slsqp", **options)
+    assert not result.converged and SAYS in result.reason
+    assert result.steps == first.steps + 1
+
+
+def test_a_claim_is_looked_at_once(tmp_path: Any) -> None:
+    options: dict[str, Any] = {"journal": tmp_path}
+    first = tf.optimize(hs71_problem(), "slsqp", **options)
+    looked = tf.optimize(hs71_problem(), "slsqp", verify_gradients="start", **options)
+    assert first.converged and looked.converged and looked.steps == first.steps + 1
+    for verify in ("start", None):
+        again = tf.optimize(hs71_problem(), "slsqp", verify_gradients=verify, **options)
+        assert again.converged and (again.steps, again.evaluations) == (looked.steps, looked.evaluations)
 
 
 def test_a_run_that_was_cut_off_before_the_claim_gives_the_same_bits(tmp_path: Any) -> None:

@@ -8,10 +8,25 @@ import pytest
 
 from tesseract_flow.optimize import Constraint, Evaluation, Problem, optimize
 
+TURNED = jnp.array([[0.8, 0.6], [-0.6, 0.8]])
 LENNARD_JONES = lambda r: (4 * (r**-12 - r**-6)).sum()  # noqa: E731
 CASES = {
     "a direction 1e12 times as steep": (
         Problem(jnp.array([10.0, 0.0]), lambda x: 1e12 * x[0] ** 2 + (x[1] - 5.0) ** 2),
+        0.0,
+    ),
+    "a direction 1e15 times as steep": (
+        Problem(jnp.array([-3.3, 0.7]), lambda x: 1e15 * x[0] ** 2 + (x[1] - 5.0) ** 2),
+        0.0,
+    ),
+    "a direction 1e14 times as steep, across": (
+        Problem(jnp.array([10.0, 0.0]), lambda x: 1e14 * (TURNED[0] @ x) ** 2 + (TURNED[1] @ x - 5.0) ** 2),
+        0.0,
+    ),
+    "several directions that are steep": (
+        Problem(
+            jnp.full(4, -3.3), lambda x: 1e15 * (x[:3] ** 2 * jnp.array([1.0, 3.0, 0.1])).sum() + (x[3] - 5.0) ** 2
+        ),
         0.0,
     ),
     "an exponential wall": (Problem(jnp.array([3.0]), lambda x: jnp.cosh(20 * (x - 1)).sum()), 1.0),
@@ -35,10 +50,10 @@ CASES = {
     ("driver", "name"),
     [
         *((driver, name) for driver in ("lbfgs", "slsqp") for name in CASES),
-        *(("l-bfgs-b", name) for name in list(CASES)[:4]),
+        *(("l-bfgs-b", name) for name in list(CASES)[:7]),
         ("mma", "a twelfth power beside a constraint"),
         *(pytest.param("trust-constr", name, marks=pytest.mark.slow) for name in CASES),
-        *(pytest.param("mma", name, marks=pytest.mark.slow) for name in list(CASES)[:4]),
+        *(pytest.param("mma", name, marks=pytest.mark.slow) for name in list(CASES)[:7]),
     ],
 )
 def test_the_foot_of_a_wall_is_no_optimum(driver, name):
@@ -46,7 +61,7 @@ def test_the_foot_of_a_wall_is_no_optimum(driver, name):
     problem, least = CASES[name]
     result = optimize(problem, driver, transform=jax.jit)
     assert result.value == pytest.approx(least, abs=2e-3) if result.converged else result.reason
-    if driver in ("lbfgs", "slsqp"):
+    if driver in ("lbfgs", "slsqp") and "1e14" not in name and "1e15" not in name and "several" not in name:
         assert result.converged, result.reason
 
 

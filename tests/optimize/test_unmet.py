@@ -49,7 +49,7 @@ def test_the_remedy_is_one(driver: str) -> None:
 
 def test_a_constraint_with_a_price_costs_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("tesseract_flow.optimize.unmet._sample", lambda *args: asked.append(args))
+    monkeypatch.setattr("tesseract_flow.optimize.unmet.sample_aside", lambda *args: asked.append(args))
     result = tf.optimize(beside_a_constant(1e3), "slsqp")
     assert result.converged and not asked
 
