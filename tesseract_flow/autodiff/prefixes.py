@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import numpy as np
@@ -42,48 +41,48 @@ def spread(prefix: PyTree, varying: PyTree, *, what: str, error: type[TesseractF
     """One value of `prefix` per varying leaf, in JAX's order; `None` where the prefix says nothing.
 
     A prefix may stop early (one number for everything below it) and its dictionaries may leave keys out, such as
-    those of leaves that do not vary.
+    those of leaves that do not vary. A dictionary may also stand for a dataclass, by the names of its fields.
 
     Raises:
-        error: the prefix has a key that the design has not.
+        error: the prefix says something for a place that the varying part has not.
     """
     paths = [path for path, _ in jtu.tree_flatten_with_path(varying)[0]]
-    _refuse_unknown_keys(prefix, paths, (), what, error)
-    return [_descend(prefix, path) for path in paths]
+    return _spread(prefix, paths, 0, what, error)
 
 
-def _descend(prefix: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        if prefix is None or isinstance(prefix, str) or eqx.is_array_like(prefix):
-            return prefix
-        match key:
-            case jtu.DictKey():
-                prefix = prefix.get(key.key) if isinstance(prefix, Mapping) else None
-            case jtu.GetAttrKey():
-                prefix = getattr(prefix, key.name, None)
-            case jtu.SequenceKey() if isinstance(prefix, list | tuple) and key.idx < len(prefix):
-                prefix = prefix[key.idx]
-            case _:
-                prefix = None
-    return prefix
-
-
-def _refuse_unknown_keys(
-    prefix: Any, paths: list[tuple[Any, ...]], at: tuple[Any, ...], what: str, error: type[TesseractFlowError]
-) -> None:
-    below = [path[len(at) :] for path in paths if path[: len(at)] == at]
-    if any(not path for path in below) or not isinstance(prefix, Mapping):
-        return
-    known = {path[0].key: path[0] for path in below if isinstance(path[0], jtu.DictKey)}
-    for name, child in prefix.items():
-        if name not in known:
-            if child is None:
-                continue  # An explicit "nothing here" for a leaf that does not vary.
+def _spread(
+    prefix: Any, paths: list[tuple[Any, ...]], depth: int, what: str, error: type[TesseractFlowError]
+) -> list[Any]:
+    """For the leaves at `paths`, which share their first `depth` steps and are all that lies there."""
+    if prefix is None or not paths:
+        return [prefix] * len(paths)
+    if len(paths[0]) == depth or (given := _children(prefix)) is None:
+        return [prefix] * len(paths)
+    below: dict[str, list[tuple[Any, ...]]] = {}
+    for path in paths:
+        below.setdefault(_step_name(path[depth]), []).append(path)
+    for key, child in given:
+        # Fields of a node of the same kind cannot be left out, so those that do not vary may have values.
+        is_of_its_kind = isinstance(key, jtu.GetAttrKey | jtu.FlattenedIndexKey) and type(key) is type(paths[0][depth])
+        # What has no leaves says nothing: for a leaf that does not vary, or a branch in which none does.
+        if _step_name(key) not in below and not is_of_its_kind and jax.tree.leaves(child):
             raise error(
-                f"{what} given for '{path_name((*at, jtu.DictKey(name)))}', which does not vary. Varying leaves are: "
-                f"{listing([path_name(path) for path in paths])}.{did_you_mean(str(name), map(str, known))}"
+                f"{what} given for '{path_name((*paths[0][:depth], key))}', which does not vary. Varying leaves are: "
+                f"{listing([path_name(path) for path in paths])}.{did_you_mean(_step_name(key), below)}"
             )
-        _refuse_unknown_keys(child, paths, (*at, known[name]), what, error)
+    children = {_step_name(key): child for key, child in given}
+    # In JAX's order, as leaves of one branch come one after the other.
+    return [
+        value for name, ours in below.items() for value in _spread(children.get(name), ours, depth + 1, what, error)
+    ]
+
+
+def _children(prefix: Any) -> list[tuple[Any, Any]] | None:
+    """One level of a prefix; None if it is a value."""
+    if isinstance(prefix, Mapping):
+        return [(jtu.DictKey(name), child) for name, child in prefix.items()]
+    found = jtu.tree_flatten_with_path(prefix, is_leaf=lambda node: node is not prefix)[0]
+    return None if any(not path for path, _ in found) else [(path[0], child) for path, child in found]
 
 
 def as_leaf_array(value: Any, leaf: jax.Array, name: str, what: str, error: type[TesseractFlowError]) -> np.ndarray:

@@ -74,6 +74,7 @@ def test_bounds_keep_the_dtype_of_the_leaf():
         ((0.0, 1.0, 2.0), "pair"),
         (5.0, "pair"),
         (({"y": 0.0}, None), "lower bound given for 'y', which does not vary"),
+        (([0.0, 0.0, 0.0], None), r"lower bound given for '\[0\]', which does not vary. Varying leaves are: 'x'"),
         ((None, {"x": "wide"}), "upper bound of 'x' does not fit"),
     ],
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -97,6 +101,50 @@ def test_prefixes_follow_modules():
     wing = Wing(jnp.array([1.0, 2.0]), None, None)  # type: ignore[arg-type]
     scales = spread({"wing": wing}, varying, what="scale", error=ProblemError)
     assert scales[0] is None and scales[1].tolist() == [1.0, 2.0]
+
+
+@dataclasses.dataclass
+class Plain:
+    """A node that JAX knows, but not the names of its parts."""
+
+    x: Any
+
+
+jax.tree_util.register_pytree_node(Plain, lambda node: ((node.x,), None), lambda _, parts: Plain(*parts))
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"x": jnp.ones(2), "about": {"name": "fin", "of": [{"n": 3}]}},
+        [jnp.ones(2), ("fin", 3)],
+        Wing(jnp.ones(2), 3, "fin"),  # type: ignore[arg-type]
+        {"inner": Plain(jnp.ones(2)), "about": Plain("fin")},
+        {"inner": Plain({"x": jnp.ones(2), "about": ()})},
+    ],
+    ids=["dictionary", "list", "module", "unnamed", "within"],
+)
+def test_the_varying_part_itself_is_a_prefix_of_it(design):
+    varying = partition_design(design, eqx.is_inexact_array).varying
+    (received,) = spread(varying, varying, what="lower bound", error=ProblemError)
+    assert received.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("design", "prefix", "where"),
+    [
+        ({"x": jnp.ones(2)}, [0.0, 0.0], "[0]"),
+        ({"x": {"y": jnp.ones(2)}}, {"x": [0.0]}, "x.[0]"),
+        ([{"x": jnp.ones(2)}], [{"z": 0.0}], "[0].z"),
+        ([jnp.ones(2), 3], [0.0, 1.0], "[1]"),
+        (Wing(jnp.ones(2), 3, "fin"), {"knots": 1.0}, "knots"),  # type: ignore[arg-type]
+        ({"x": jnp.ones(2)}, Wing(1.0, None, None), "span"),  # type: ignore[arg-type]
+    ],
+)
+def test_no_part_of_a_prefix_is_passed_over(design, prefix, where):
+    varying = partition_design(design, eqx.is_inexact_array).varying
+    with pytest.raises(ProblemError, match=f"scale given for '{re.escape(where)}', which does not vary"):
+        spread(prefix, varying, what="scale", error=ProblemError)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def evaluate(design, numbers):
 
 def problem(*, constrained=False, phases=None) -> Problem:
     return Problem(
-        {"x": jnp.array([2.0, 3.0]), "name": "steered"},
+        {"x": jnp.array([2.0, 3.0]), "about": {"name": "steered", "chord": 0.2}},  # a branch in which nothing varies
         evaluate,
         bounds=(0.0, 5.0),
         scale="bounds",
@@ -117,9 +117,9 @@ def test_drivers_that_search_or_own_their_loop_begin_anew_within_other_bounds(tm
 def test_changes_have_the_effect_of_what_was_asked_for_from_the_beginning(tmp_path):
     """With plain gradient steps a run has no memory, so a changed one goes on like one that began there."""
     changed = run(tmp_path / "a", {3: [CHANGES["learning rate"]]}, driver="sgd", max_steps=9)
-    before = run(tmp_path / "b", driver="sgd", max_steps=3)
-    of = lambda: problem().starting_at({"x": before.history and read_contents(tmp_path / "b").last["x"], "name": None})  # noqa: E731
-    after = run(tmp_path / "c", driver="sgd", of=of, learning_rate=0.2, max_steps=6)
+    run(tmp_path / "b", driver="sgd", max_steps=3)
+    options = {"start_from": (tmp_path / "b", "last"), "learning_rate": 0.2, "max_steps": 6}
+    after = run(tmp_path / "c", driver="sgd", **options)
     assert [r.value for r in changed.history[4:]] == pytest.approx([r.value for r in after.history[1:]], rel=1e-12)
 
 
