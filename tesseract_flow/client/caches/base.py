@@ -200,11 +200,16 @@ class AbstractCache(abc.ABC):
         `check` raises a `CallError` for an answer that cannot be one: a fresh one is then not kept, and a kept one is
         let go of and asked for again.
 
+        While it is recorded, every call is sent. Whether two equal ones meet is a matter of time, and a replay, which
+        counts each of them, would be another run.
+
         If an equal call fails, its error is the answer to this one, too: a component that raised will raise again.
         Errors that have nothing to do with the question (transient ones, an interrupt) are left to whoever met them,
         and one of those who waited asks again.
         """
         traffic = self.traffic
+        if self.mode == "record":
+            return self._ask(key, ask, check)[0]
         while True:
             n_landed = traffic.n_landed
             if (kept := self._kept(key, check)) is not MISS:
@@ -250,21 +255,7 @@ class AbstractCache(abc.ABC):
                 traffic.count("hits")
                 flight.answer = copied(kept)
                 return kept
-            traffic.count("misses")
-            own = key.kept()  # before the request: a component in this process may write into its inputs
-            at, start = time.time(), time.monotonic()
-            try:
-                answer = ask()
-                check(answer)
-            except CallError as error:
-                self.put_failure(own, error, Origin(repr(key.handle), at, time.monotonic() - start))
-                raise
-            origin = Origin(repr(key.handle), at, time.monotonic() - start)
-            if not is_plain(answer):
-                traffic.count("skipped")
-                return answer
-            flight.answer = copied(answer)
-            self.put(own, flight.answer, origin)
+            answer, flight.answer = self._ask(key, ask, check)
             return answer
         except CallError as error:
             if not is_transient(error):
@@ -272,6 +263,25 @@ class AbstractCache(abc.ABC):
             raise
         finally:
             traffic.land(key, flight)
+
+    def _ask(self, key: RequestKey, ask: Callable[[], Tree], check: Callable[[Tree], object]) -> tuple[Tree, Tree]:
+        """The answer, and what is kept of it, or `MISS`."""
+        self.traffic.count("misses")
+        own = key.kept()  # before the request: a component in this process may write into its inputs
+        at, start = time.time(), time.monotonic()
+        try:
+            answer = ask()
+            check(answer)
+        except CallError as error:
+            self.put_failure(own, error, Origin(repr(key.handle), at, time.monotonic() - start))
+            raise
+        origin = Origin(repr(key.handle), at, time.monotonic() - start)
+        if not is_plain(answer):
+            self.skip("something in the answer may be changed by others")
+            return answer, MISS
+        keeps = copied(answer)
+        self.put(own, keeps, origin)
+        return answer, keeps
 
 
 def is_plain(tree: Tree) -> bool:

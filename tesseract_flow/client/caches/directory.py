@@ -50,6 +50,7 @@ class _Shared:
     def __init__(self) -> None:
         self.traffic = Traffic()
         self.lock = threading.Lock()
+        self.recording = threading.Lock()  # held while an answer is written: equal calls may have come at once
         self.n_bytes: int | None = None  # in the folder, as far as this process knows; None before the first look
         self.n_unseen = 0  # written since the last look
         self.has_warned = False
@@ -221,11 +222,13 @@ class DirectoryCache(AbstractCache):
         return read_entry(text, lambda name, n: content_of(file.parent / name, self.max_bytes, n), stem, key)
 
     def put(self, key: RequestKey, answer: Tree, origin: Origin) -> None:
-        self._put(key, answer, origin)
+        with self._state.recording if self.mode == "record" else contextlib.nullcontext():
+            self._put(key, answer, origin)
 
     def put_failure(self, key: RequestKey, error: CallError, origin: Origin) -> None:
         if self.mode == "record" and is_failure(error):
-            self._put(key, error, origin)
+            with self._state.recording:
+                self._put(key, error, origin)
 
     def _put(self, key: RequestKey, answer: Tree | CallError, origin: Origin) -> None:
         try:

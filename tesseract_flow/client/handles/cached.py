@@ -19,7 +19,7 @@ from tesseract_flow.client.caches.memory import shared_cache
 from tesseract_flow.client.caches.probation import note_answer
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.client.meter import record_request
-from tesseract_flow.errors import OptionError
+from tesseract_flow.errors import NotRecorded, OptionError
 from tesseract_flow.exact import InputKey
 from tesseract_flow.schema import TesseractSchema
 
@@ -108,6 +108,13 @@ class CachedTesseract(AbstractWrapper):
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         key = self.key_of(endpoint, payload) if endpoint in _PURE else None
+        if key is None and self._is_replay:
+            raise NotRecorded(
+                f"{endpoint!r} of Tesseract {self.name!r} asks what cannot be written down, so {self.cache!r} has no "
+                "answer to it.\nNothing was sent. Give inputs that are arrays and plain values.",
+                tesseract=repr(self.tesseract),
+                endpoint=endpoint,
+            )
         if key is None:
             return self.tesseract.request(endpoint, payload, run_id=run_id)
         if self._is_replay:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,35 @@ def test_everything_is_asked_again_while_it_is_recorded(tmp_path: Path) -> None:
     assert [handle.apply({"i": 0})["n"] for _ in range(3)] == [0, 1, 2]
     assert kept(Numbering(), replay(tmp_path)).apply({"i": 0})["n"] == 2  # one answer to a question
     assert kept(Numbering(), DirectoryCache(tmp_path)).apply({"i": 0})["n"] == 2
+
+
+def test_equal_calls_at_once_count_alike_without_a_cache_while_recorded_and_replayed(tmp_path: Path) -> None:
+    """A limit of requests ends all three runs at the same step."""
+    both = threading.Barrier(2, timeout=60.0)  # each waits until the other has been sent, too
+
+    def before(endpoint: str, inputs: Any) -> None:
+        if endpoint == "apply":
+            both.wait()
+
+    def histories(handle: Any) -> list[Any]:
+        def value(x: Any) -> Any:
+            same = x[::-1][::-1] + 0.0 * x  # which nobody can know before it is computed
+            return sum(tf.apply_tesseract(handle, {"x": one})["y"].sum() for one in (x, same))
+
+        result = tf.optimize(tf.Problem(jnp.ones(3), value), "sgd", learning_rate=0.1, stop={"max_requests": 15})
+        return [(one.step, one.value, one.requests) for one in result.history]
+
+    plain = histories(square(before=before))
+    assert plain[-1][0] > 1 and plain[-1][2] >= 15
+    assert histories(kept(square(before=before), recording(tmp_path))) == plain
+    assert histories(kept(gone(), replay(tmp_path))) == plain
+
+
+def test_what_cannot_be_written_down_is_sent_to_nobody_in_a_replay(tmp_path: Path) -> None:
+    kept(square(), recording(tmp_path)).apply(X)
+    with count_requests() as sent, pytest.raises(NotRecorded, match="cannot be written down"):
+        kept(square(), replay(tmp_path)).apply({"x": np.array([object()])})
+    assert sent.n_total == 0
 
 
 def test_failures_of_the_component_are_recorded(tmp_path: Path) -> None:
