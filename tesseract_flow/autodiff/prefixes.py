@@ -6,6 +6,7 @@ say. What they mean is not known here.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from jaxtyping import PyTree
 
 from tesseract_flow.errors import TesseractFlowError, did_you_mean
 from tesseract_flow.schema import what_is_lost
+
+SORTED = "Make all keys of a dictionary texts."
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -37,6 +40,24 @@ def _step_name(key: Any) -> str:
             return str(key)
 
 
+def keys_fault(tree: PyTree) -> str | None:
+    """Of a tree that JAX cannot flatten, as it sorts the keys of dictionaries, why, and the remedy; else None."""
+
+    def look(node: Any, path: tuple[Any, ...]) -> str | None:
+        if isinstance(node, dict) and type(node) is not collections.OrderedDict:
+            try:
+                sorted(node)
+            except TypeError:
+                kinds = {type(key).__name__: key for key in reversed(node)}
+                keys = " and ".join(f"{key!r} ({kind})" for kind, key in reversed(kinds.items()))
+                where = f"at {path_name(path)!r} " if path else ""
+                return f"the keys {keys} {where}have no order, and JAX sorts them.\n{SORTED}"
+        below = (((*path, key), child) for key, child in _children(node) or ())
+        return next((fault for place, child in below if (fault := look(child, place))), None)
+
+    return look(tree, ())
+
+
 def spread(prefix: PyTree, varying: PyTree, *, what: str, error: type[TesseractFlowError]) -> list[Any]:
     """One value of `prefix` per varying leaf, in JAX's order; `None` where the prefix says nothing.
 
@@ -46,6 +67,8 @@ def spread(prefix: PyTree, varying: PyTree, *, what: str, error: type[TesseractF
     Raises:
         error: the prefix says something for a place that the varying part has not.
     """
+    if fault := keys_fault(prefix):
+        raise error(f"The {what} cannot be used: {fault}")
     paths = [path for path, _ in jtu.tree_flatten_with_path(varying)[0]]
     return _spread(prefix, paths, 0, what, error)
 

@@ -35,8 +35,9 @@ from tesseract_flow.errors import OptionError, ProblemError
 from tesseract_flow.exact import InputKey
 from tesseract_flow.optimize import FileJournal, Problem, Result, StartFrom
 from tesseract_flow.optimize.partition import partition_design, path_name
-from tesseract_flow.optimize.problem import as_evaluation, check_evaluation
+from tesseract_flow.optimize.problem import as_evaluation
 from tesseract_flow.optimize.resuming import started_from
+from tesseract_flow.optimize.returned import check_evaluation
 
 _log = logging.getLogger("tesseract_flow.checks")
 _N_SITES = 3  # different inputs of one component that are looked at

@@ -29,7 +29,7 @@ from tesseract_flow.errors import NotDifferentiable, ProblemError, closest
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.optimize import Constraint, Problem
 from tesseract_flow.optimize.partition import leaf_names, path_name
-from tesseract_flow.optimize.problem import other_names
+from tesseract_flow.optimize.returned import other_names
 from tesseract_flow.pictures import Picture
 from tesseract_flow.pictures.making import aval_text, of_pipeline, of_plan
 from tesseract_flow.pipeline import Pipeline

@@ -40,7 +40,8 @@ from tesseract_flow.errors import (
 )
 from tesseract_flow.optimize import Evaluation, Problem
 from tesseract_flow.optimize.partition import named_leaves
-from tesseract_flow.optimize.problem import flag_fault, half_the_sum_of_squares, misfit_fault
+from tesseract_flow.optimize.problem import half_the_sum_of_squares
+from tesseract_flow.optimize.returned import flag_fault, misfit_fault
 from tesseract_flow.optimize.traced import NEEDS_A_VALUE, REMEDY
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
 

@@ -19,9 +19,10 @@ from tesseract_flow.optimize.loading import load_problem
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.observers import AbstractObserver, Observer
 from tesseract_flow.optimize.optimality import Optimality
-from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
+from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.result import Result, StepRecord
 from tesseract_flow.optimize.resuming import StartFrom, WhichDesign
+from tesseract_flow.optimize.returned import check_evaluation
 from tesseract_flow.optimize.schedule import Phase, Schedule
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.stopping import (

@@ -25,7 +25,8 @@ from tesseract_flow.optimize.contents import read_contents
 from tesseract_flow.optimize.drivers.registry import CHOICES, driver_settings
 from tesseract_flow.optimize.failures import FailurePolicy
 from tesseract_flow.optimize.journal import AbstractJournal
-from tesseract_flow.optimize.problem import Problem, as_evaluation, check_evaluation
+from tesseract_flow.optimize.problem import Problem, as_evaluation
+from tesseract_flow.optimize.returned import check_evaluation
 from tesseract_flow.optimize.shared import Shared
 
 _STEPS, _CONSTRAINED = CHOICES

@@ -84,6 +84,12 @@ class Constraint:
                 f"ref={self.ref!r} and ref0={self.ref0!r}."
             )
         lower, upper = self.interval
+        try:
+            np.broadcast_shapes(lower.shape, upper.shape)
+        except ValueError:
+            raise ProblemError(
+                f"A constraint's lower has shape {lower.shape} and its upper {upper.shape}: they do not go together."
+            ) from None
         if (lower > upper).any() or (lower >= NO_LIMIT).any() or (upper <= -NO_LIMIT).any():
             raise ProblemError(f"No value satisfies a constraint with lower={self.lower!r} and upper={self.upper!r}.")
 
@@ -95,6 +101,11 @@ class Constraint:
         lower = _real(-np.inf if self.lower is None else self.lower, "lower")
         upper = _real(np.inf if self.upper is None else self.upper, "upper")
         return np.where(lower <= -NO_LIMIT, -np.inf, lower), np.where(upper >= NO_LIMIT, np.inf, upper)
+
+    def is_equal(self, dtype: np.dtype) -> np.ndarray:
+        """Where it demands one value, however that was written: limits that are the same in this precision."""
+        lower, upper = self.interval
+        return lower.astype(dtype) == upper.astype(dtype)
 
     @property
     def size(self) -> np.ndarray | None:

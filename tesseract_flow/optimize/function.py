@@ -27,7 +27,8 @@ from tesseract_flow.optimize.evaluator import Evaluator, Transform
 from tesseract_flow.optimize.failures import evaluated
 from tesseract_flow.optimize.oracle import Oracle
 from tesseract_flow.optimize.partition import entries, named_leaves
-from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
+from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.returned import check_evaluation
 
 T = TypeVar("T")
 Vector = Float[np.ndarray, " n"]

@@ -19,7 +19,7 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from tesseract_flow.autodiff.prefixes import listing, path_name
+from tesseract_flow.autodiff.prefixes import keys_fault, listing, path_name
 from tesseract_flow.errors import ProblemError
 from tesseract_flow.schema import what_is_lost
 
@@ -85,6 +85,9 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree) -> Pa
         ProblemError: the filter does not fit the design, selects nothing or something that is not a real floating-point
             number, the start is not finite, or a leaf has a mask or a unit. The message names the leaves.
     """
+    for what, tree in (("the design", design), ("`vary`", vary)):
+        if fault := keys_fault(tree):
+            raise ProblemError(f"{what[0].upper()}{what[1:]} cannot be used: {fault}")
     for path, leaf in jtu.tree_flatten_with_path(design)[0]:
         if (lost := what_is_lost(leaf)) is not None:
             raise ProblemError(f"'{path_name(path)}' of the design cannot be used: {lost}.")

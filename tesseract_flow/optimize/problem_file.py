@@ -25,24 +25,12 @@ from tesseract_flow.optimize.of_pipeline import problem_of_pipeline
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.schedule import as_schedule
 from tesseract_flow.pipeline import Description, Pipeline
-from tesseract_flow.pipeline.description import Part
+from tesseract_flow.pipeline.description import Filled, Part
 from tesseract_flow.pipeline.document import Document, Place, declared_settings
 from tesseract_flow.pipeline.validation import faults_of
 from tesseract_flow.storage import require_allowed
 
 _FUNCTION = "Name a function as file.py:function (beside the problem's file) or package.module:function."
-
-
-class Filled(Part):
-    """An array with one value everywhere.
-
-    Attributes:
-        fill: the value.
-        shape: of the array.
-    """
-
-    fill: float
-    shape: list[int]
 
 
 class Demand(Part):

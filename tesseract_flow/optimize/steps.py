@@ -30,8 +30,9 @@ from tesseract_flow.optimize.failures import Attempts, Failure, FailurePolicy
 from tesseract_flow.optimize.notes import notes_before
 from tesseract_flow.optimize.optimality import best_record, first_record
 from tesseract_flow.optimize.probe import View, look_around
-from tesseract_flow.optimize.problem import Evaluation, Problem, check_evaluation
+from tesseract_flow.optimize.problem import Evaluation, Problem
 from tesseract_flow.optimize.result import StepRecord
+from tesseract_flow.optimize.returned import check_evaluation
 from tesseract_flow.optimize.run import ObjectiveScale, Run
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.state import Best, State

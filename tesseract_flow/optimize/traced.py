@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import jax
 
+from tesseract_flow.autodiff.prefixes import SORTED
 from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.named import line_of
 
@@ -17,6 +18,7 @@ NEEDS_A_VALUE = (
     jax.errors.TracerBoolConversionError,
     jax.errors.TracerIntegerConversionError,
 )
+UNSORTED = "sorting pytree dictionary keys"  # in what JAX says of keys that it cannot sort
 REMEDY = (
     "evaluate is traced, so no value is known while it runs: in place of `if` on a value use jnp.where or "
     "jax.lax.cond; in place of float(...), np.asarray(...) or .item() keep the array."
@@ -31,7 +33,8 @@ def tracing(problem: str, design: Iterable[str] = (), scheduled: Iterable[str] =
         design, scheduled: names that it can ask for.
 
     Raises:
-        ProblemError: it wants the value of something that is traced, or looks for a name that is not there.
+        ProblemError: it wants the value of something that is traced, looks for a name that is not there, or makes a
+            dictionary whose keys JAX cannot sort.
     """
     try:
         yield
@@ -50,4 +53,11 @@ def tracing(problem: str, design: Iterable[str] = (), scheduled: Iterable[str] =
         text = str(error).partition("\n")[0]
         raise ProblemError(
             f"evaluate of problem {problem!r} needs the value of what is traced{line_of(error)}: {text}\n{REMEDY}"
+        ) from error
+    except ValueError as error:
+        if UNSORTED not in str(error):
+            raise
+        raise ProblemError(
+            f"evaluate of problem {problem!r} makes a dictionary whose keys have no order{line_of(error)}, such as "
+            f"texts beside numbers, and JAX sorts them.\n{SORTED}"
         ) from error

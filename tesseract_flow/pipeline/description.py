@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
@@ -71,6 +72,49 @@ def _as_connection(value: Any) -> Any:
 
 
 Feed = Annotated[Connection, BeforeValidator(_as_connection)]
+
+
+class Filled(Part):
+    """An array with one value everywhere.
+
+    Attributes:
+        fill: the value.
+        shape: of the array.
+    """
+
+    fill: float
+    shape: list[Annotated[int, Field(ge=0)]]
+
+
+def _as_start(value: Any) -> Any:
+    """What a search may begin at, with arrays where the description has words for them."""
+    if isinstance(value, Mapping):
+        try:
+            filled = Filled.model_validate(value)
+        except ValidationError:
+            raise _no_start(value) from None
+        return np.full(filled.shape, filled.fill)
+    if isinstance(value, list | tuple):
+        try:
+            array = np.asarray(value)
+        except ValueError:
+            raise _no_start(value) from None
+        if array.dtype.kind not in "biufc":
+            raise _no_start(value)
+        return array
+    if not isinstance(value, str | int | float | complex) and not hasattr(value, "dtype"):
+        raise _no_start(value)
+    return value
+
+
+def _no_start(value: Any) -> ValueError:
+    return ValueError(
+        "expected a number, (nested) lists of numbers, {fill: 1.0, shape: [3]}, or the name of an input or an output "
+        f"outside of the group; received {value!r}"
+    )
+
+
+Start = Annotated[Any, BeforeValidator(_as_start)]
 
 
 class Input(Part):
@@ -137,14 +181,14 @@ class Group(Part):
 
     Attributes:
         nodes: those that belong to it, at least one.
-        start: where the search begins, `node.path` → a number, an array, or the name of a pipeline's input or an output
-            outside of the group. 1 where nothing is said.
+        start: where the search begins, `node.path` → a number, an array or lists, `{fill: 0.1, shape: [50]}`, or the
+            name of a pipeline's input or an output outside of the group. 1 where nothing is said.
         solver, rtol, atol, max_steps, order, warm_start: as in `tf.fixed_point`.
         solver_settings: such as `{depth: 3}` for `anderson`.
     """
 
     nodes: Annotated[list[str], Field(min_length=1)]
-    start: dict[str, Any] = Field(default_factory=dict)
+    start: dict[str, Start] = Field(default_factory=dict)
     solver: Any = "newton-krylov"
     solver_settings: dict[str, Any] = Field(default_factory=dict)
     rtol: float | None = None

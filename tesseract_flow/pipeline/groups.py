@@ -18,7 +18,6 @@ import numpy as np
 from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.compose import Aitken, Anderson, Broyden, GaussSeidel, NewtonKrylov, Picard, fixed_point
 from tesseract_flow.errors import CallError, OptionError, PipelineError, ShapesUnknown, did_you_mean
-from tesseract_flow.pipeline.conversions import constant
 from tesseract_flow.pipeline.cycles import best_order
 from tesseract_flow.pipeline.description import Group
 from tesseract_flow.pipeline.running import Evaluation
@@ -192,7 +191,7 @@ def _given(coupled: Coupled, evaluation: Evaluation) -> dict[Source, Any]:
         source = evaluation.wiring.source(text)
         if isinstance(value, str):
             value = evaluation.value(evaluation.wiring.source(value))
-        found[source] = constant(value)
+        found[source] = value
     return found
 
 

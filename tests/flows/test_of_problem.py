@@ -1,6 +1,7 @@
 """The form of a problem: what it offers, what it refuses, and that a run gets what was filled in."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,13 @@ def test_every_setting_that_a_driver_offers_is_one_that_it_takes():
                 made = form(name=name, **choice).as_optimizer()
                 build_driver(made.name, made.learning_rate, made.settings)
     assert set(driver_names()) - set(LEARNING_RATES) <= offered
+
+
+def test_drivers_on_the_page_are_what_a_run_is_submitted_with():
+    page = (Path(__file__).parents[2] / "docs" / "prefect.md").read_text(encoding="utf-8")
+    shown = re.findall(r"-p 'driver=(\{.*?\})'", page) + re.findall(r"`(\{\"name\": .*?\})`", page)
+    names = [TypeAdapter(Driver).validate_json(text).as_optimizer().name for text in shown]
+    assert set(names) == {"lbfgs", "adam", "slsqp", "trust-constr", "auto"}
 
 
 def test_of_a_function_as_well_as_of_its_name():

@@ -18,7 +18,8 @@ import optax
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.optimize import AugmentedLagrangian, Constraint, Evaluation, Problem, build_driver
 from tesseract_flow.optimize.identity import identity_of
-from tesseract_flow.optimize.problem import Origin, check_evaluation
+from tesseract_flow.optimize.problem import Origin
+from tesseract_flow.optimize.returned import check_evaluation
 from tesseract_flow.testing import FunctionTesseract
 
 first = FunctionTesseract(lambda i: {"y": jnp.sin(i["x"]), "note": "n"}, {"x": np.zeros(3)}, name="a", version="1")

@@ -193,6 +193,7 @@ def test_float32_stays_float32():
         ({}, "received nothing"),
         ({"equals": 1.0, "lower": 0.0}, "either equals"),
         ({"lower": 2.0, "upper": 1.0}, "No value satisfies"),
+        ({"lower": np.zeros(3), "upper": np.ones(2)}, "do not go together"),
         ({"equals": float("inf")}, "equals must be a number"),
         ({"upper": float("nan")}, "upper must be a number"),
         ({"upper": "high"}, "upper must be a number"),

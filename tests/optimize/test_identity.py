@@ -12,7 +12,7 @@ import pytest
 
 from tesseract_flow.optimize import AugmentedLagrangian, Constraint, Evaluation, Problem, build_driver
 from tesseract_flow.optimize.identity import compare, digest_of, identity_of
-from tesseract_flow.optimize.problem import check_evaluation
+from tesseract_flow.optimize.returned import check_evaluation
 
 
 def evaluate(design):

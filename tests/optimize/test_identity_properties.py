@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from tesseract_flow.optimize import AugmentedLagrangian, Constraint, Evaluation, Problem, build_driver, load_problem
 from tesseract_flow.optimize.canonical import Plain, text_of
 from tesseract_flow.optimize.identity import compare, digest_of, identity_of
-from tesseract_flow.optimize.problem import Origin, check_evaluation
+from tesseract_flow.optimize.problem import Origin
+from tesseract_flow.optimize.returned import check_evaluation
 from tests.optimize import identities_elsewhere
 
 ROOT = pathlib.Path(__file__).parents[2]

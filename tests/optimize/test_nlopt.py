@@ -154,6 +154,22 @@ def test_equalities_are_refused_by_name_with_what_takes_them(driver):
         optimize(hs71_problem(), driver)
 
 
+EQUAL = {
+    "scalar": ({"lower": 2.0, "upper": 2.0}, jnp.float64),
+    "entry": ({"lower": jnp.array([0.0, 2.0]), "upper": jnp.array([1.0, 2.0])}, jnp.float64),  # two limits, two demands
+    "precision": ({"lower": 2.0, "upper": 2.0 + 1e-12}, jnp.float32),
+}
+
+
+@pytest.mark.parametrize("what", EQUAL)
+def test_limits_that_are_equal_are_the_same_demand(what):
+    limits, dtype = EQUAL[what]
+    start = jnp.ones(2, dtype)
+    problem = Problem(start, lambda x: Evaluation((x * x).sum(), {"c": x}), constraints={"c": Constraint(**limits)})
+    with pytest.raises(DriverError, match=r"demands lower and upper limits that are equal of 'c'\.\nDemand the"):
+        optimize(problem, "mma")
+
+
 @pytest.mark.parametrize("driver", ALL)
 def test_without_nlopt_it_says_what_to_install(driver, monkeypatch):
     monkeypatch.setitem(sys.modules, "nlopt", None)

@@ -10,6 +10,8 @@ import pytest
 from tesseract_flow.errors import BoundsError, ProblemError
 from tesseract_flow.optimize import Constraint, Evaluation, Problem, check_evaluation, optimize
 
+UPPER = Constraint(upper=1.0)
+
 
 def volume(design):
     return Evaluation(design["x"].sum(), {"volume": design["x"].sum(), "stress": design["x"]})
@@ -28,6 +30,9 @@ def problem(evaluate=volume, **kwargs) -> Problem:
         ({"settings": {"f": float("nan")}}, ProblemError, "settings.*plain JSON"),
         ({"bounds": (2.0, 1.0)}, BoundsError, "lower 2.0 > upper 1.0"),
         ({"scale": -1.0}, ProblemError, "scale of 'x' must be positive"),
+        ({"constraints": {1: Constraint(upper=1.0)}}, ProblemError, "Constraint 1 .*named by a text, received int"),
+        ({"bounds": ({"x": 0.0, 1: None}, None)}, BoundsError, r"lower bound .*keys 'x' \(str\) and 1 \(int\) have no"),
+        ({"vary": {"x": True, 1: False}}, ProblemError, "`vary` cannot be used: the keys .*texts"),
     ],
 )
 def test_values_are_checked_where_the_problem_is_written_down(kwargs, error, message):
@@ -48,6 +53,15 @@ def test_values_are_checked_where_the_problem_is_written_down(kwargs, error, mes
         (lambda d: None, None, "returned NoneType as its objective"),
         (lambda d: {"loss": d["x"].sum()}, None, "returned dict as its objective"),
         (lambda d: Evaluation(d["x"].sum(), [d["x"]]), None, "constraints as list"),  # type: ignore[arg-type]
+        (lambda d: Evaluation(d["x"].sum(), {"c": {"a": d["x"]}}), None, "'c' as dict, expected an array.\nGive each"),
+        (lambda d: Evaluation(d["x"].sum(), {"c": [*d["x"]]}), {"c": UPPER}, "'c' as list, expected an"),
+        (lambda d: Evaluation(d["x"].sum(), {"c": None}), {"c": UPPER}, "'c' as NoneType, expected an"),
+        (lambda d: Evaluation(misfit=d["x"], constraints={"c": {}}), None, "'c' as dict, expected an array"),
+        (
+            lambda d: Evaluation(d["x"].sum(), aux={"a": 1, 1: 2}),
+            None,
+            r"keys have no order \(test_problem.py, line \d+",
+        ),
         (volume, {"volum": Constraint(equals=1.0)}, "(?s)constrains 'volum'.*Did you mean 'volume'"),
         (lambda d: d["x"].sum(), {"volume": Constraint(equals=1.0)}, "evaluate returns no constraints"),
         (
@@ -95,6 +109,21 @@ def test_what_needs_the_value_of_what_is_traced_is_told_with_a_remedy(evaluate):
 def test_a_name_that_is_not_there_is_told_with_those_that_are(evaluate, message):
     with pytest.raises(ProblemError, match=message):
         optimize(problem(evaluate, schedule={"beta": 2.0}))
+
+
+def test_keys_of_a_design_that_jax_cannot_sort_are_told():
+    mixed = {"inner": [{"[0]": jnp.ones(2), 1: jnp.ones(2)}]}
+    with pytest.raises(
+        ProblemError, match=r"keys '\[0\]' \(str\) and 1 \(int\) at 'inner.\[0\]' have no order.*\n.*texts"
+    ):
+        Problem(mixed, volume)
+    numbers = Problem({2: jnp.ones(2), 1: jnp.ones(3)}, volume).partition.varying
+    assert list(numbers) == [1, 2]
+
+
+def test_a_constraint_may_be_a_number_that_does_not_depend_on_the_design():
+    template = check_evaluation(problem(lambda d: Evaluation(d["x"].sum(), {"c": 0.5}), constraints={"c": UPPER}))
+    assert template.constraints["c"].shape == ()
 
 
 def test_checking_runs_nothing():

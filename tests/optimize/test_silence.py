@@ -16,7 +16,7 @@ from tesseract_flow.optimize import Constraint, Evaluation, Problem, optimize
 from tesseract_flow.optimize.constraints import ConstraintSet
 from tesseract_flow.optimize.evaluator import Evaluator, Sample, Weights
 from tesseract_flow.optimize.probe import View, look_around
-from tesseract_flow.optimize.problem import check_evaluation
+from tesseract_flow.optimize.returned import check_evaluation
 from tesseract_flow.testing import FunctionTesseract
 
 SHAPES = [{"x": (2, 3), "y": ()}, {"a": (4,), "b": (3, 2), "c": (1,)}]

@@ -22,6 +22,9 @@ import jax.numpy as jnp
 def bend(thickness, load):
     return {"d": load / thickness**3, "volume": jnp.sum(thickness)}
 
+def half(x, y):
+    return x + 0.5 * y
+
 def total(d, weight):
     return {"value": weight * jnp.sum(d), "is_small": jnp.all(d < 1e6)}
 """
@@ -198,6 +201,42 @@ def test_a_fault_is_told_with_its_line(name: str, tmp_path: Path):
     assert old in PROBLEM
     with pytest.raises(PipelineError, match=message):
         load_problem(str(written(tmp_path, PROBLEM.replace(old, new, 1))))
+
+
+COUPLED = """\
+pipeline:
+  inputs: [p]
+  nodes:
+    a: {function: functions.py:half, inputs: {x: p, y: b}}
+    b: {function: functions.py:half, inputs: {x: p, y: a}}
+  groups:
+    loop:
+      nodes: [a, b]
+      start: {b: START}
+  outputs: {f: {from: a, select: 0}}
+  coupling: idf
+design: {p: {fill: 1.0, shape: [2]}}
+objective: f
+"""
+
+
+@pytest.mark.parametrize("start", ["3.0", "[3.0, 3.0]", "{fill: 3.0, shape: [2]}", "{fill: 3.0, shape: []}"])
+def test_a_search_begins_at_what_a_design_begins_at(start: str, tmp_path: Path):
+    text = COUPLED.replace("START", start)
+    problem = load_problem(str(written(tmp_path, text)))
+    np.testing.assert_array_equal(problem.design["b"], [3.0, 3.0])
+
+
+def test_a_filled_start_leads_to_the_fixed_point(tmp_path: Path):
+    text = COUPLED.replace("START", "{fill: 3.0, shape: [2]}").replace("coupling: idf", "coupling: mdf")
+    problem = load_problem(str(written(tmp_path, text.replace("nodes: [a, b]", "nodes: [a, b]\n      solver: picard"))))
+    assert float(problem.answer(problem.design).objective) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("start", ["{fil: 1.0}", "{fill: 1.0, shape: [-1]}", "[1, two]", "null", "[[1], [1, 2]]"])
+def test_what_a_search_cannot_begin_at_is_told_with_its_line(start: str, tmp_path: Path):
+    with pytest.raises(PipelineError, match=r"yaml:9:15: pipeline.groups.loop.start.b: expected a number, .*{fill: 1"):
+        load_problem(str(written(tmp_path, COUPLED.replace("START", start))))
 
 
 def test_numbers_and_texts_are_those_of_yaml_1_2(tmp_path: Path):

@@ -436,11 +436,20 @@ def _refuse(driver: LibraryDriver, setting: Setting, flat: Flat) -> None:
             "Use 'slsqp', or an Optax driver such as 'lbfgs', which gets them by augmented Lagrangian."
         )
     demands = setting.problem.constraints or {}
-    equal = [demand for demand, constraint in sorted(demands.items()) if constraint.equals is not None]
-    if equal and not library.takes_equalities:
+    if library.takes_equalities:
+        return
+    # Limits may become equal only where they are divided by what they are measured in.
+    met = {one for one, is_equal in zip(flat.names, flat.limits[0] == flat.limits[1], strict=True) if is_equal}
+    met |= {one for one, demand in demands.items() if demand.is_equal(setting.evaluator.dtype).any()}
+    given = sorted(one for one in met if demands[one].equals is not None)
+    meant = sorted(met - set(given))
+    if given or meant:
+        said = [f"equals=... of {', '.join(map(repr, given))}"] if given else []
+        if meant:
+            said.append(f"lower and upper limits that are equal of {', '.join(map(repr, meant))}")
         raise DriverError(
-            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} demands equals=... of "
-            f"{', '.join(map(repr, equal))}.\n"
+            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} demands "
+            f"{' and '.join(said)}.\n"
             "Demand the side that the optimum pushes against (upper=... or lower=...), or use 'slsqp', 'ld_slsqp' or "
             "'trust-constr'."
         )
