@@ -14,17 +14,19 @@ import numpy as np
 
 from tesseract_flow.checks.blame import Blame
 from tesseract_flow.checks.budget import Budget, Spent
+from tesseract_flow.checks.identities import factor_of, unlike
 from tesseract_flow.checks.lines import (
     Comparison,
     Line,
     direction,
     inner,
     product,
+    pulled_through,
     size_of,
     sizes,
     stacked_weights,
 )
-from tesseract_flow.checks.probe import Look, Probe, Site
+from tesseract_flow.checks.probe import Look, Probe, Site, largest
 from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.verdicts import Verdict, replacement
 from tesseract_flow.client.deriving.memory import described_inputs
@@ -52,13 +54,15 @@ def check_component(site: Site, budget: Budget, seed: int = 0) -> list[Verdict]:
         near = [{p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS]
         for x in (probe.x, *near, far):
             # The last one in directions of its own: what one of them cannot see by chance, another one does.
-            look = _look(probe, x, looks[0] if looks and x is not far else None)
+            look = _look(probe, x, looks[0] if looks and x is not far else None, is_first=x is probe.x)
             if look is not None:
                 looks.append(look)
         if not looks:
             return [*verdicts, Verdict("unsure", name, "apply", message="it does not answer with finite numbers here.")]
         verdicts += _of_precision(probe, looks)
-        verdicts += _of_purity(probe, looks)
+        # What is wrong there in any case is told of below, and how.
+        if PULLBACK in looks[0].compared and not looks[0].compared[PULLBACK].is_wrong:
+            verdicts += _of_linearity(probe, looks[0]) or _of_purity(probe, looks[0])
         verdicts += _of_endpoints(probe, looks, verdicts)
     except Spent as spent:
         verdicts.append(Verdict("unsure", name, "", message=f"{spent} What was seen so far counts."))
@@ -82,7 +86,7 @@ def alike(x: np.ndarray, decimals: int) -> np.ndarray:
     return np.asarray(far, x.dtype)
 
 
-def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None) -> Look | None:
+def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None, *, is_first: bool) -> Look | None:
     """All endpoints at a point, in the directions of the first look, or in new ones."""
     rng = probe.rng
     x = {path: np.asarray(x[path], probe.x[path].dtype) for path in probe.x}
@@ -93,7 +97,10 @@ def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None) -> Look
     c = first.c if first is not None else _cotangents(y, rng)
     look, w = Look(x, y, t, c, probe.line(x, t, y)), stacked_weights(c, y)
     if PULLBACK in probe.endpoints:
-        (look.pulled,) = probe.pullbacks(x, [c])
+        factors = _factors(probe, c) if is_first else []
+        # All at once, before anybody is asked elsewhere.
+        look.pulled, *multiples = probe.pullbacks(x, [c, *(_multiple(c, factor) for factor in factors)])
+        look.multiples = dict(zip(factors, multiples, strict=True))
         look.compared[PULLBACK] = look.line.compare(inner(look.pulled, t), size_of(look.pulled, t), w)
     if PUSHFORWARD in probe.endpoints:
         (look.pushed,) = probe.pushforwards(x, [t])
@@ -103,6 +110,13 @@ def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None) -> Look
         ahead = product(look.blocks, t)
         look.compared[JACOBIAN] = look.line.compare(inner(c, ahead), size_of(c, ahead), w)
     return look
+
+
+def _factors(probe: Probe, c: Mapping[str, np.ndarray]) -> list[float]:
+    """Times which cotangents are as large as those in the pipeline, and as those in a run."""
+    size, pulled = largest(c), probe.site.pulled
+    targets = [2.0 * size] if pulled is None else [pulled.size, pulled.size * pulled.growth, pulled.size * pulled.reach]
+    return list(dict.fromkeys(factor_of(size, target, is_coarse=probe.is_coarse) for target in targets))
 
 
 def _cotangents(y: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -174,47 +188,65 @@ def _of_precision(probe: Probe, looks: Sequence[Look]) -> list[Verdict]:
     return verdicts
 
 
-def _of_purity(probe: Probe, looks: Sequence[Look]) -> list[Verdict]:
-    """The first question once more, after others: an answer that depends on what was asked before is another one."""
-    first = looks[0]
-    if first.pulled is None:
-        return []
-    (again,) = probe.pullbacks(first.x, [first.c])
-    for path, value in again.items():
-        scale = max(float(np.max(np.abs(value), initial=0.0)), float(np.max(np.abs(first.pulled[path]), initial=0.0)))
-        error = float(np.max(np.abs(value - first.pulled[path]), initial=0.0))
-        if error > _PURE * scale:
-            return [
-                Verdict(
-                    "wrong",
-                    probe.site.handle.name,
-                    PULLBACK,
-                    "stale",
-                    input=path,
-                    message=f"the same question, asked again after others, has another answer (by {error / scale:.1g} "
-                    "of its size): it keeps something from one call to the next.",
-                    remedy=replacement(PULLBACK),
-                )
-            ]
+def _of_linearity(probe: Probe, look: Look) -> list[Verdict]:
+    """Pullbacks along multiples of the same cotangents: what is not linear is right for some and wrong for others."""
+    for factor, answer in look.multiples.items():
+        assert look.pulled is not None
+        error, at = unlike(_multiple(answer, 1.0 / factor), look.pulled, look.x)
+        if error > _PURE:
+            size = largest(look.c)
+            message = (
+                f"it is not linear in its cotangent: for {factor:.4g} times as much it says something else than so "
+                f"many times its answer, by {error:.1g} of that. Something is clipped, or cut off, between "
+                f"cotangents of {size:.1g} and of {size * abs(factor):.1g}."
+            )
+            name, remedy = probe.site.handle.name, replacement(PULLBACK)
+            return [Verdict("wrong", name, PULLBACK, "nonlinear", input=at, message=message, remedy=remedy)]
     return []
+
+
+def _of_purity(probe: Probe, first: Look) -> list[Verdict]:
+    """The first question once more, after others: an answer that depends on what was asked before is another one. For
+    twice the cotangent, as the same one may be answered from a cache."""
+    assert first.pulled is not None
+    (again,) = probe.pullbacks(first.x, [_multiple(first.c, 2.0)])
+    error, at = unlike(_multiple(again, 0.5), first.pulled, first.x)
+    if error <= _PURE:
+        return []
+    return [
+        Verdict(
+            "wrong",
+            probe.site.handle.name,
+            PULLBACK,
+            "stale",
+            input=at,
+            message=f"the same question, asked again after others, has another answer (by {error:.1g} of its size): it "
+            "keeps something from one call to the next.",
+            remedy=replacement(PULLBACK),
+        )
+    ]
+
+
+def _multiple(arrays: Mapping[str, np.ndarray], factor: float) -> dict[str, np.ndarray]:
+    return {path: np.asarray(factor * value, value.dtype) for path, value in arrays.items()}
 
 
 def _of_endpoints(
     probe: Probe, looks: Sequence[Look], known: Sequence[Verdict], *, is_brief: bool = False
 ) -> list[Verdict]:
     name, verdicts = probe.site.handle.name, list[Verdict]()
-    stale = [v for v in known if v.kind == "stale"]
+    is_told = any(v.kind in ("stale", "nonlinear") for v in known)
     for endpoint in probe.endpoints:
         compared = [(look, _judged(look, endpoint)) for look in looks if endpoint in look.compared]
         blame = Blame(probe, endpoint, looks, is_brief=is_brief)
         # The very same answer at another point need not be far off to be that of another question.
         wrong = [(look, one) for look, one in compared if one.is_wrong or (blame.is_repeated(look) and one.is_off)]
         if wrong:
-            if not (stale and endpoint == PULLBACK):
+            if not (is_told and endpoint == PULLBACK):
                 verdicts += blame.verdicts(wrong)
         elif flat := next((look for look, one in compared if _is_flat(look, one)), None):
             verdicts.append(_flat(name, flat, endpoint))
-        elif compared:
+        elif compared and not (is_told and endpoint == PULLBACK):
             sure = all(comparison.is_sure for _, comparison in compared)
             worst = max((one for _, one in compared), key=lambda one: (not one.is_sure, one.bound))
             message = worst.agreement if sure else worst.doubt
@@ -254,11 +286,11 @@ def _closer(probe: Probe, look: Look, endpoint: str) -> Closer | None:
     def pull(weights: np.ndarray) -> Mapping[str, np.ndarray]:
         c = _unstacked(weights, look, paths)
         if look.blocks is not None and endpoint == JACOBIAN:
-            return _pulled_through(look.blocks, c, probe.x)
+            return pulled_through(look.blocks, c, probe.x)
         (pulled,) = probe.pullbacks(look.x, [{path: value for path, value in c.items() if value.any()}])
         return pulled
 
-    gradient = look.pulled if endpoint == PULLBACK else _pulled_through(look.blocks or {}, look.c, probe.x)
+    gradient = look.pulled if endpoint == PULLBACK else pulled_through(look.blocks or {}, look.c, probe.x)
     assert gradient is not None
     closer = Closer(line_of, pull, [path for path in paths for _ in range(look.y[path].size)])
     try:
@@ -273,7 +305,7 @@ def _part_of(look: Look, part: Part, endpoint: str) -> Look:
     t = {path: part.t.get(path, np.zeros_like(step)) for path, step in look.t.items()}
     c = _unstacked(part.weights, look, list(look.y))
     pulled = dict(part.gradient) if endpoint == PULLBACK else None
-    return Look(look.x, look.y, t, c, part.line, pulled, None, look.blocks, {endpoint: part.comparison})
+    return Look(look.x, look.y, t, c, part.line, pulled, blocks=look.blocks, compared={endpoint: part.comparison})
 
 
 def _unstacked(weights: np.ndarray, look: Look, paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -284,13 +316,6 @@ def _unstacked(weights: np.ndarray, look: Look, paths: Sequence[str]) -> dict[st
         c[path] = np.asarray(weights[start : start + size].reshape(look.y[path].shape), look.y[path].dtype)
         start += size
     return c
-
-
-def _pulled_through(
-    blocks: Mapping[str, Mapping[str, np.ndarray]], c: Mapping[str, np.ndarray], x: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """J^T c, from the blocks of J."""
-    return {path: np.asarray(sum(np.tensordot(c[y], blocks[y][path], axes=c[y].ndim) for y in blocks)) for path in x}
 
 
 def _judged(look: Look, endpoint: str) -> Comparison:

@@ -1,8 +1,9 @@
 """`check_gradients`: are the derivatives right, and whose are wrong?
 
-First the gradient as a whole, along one random direction and at two points, which takes two values each. Only if that
-fails, or on demand, each component at the inputs that it really gets. The one idea: a right total needs right parts, so
-nearly all of the time nothing but the total is paid for.
+First the gradient as a whole, along one random direction and at two points, which takes two values each. If that is
+right, so are the pullbacks that it is made of, and each other endpoint has to agree with these, at one request each.
+Only if something fails, or on demand, a component is looked at by itself (`sites`). The one idea: a right total needs
+right parts, so nearly all of the time hardly more than the total is paid for.
 """
 
 from __future__ import annotations
@@ -21,26 +22,24 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import PyTree
 
-from tesseract_flow.autodiff import rehearsal
+from tesseract_flow.autodiff import jacobian_p, pullback_p, rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
-from tesseract_flow.checks.component import check_component
+from tesseract_flow.checks.identities import n_questions
 from tesseract_flow.checks.lines import LONGEST, Line, direction, inner, size_of
-from tesseract_flow.checks.probe import Site
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.shares import Closer, Part
+from tesseract_flow.checks.sites import of_components, of_endpoints
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract, own_requests
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError, ProblemError
-from tesseract_flow.exact import InputKey
 from tesseract_flow.optimize import FileJournal, Problem, Result, StartFrom
-from tesseract_flow.optimize.partition import partition_design, path_name
+from tesseract_flow.optimize.partition import named_leaves, partition_design, path_name
 from tesseract_flow.optimize.problem import as_evaluation
 from tesseract_flow.optimize.resuming import started_from
 from tesseract_flow.optimize.returned import check_evaluation
 
 _log = logging.getLogger("tesseract_flow.checks")
-_N_SITES = 3  # different inputs of one component that are looked at
 _AWAY = 1e-3  # relative distance of the second point
 _MARGIN = 1e-3  # of the room between bounds: how far inside a point that lies on one is moved
 
@@ -57,18 +56,22 @@ def check_gradients(
 ) -> GradientReport:
     """Whether derivatives agree with the values; if not, whose are wrong, where, and how sure that is.
 
-    The gradient of objective and constraints together is compared with differences along a random direction: one
-    gradient and two values per point, told in the log before they are asked. What adds too little to show beside the
-    rest is then moved, or weighed, by itself, which costs more values. If it fails, each component is looked at,
-    at the inputs that it really gets: each of its derivative endpoints against differences of its own `apply`, at three
-    points close together; pushforward against pullback; `abstract_eval` against what comes.
+    The gradient of objective (or misfit) and constraints together is compared with differences along a random
+    direction: one gradient and two values per point, told in the log before they are asked. What adds too little to
+    show beside the rest is then moved, or weighed, by itself, which costs more values. If it is right, so are the
+    pullbacks that it is made of; each component's pushforward and Jacobian, which other drivers ask for, are then
+    compared with its pullback, and this with itself, asked once more: at one point, by one request each. If anything
+    fails, components are looked at by themselves, at the inputs that they really get: each derivative endpoint against
+    differences of its own `apply`, at points close together; pushforward against pullback; a pullback along cotangents
+    of several sizes; `abstract_eval` against what comes.
 
     Args:
         target: a problem, or a function and the point to look at: `(loss, design)`.
         at: another design than the problem's start: a derivative may be right at the start and wrong where a run ends.
             A design, a `Result`, or a journal (folder or URL), of which the best design is taken; `(journal, "last")`
             is where that run stands.
-        components: look at each component even if the total is right; False: never.
+        components: look at each component even if nothing was wrong; False: at the gradient as a whole alone, which
+            says nothing about pushforwards and Jacobians.
         max_requests: the most that is sent, whatever is found.
         n_points: where the total is looked at: the point itself, and others close to it.
         seed: of the random directions.
@@ -86,6 +89,8 @@ def check_gradients(
     with own_requests() as requests:
         total = _Total.of(target, at, seed)
         planned = n_points * (total.gradient.price.of_a_run + 2 * total.values.price.of_a_run)
+        if components is None:
+            planned += sum(n_questions(handle, is_elsewhere=n_points > 1) for handle in total.pulled)
         if planned > max_requests:
             raise OptionError(
                 f"The gradient of {total.name!r} takes {planned} requests to compare at {n_points} points; "
@@ -102,8 +107,10 @@ def check_gradients(
         budget = Budget(max_requests)
         budget.spent = requests.n_solves  # what only answers tell had to be asked in order to trace
         verdicts, seen, is_right = total.compare(n_points, budget)
-        if components or (components is None and not is_right):
-            found = _of_components(seen, budget, seed)
+        if components is None and is_right:
+            verdicts += of_endpoints(seen, total.growth, budget, seed, is_elsewhere=n_points > 1)
+        elif components is not False:
+            found = of_components(seen, total.growth, budget, seed)
             verdicts += found
             if not is_right and not any(verdict.status == "wrong" for verdict in found):
                 verdicts = [total.located(verdict, budget) for verdict in verdicts]
@@ -143,6 +150,18 @@ class _Total:
         weights = jnp.ones(aval.shape, aval.dtype)  # type: ignore[attr-defined]
         self.gradient = Traced(jax.value_and_grad(weighted, has_aux=True), point, weights)
         self._looks: list[tuple[dict[str, np.ndarray], Part]] = []
+
+    @property
+    def pulled(self) -> set[AbstractTesseract]:
+        """The components through which the gradient goes."""
+        nodes = self.gradient.plan.all_nodes
+        return {node.call.tesseract for node in nodes if node.primitive in (pullback_p, jacobian_p)}
+
+    @property
+    def growth(self) -> float:
+        """How many times as large cotangents are in a run, where no result is weighed, than at the first point."""
+        weights = np.abs(self._looks[0][1].weights) if self._looks else np.ones(0)
+        return float(1.0 / np.min(weights, where=weights > 0.0, initial=np.inf)) if weights.any() else 1.0
 
     @classmethod
     def of(cls, target: Any, at: Any, seed: int) -> _Total:
@@ -357,7 +376,10 @@ def _of_problem(problem: Problem, at: Any, seed: int) -> _Total:
 
     def results(varying: PyTree) -> dict[str, Any]:
         evaluation = as_evaluation(problem.answer(partition.combine(varying)))
-        values = {"objective": evaluation.objective}
+        # A search for least squares takes the derivatives of each entry, of which one that is zero here adds none to
+        # the objective's.
+        misfit = {f"misfit: {name}": leaf for name, leaf in named_leaves(evaluation.misfit)}
+        values = misfit or {"objective": evaluation.objective}
         return values | {name: jnp.asarray(evaluation.constraints[name]) for name in demanded}
 
     return _Total(problem.name, results, varying, (problem.box.lower, problem.box.upper), seed)
@@ -380,59 +402,3 @@ def _named_floats(answer: Any) -> dict[str, Any]:
     if not found:
         raise ProblemError("The function returns no floating-point number, so it has no gradient.")
     return found
-
-
-# --- components -------------------------------------------------------------------------------------------------------
-
-
-def _of_components(seen: Sequence[Seen], budget: Budget, seed: int) -> list[Verdict]:
-    """Verdicts on each component, at the inputs that it got; all of them at the same time."""
-    sites = _sites(seen)
-    if not sites:
-        return []
-    with ThreadPoolExecutor(min(len(sites), 8)) as pool:
-        # In a copy of the context each, which knows whose requests they are.
-        copies = [contextvars.copy_context() for _ in sites]
-        found = [
-            pool.submit(copy.run, check_component, site, budget, seed) for copy, site in zip(copies, sites, strict=True)
-        ]
-    return _once([verdict for verdicts in found for verdict in verdicts.result()])
-
-
-def _once(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Of several inputs of one component the worst verdict on each endpoint and pair of paths."""
-    rank = {"wrong": 0, "unsure": 1, "right": 2}
-    kept: dict[Any, Verdict] = {}
-    for verdict in verdicts:
-        key = verdict.component, verdict.endpoint, verdict.output, verdict.input
-        if key not in kept or rank[verdict.status] < rank[kept[key].status]:
-            kept[key] = verdict
-    return list(kept.values())
-
-
-def _sites(seen: Sequence[Seen]) -> list[Site]:
-    """What derivatives were asked of whom and where; a few different inputs of each."""
-    sites: dict[Any, Site] = {}
-    n_of: dict[AbstractTesseract, int] = {}
-    for one in seen:
-        paths = _paths_of(one)
-        if paths is None:
-            continue
-        key = one.handle, InputKey(one.payload["inputs"])
-        known = sites.get(key)
-        if known is not None:
-            merged = [
-                tuple(dict.fromkeys((*a, *b))) for a, b in zip((known.x_paths, known.y_paths), paths, strict=True)
-            ]
-            sites[key] = Site(one.handle, known.inputs, merged[0], merged[1])
-        elif n_of.get(one.handle, 0) < _N_SITES:
-            n_of[one.handle] = n_of.get(one.handle, 0) + 1
-            sites[key] = Site(one.handle, one.payload["inputs"], *paths)
-    return list(sites.values())
-
-
-def _paths_of(one: Seen) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    prefix = {"vector_jacobian_product": "vjp", "jacobian_vector_product": "jvp", "jacobian": "jac"}.get(one.endpoint)
-    if prefix is None:
-        return None
-    return tuple(one.payload[f"{prefix}_inputs"]), tuple(one.payload[f"{prefix}_outputs"])

@@ -299,3 +299,12 @@ def product(blocks: Mapping[str, Mapping[str, np.ndarray]], t: Mapping[str, np.n
         y: np.asarray(sum(np.tensordot(of_x[path], t[path], axes=t[path].ndim) for path in t))
         for y, of_x in blocks.items()
     }
+
+
+def pulled_through(
+    blocks: Mapping[str, Mapping[str, np.ndarray]], c: Mapping[str, np.ndarray], paths: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """J^T c by some inputs, from the blocks of J."""
+    return {
+        path: np.asarray(sum(np.tensordot(c[y], blocks[y][path], axes=c[y].ndim) for y in blocks)) for path in paths
+    }

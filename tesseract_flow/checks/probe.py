@@ -15,8 +15,39 @@ from tesseract_flow.checks.budget import Budget
 from tesseract_flow.checks.lines import Comparison, Line, moved, stacked
 from tesseract_flow.client import AbstractTesseract, AtOnce, DerivedTesseract, RetryPolicy
 from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, PUSHFORWARD
+from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.derivatives import get_at, set_at
 from tesseract_flow.errors import CallError
+
+_HIGHER = 2.0**10  # how many times larger than at a first point cotangents may become in a run
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pulled:
+    """What the pipeline pulled back at a point.
+
+    Attributes:
+        growth: how many times as large cotangents of a run are here.
+    """
+
+    cotangents: Mapping[str, np.ndarray]
+    answer: Mapping[str, np.ndarray]
+    growth: float
+
+    @property
+    def reach(self) -> float:
+        """How many times as large they may become: further from an optimum than here they grow."""
+        return _HIGHER * self.growth if self.growth >= 1.0 else self.growth
+
+    @property
+    def size(self) -> float:
+        """The largest entry of the cotangents."""
+        return largest(self.cotangents)
+
+
+def largest(arrays: Mapping[str, np.ndarray]) -> float:
+    """The largest entry of some arrays, regardless of signs."""
+    return max((float(np.max(np.abs(array), initial=0.0)) for array in arrays.values()), default=0.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +58,18 @@ class Site:
     inputs: Any
     x_paths: tuple[str, ...]
     y_paths: tuple[str, ...]
+    pulled: Pulled | None = None
+
+
+def own_derivatives(handle: AbstractTesseract) -> tuple[AbstractTesseract, list[str]]:
+    """Whom to ask for a component's own derivative endpoints, and which of them it has and are believed."""
+    asked, believed, inner = handle, handle.schema.endpoints, handle
+    while isinstance(inner, AbstractWrapper):
+        if isinstance(inner, DerivedTesseract):
+            asked, believed = inner.tesseract, inner.settings.believed(inner.tesseract.schema.endpoints)
+            break
+        inner = inner.tesseract
+    return asked, [endpoint for endpoint in (PULLBACK, PUSHFORWARD, JACOBIAN) if endpoint in believed]
 
 
 class Probe:
@@ -38,13 +81,8 @@ class Probe:
     """
 
     def __init__(self, site: Site, budget: Budget, rng: np.random.Generator):
-        handle = site.handle
-        believed = handle.schema.endpoints
-        if isinstance(handle, DerivedTesseract):
-            believed = handle.settings.believed(handle.tesseract.schema.endpoints)
-            handle = handle.tesseract
-        self.site, self.handle, self.budget, self.rng = site, handle, budget, rng
-        self.endpoints = [e for e in (PULLBACK, PUSHFORWARD, JACOBIAN) if e in believed]
+        self.site, self.budget, self.rng = site, budget, rng
+        self.handle, self.endpoints = own_derivatives(site.handle)
         self.x = {path: np.asarray(get_at(site.inputs, path)) for path in site.x_paths}
         self.is_coarse = any(x.dtype in (np.float32, np.float16, np.complex64) for x in self.x.values())
 
@@ -111,7 +149,11 @@ class Probe:
 
 @dataclasses.dataclass(eq=False)
 class Look:
-    """What was seen at one point."""
+    """What was seen at one point.
+
+    Attributes:
+        multiples: factor → what was pulled back for so many times the cotangents.
+    """
 
     x: dict[str, np.ndarray]
     y: dict[str, np.ndarray]
@@ -119,6 +161,7 @@ class Look:
     c: dict[str, np.ndarray]
     line: Line
     pulled: dict[str, np.ndarray] | None = None
+    multiples: dict[float, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     pushed: dict[str, np.ndarray] | None = None
     blocks: dict[str, dict[str, np.ndarray]] | None = None
     compared: dict[str, Comparison] = dataclasses.field(default_factory=dict)

@@ -270,6 +270,6 @@ def advice(components: Collection[str]) -> str:
     """What to do about it."""
     whose = f" of {', '.join(components)}" if components else ""
     return (
-        f"check the gradients{whose}: tf.check_gradients(problem), or tesseract-flow check-gradients PROBLEM, tells "
-        "which component, and where in it"
+        f"check the gradients{whose}: tf.check_gradients(problem, at=result), or tesseract-flow check-gradients "
+        "PROBLEM --at JOURNAL, tells which component, and where in it"
     )

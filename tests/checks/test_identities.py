@@ -1,0 +1,170 @@
+"""`check_gradients` looks at what a run asks for: pushforwards, Jacobians, pullbacks of any size and in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tesseract_flow as tf
+from tesseract_flow.checks import GradientReport
+from tesseract_flow.testing import FunctionTesseract
+from tests.helpers import Watched
+
+PULLBACK, PUSHFORWARD, JACOBIAN = "vector_jacobian_product", "jacobian_vector_product", "jacobian"
+REVERSE = ("apply", "abstract_eval", PULLBACK)
+MATRIX = np.array([[1.0, 2.0], [3.0, 4.0]])
+
+
+def faults(report: GradientReport) -> set[tuple[str, str, str]]:
+    return {(v.component, v.endpoint, v.kind) for v in report.faults}
+
+
+def twice(wrong: bool) -> Watched:
+    """y = (x, x); its pushforward says that the first is twice as steep."""
+    plain = FunctionTesseract(
+        lambda i: {"y": i["x"] * jnp.ones(2)}, {"x": np.ones(())}, name="twice", endpoints=(*REVERSE, PUSHFORWARD)
+    )
+    factor = np.array([2.0, 1.0]) if wrong else 1.0
+    return Watched(plain, lambda asked, y: {"y": y["y"] * factor} if asked == PUSHFORWARD else y)
+
+
+def fit(part: Any, start: float) -> tf.Problem:
+    def evaluate(x: jax.Array) -> tf.Evaluation:
+        return tf.Evaluation(misfit=tf.apply_tesseract(part, {"x": x})["y"] - jnp.array([1.0, 2.0]))
+
+    return tf.Problem(jnp.asarray(start), evaluate, name="fit")
+
+
+# From 1, the entry that is wrong adds nothing to the gradient of the objective.
+@pytest.mark.parametrize("start", [0.3, 1.0])
+def test_a_pushforward_that_searches_for_least_squares_take(start: float) -> None:
+    assert float(tf.optimize(fit(twice(False), start), "gauss-newton").design) == pytest.approx(1.5)
+    wrong = fit(twice(True), start)
+    assert float(tf.optimize(wrong, "gauss-newton").design) != pytest.approx(1.5, abs=0.1)
+    assert faults(tf.check_gradients(wrong)) == {("twice", PUSHFORWARD, "factor")}
+
+
+@pytest.mark.parametrize("at_result", [False, True])
+def test_a_transposed_jacobian_that_constraints_take(at_result: bool) -> None:
+    plain = FunctionTesseract(
+        lambda i: {"y": jnp.array([i["x"][0] + 3 * i["x"][1], i["x"][1] ** 2])},
+        {"x": np.ones(2)},
+        name="bends",
+        endpoints=(*REVERSE, JACOBIAN),
+    )
+    part = Watched(plain, lambda asked, y: {"y": {"x": np.transpose(y["y"]["x"])}} if asked == JACOBIAN else y)
+
+    def problem_of(part: Any) -> tf.Problem:
+        def evaluate(x: jax.Array) -> tf.Evaluation:
+            return tf.Evaluation(jnp.sum((x - 2) ** 2), {"y": tf.apply_tesseract(part, {"x": x})["y"]})
+
+        upper = tf.Constraint(upper=jnp.array([4.0, 1.0]))
+        return tf.Problem(jnp.array([0.5, 0.5]), evaluate, constraints={"y": upper}, name="bent")
+
+    problem = problem_of(part)
+    at = tf.optimize(problem, stop={"max_steps": 2}) if at_result else None
+    report = tf.check_gradients(problem, at=at)
+    assert {(c, e) for c, e, _ in faults(report)} == {("bends", JACOBIAN)}, str(report)
+    assert tf.check_gradients(problem, components=False).ok  # the gradient as a whole does not ask for it
+
+
+def test_a_row_of_a_jacobian_by_which_nothing_is_pulled_back() -> None:
+    """At the best design of a fit, say; its pushforward knows better."""
+
+    def change(asked: str, y: Any) -> Any:
+        return {"y": {"x": y["y"]["x"] * np.array([[1.0], [-1.0]])}} if asked == JACOBIAN else y
+
+    plain = FunctionTesseract(
+        lambda i: {"y": MATRIX @ i["x"]}, {"x": np.ones(2)}, name="rows", endpoints=(*REVERSE, PUSHFORWARD, JACOBIAN)
+    )
+    part = Watched(plain, change)
+    loss = lambda x: jnp.sum(tf.apply_tesseract(part, {"x": x})["y"][:1])  # noqa: E731
+    report = tf.check_gradients((loss, jnp.array([0.5, 0.7])))
+    assert {(c, e) for c, e, _ in faults(report)} == {("rows", JACOBIAN)}, str(report)
+
+
+class Latest(Watched):
+    """Pulls back at the inputs of its latest apply, whatever it is given."""
+
+    def request(self, endpoint: Any, payload: Any, *, run_id: str | None = None) -> Any:
+        if endpoint == "apply":
+            self.__dict__["latest"] = payload["inputs"]
+        if endpoint == PULLBACK:
+            payload = {**payload, "inputs": self.__dict__["latest"]}
+        return super().request(endpoint, payload, run_id=run_id)
+
+
+@pytest.mark.parametrize("n_points", [1, 2])
+@pytest.mark.parametrize("cache", [None, True])
+def test_a_pullback_that_takes_the_inputs_of_the_latest_apply(n_points: int, cache: bool | None) -> None:
+    plain = FunctionTesseract(lambda i: {"y": i["x"] ** 2}, {"x": np.ones(2)}, name="latest", endpoints=REVERSE)
+    part = tf.open_tesseract(Latest(plain), cache=cache)
+    loss = lambda x: jnp.sum(tf.apply_tesseract(part, {"x": x})["y"])  # noqa: E731
+    report = tf.check_gradients((loss, jnp.array([0.5, 2.0])), n_points=n_points)
+    assert {(c, e) for c, e, _ in faults(report)} == {("latest", PULLBACK)}, str(report)
+    # Where values come from a cache, what it keeps is that of another point from the first question on.
+    assert cache or {kind for *_, kind in faults(report)} == {"stale"}
+
+
+@pytest.mark.parametrize("weight", [1.0, 100.0])
+@pytest.mark.parametrize(
+    "change", [lambda c: np.clip(c, -1.0, 1.0), lambda c: np.maximum(c, 0.0), np.abs], ids=["clips", "cuts", "absolute"]
+)
+def test_a_pullback_that_is_not_linear(change: Callable[[Any], Any], weight: float) -> None:
+    """Right for the cotangents of one test and wrong for those of a run; and nobody else is accused of it."""
+
+    class Changed(Watched):
+        def request(self, endpoint: Any, payload: Any, *, run_id: str | None = None) -> Any:
+            if endpoint == PULLBACK:
+                c = {path: change(value) for path, value in payload["cotangent_vector"].items()}
+                payload = {**payload, "cotangent_vector": c}
+            return super().request(endpoint, payload, run_id=run_id)
+
+    plain = FunctionTesseract(lambda i: {"y": MATRIX @ i["x"]}, {"x": np.ones(2)}, name="clips", endpoints=REVERSE)
+    part = Changed(plain)
+    loss = lambda x: weight * jnp.sum((tf.apply_tesseract(part, {"x": x})["y"] - 2.0) ** 2)  # noqa: E731
+    report = tf.check_gradients((loss, jnp.array([0.5, 0.7])))
+    assert {(c, e) for c, e, _ in faults(report)} - {("total", "gradient")} == {("clips", PULLBACK)}, str(report)
+    assert "custom_vjp" not in str(report)
+
+
+def test_nothing_is_said_of_what_is_right_and_each_endpoint_takes_one_request() -> None:
+    parts = [
+        FunctionTesseract(
+            lambda i: {"y": jnp.sin(0.2 * MATRIX @ i["x"])},
+            {"x": np.ones(2)},
+            name=f"part{k}",
+            endpoints=(*REVERSE, *more),
+        )
+        for k, more in enumerate([(), (PUSHFORWARD,), (PUSHFORWARD, JACOBIAN)])
+    ]
+
+    def loss(x: jax.Array) -> jax.Array:
+        for part in parts:
+            x = tf.apply_tesseract(part, {"x": x})["y"]
+        return jnp.sum(x)
+
+    with tf.count_requests() as requests:
+        report = tf.check_gradients((loss, jnp.array([0.5, 0.7])))
+    assert {v.status for v in report.verdicts} == {"right"}, str(report)
+    assert report.planned == report.sent == requests.n_solves == 2 * (6 + 2 * 3) + 6
+    asked = {(v.component, v.endpoint) for v in report.verdicts if v.component != "total"}
+    assert len(asked) == 6
+
+
+def test_endpoints_that_are_not_believed_are_not_asked() -> None:
+    """Neither what is replaced on this side, nor what is made of differences."""
+    part = twice(True)
+    replaced = tf.open_tesseract(part, derive=tf.Derive(replace=PUSHFORWARD))
+    report = tf.check_gradients(fit(replaced, 0.3))
+    assert report.ok, str(report)
+    assert not part.payloads(PUSHFORWARD)
+    plain = FunctionTesseract(lambda i: {"y": i["x"] * jnp.ones(2)}, {"x": np.ones(())}, endpoints=REVERSE[:2])
+    report = tf.check_gradients(fit(tf.open_tesseract(plain, derive="central"), 0.3))
+    assert report.ok, str(report)
+    assert {v.component for v in report.verdicts} == {"total"}
