@@ -32,7 +32,7 @@ from tesseract_flow.optimize.checkpoint import Checkpoint, encode_checkpoint
 from tesseract_flow.optimize.commands import COMMAND
 from tesseract_flow.optimize.contents import Found, history_alone, look, shown, translated
 from tesseract_flow.optimize.history import HISTORY, PART, History
-from tesseract_flow.optimize.identity import compare
+from tesseract_flow.optimize.identity import compare, is_of_one_form
 from tesseract_flow.optimize.ledger import Entry, Ledger
 from tesseract_flow.storage import AbstractPossession, AbstractStore, open_store
 
@@ -86,7 +86,8 @@ class AbstractJournal(abc.ABC):
             accept_changes: whether to go on in spite of differences.
 
         Raises:
-            OtherRun: it belongs to another run; the message shows the difference, and the ways on.
+            OtherRun: it belongs to another run; the message shows the difference, and the ways on. Also where changes
+                are accepted, if what varies has other names or shapes.
             JournalError: it is in use, or nothing in it is intact.
         """
 
@@ -328,8 +329,9 @@ class FileJournal(AbstractJournal):
         if ledger.last.because == "unknown":
             return [], ["whose the checkpoints are, which the journal no longer says"]
         compared = compare(ledger.last.identity, now.identity)
-        if compared.changes and not accept_changes:
-            raise OtherRun(refusal(self.address, compared.changes), compared.changes)
+        can_go_on = is_of_one_form(ledger.last.identity, now.identity)
+        if compared.changes and not (accept_changes and can_go_on):
+            raise OtherRun(refusal(self.address, compared.changes, can_go_on=can_go_on), compared.changes)
         return list(compared.doubts), list(compared.changes)
 
     def _fresh(self, now: Entry, found: Found) -> None:
@@ -380,15 +382,25 @@ def as_journal(journal: AbstractJournal | str | os.PathLike[str]) -> AbstractJou
     return journal if isinstance(journal, AbstractJournal) else FileJournal(journal)
 
 
-def refusal(address: str, changes: Sequence[str]) -> str:
-    """What is said to a run that is not the one of a journal: the difference, and the ways on."""
+def refusal(address: str, changes: Sequence[str], *, can_go_on: bool = True) -> str:
+    """What is said to a run that is not the one of a journal: the difference, and the ways on.
+
+    Args:
+        can_go_on: what varies is the same, so its design may be one of this run.
+    """
+    ways = ["another folder (another key), for a run of its own; or remove this one, if its run is no longer wanted"]
+    if can_go_on:
+        ways += [
+            f"start_from={address!r} (--start-from) with another folder, for a fresh run from the best design here",
+            "accept_changes=True (--accept-changes), to go on here in spite of them, which history and report will say",
+        ]
     return (
         f"Journal {address} belongs to another run. What changed (journal -> now):\n"
         + "".join(f"  {line}\n" for line in changes)
+        + ("" if can_go_on else "What varies has other names or shapes, so its designs are none of this problem.\n")
         + "Undo these changes to go on from it, or choose:\n"
-        "  - another folder (another key), for a run of its own; or remove this one, if its run is no longer wanted;\n"
-        f"  - start_from={address!r} (--start-from) with another folder, for a fresh run from the best design here;\n"
-        "  - accept_changes=True (--accept-changes), to go on here in spite of them, which history and report will say."
+        + ";\n".join(f"  - {way}" for way in ways)
+        + "."
     )
 
 

@@ -52,9 +52,9 @@ from tesseract_flow.optimize.resuming import StartFrom, go_on, started_from
 from tesseract_flow.optimize.run import ObjectiveScale, Run, as_objective_scale
 from tesseract_flow.optimize.schedule import Phase
 from tesseract_flow.optimize.shared import Shared
-from tesseract_flow.optimize.state import State, name_leaves, pack, unpack
+from tesseract_flow.optimize.state import State, name_leaves, pack
 from tesseract_flow.optimize.steering import Due, Steering
-from tesseract_flow.optimize.steps import advance, look_again, prepare, reassess, start, template_state
+from tesseract_flow.optimize.steps import advance, look_again, prepare, reassess, start
 from tesseract_flow.optimize.stopping import AbstractStoppingRule, as_feasibility_tol
 from tesseract_flow.optimize.totals import Meter, Totals
 
@@ -255,9 +255,8 @@ def optimize(
         if resumed:
             assert kept is not None
             run = course.at(history)
-            state = unpack(resumed.checkpoint.arrays, template_state(run))
             state, record, said = go_on(
-                run, kept, resumed, state, meter.totals, recheck=recheck, accept_changes=accept_changes, verify=verify
+                run, kept, resumed, meter.totals, recheck=recheck, accept_changes=accept_changes, verify=verify
             )
             notes += (*resumed.notes, *said)
             if record is None:

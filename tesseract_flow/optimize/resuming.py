@@ -27,8 +27,8 @@ from tesseract_flow.optimize.partition import leaf_names
 from tesseract_flow.optimize.problem import Problem
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.run import Run
-from tesseract_flow.optimize.state import State
-from tesseract_flow.optimize.steps import reassess
+from tesseract_flow.optimize.state import Adapted, State, adapted, unpack
+from tesseract_flow.optimize.steps import reassess, template_state
 from tesseract_flow.optimize.totals import Totals
 from tesseract_flow.storage import open_store, without_secrets
 
@@ -113,7 +113,6 @@ def go_on(
     run: Run,
     journal: AbstractJournal,
     resumed: Resumption,
-    state: State,
     totals: Totals,
     *,
     recheck: bool,
@@ -126,6 +125,8 @@ def go_on(
         OtherRun: the last finished point is not what it was, and changes are not accepted.
     """
     last = StepRecord.from_json(resumed.history[-1])
+    taken = _state_in(run, resumed)
+    state = taken.state
     found: list[str] = []
     if not resumed.changes and (resumed.doubts or recheck):
         found = changes_at_last_point(run, resumed, state)
@@ -135,8 +136,9 @@ def go_on(
     changes = (*resumed.changes, *found)
     journal.confirm(found)
     if changes:
-        state, record = reassess(run, state, _last_design(run, resumed, state), last, totals, verify)
-        events = tuple(f"changed and accepted: {line}" for line in changes)
+        varying = _last_design(run, resumed, state)
+        state, record = reassess(run, state, varying, last, totals, verify, unseen=taken.new)
+        events = (*(f"changed and accepted: {line}" for line in changes), *_anew(run, taken))
         note = f"after step {last.step} the run went on in spite of these changes, which were accepted: "
         return state, dataclasses.replace(record, events=(*record.events, *events)), (note + "; ".join(changes),)
     if resumed.doubts or recheck:
@@ -144,6 +146,28 @@ def go_on(
         note = f"step {last.step} was evaluated again and is the same, before the run went on ({because})"
         return state, None, (note,)
     return state, None, ()
+
+
+def _state_in(run: Run, resumed: Resumption) -> Adapted:
+    """The state in a journal; where changes were accepted, as far as it fits.
+
+    Raises:
+        JournalError: it does not fit.
+    """
+    arrays, like = resumed.checkpoint.arrays, template_state(run)
+    try:
+        return Adapted(unpack(arrays, like))
+    except JournalError:
+        if not resumed.changes:
+            raise
+    return adapted(arrays, like)
+
+
+def _anew(run: Run, taken: Adapted) -> list[str]:
+    """What begins anew, in words."""
+    names = dict.fromkeys(run.constraints.names[key] for key in sorted(taken.new))
+    said = [f"multipliers begin anew ({', '.join(names)})"] if names else []
+    return said if taken.has_memory else [*said, f"the memory of {run.driver.name} begins anew"]
 
 
 def _last_design(run: Run, resumed: Resumption, state: State) -> Any:

@@ -6,7 +6,8 @@ current point is part of it, and is not made again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -86,6 +87,53 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
         restored = jnp.array(array)
         leaves.append(jax.random.wrap_key_data(restored, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else restored)
     return treedef.unflatten(leaves)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapted:
+    """A state of another problem, as a run can go on from it.
+
+    Attributes:
+        state: with an evaluation that is none, and has to be made.
+        new: the demands that begin anew.
+        has_memory: of its driver.
+    """
+
+    state: State
+    new: frozenset[str] = frozenset()
+    has_memory: bool = True
+
+
+def adapted(arrays: Mapping[str, np.ndarray], like: State) -> Adapted:
+    """As much of the state of another problem, or of another driver, as fits; the rest is that of `like`.
+
+    The design stays. Multipliers stay with their demand. Penalties and the tally belong to the driver: they begin anew
+    with it, and with a demand that is new.
+
+    Raises:
+        JournalError: what varies has another structure or shape.
+    """
+    ours = pack(like)
+
+    def fits(names: Iterable[str]) -> bool:
+        return all(name in arrays and arrays[name].shape == ours[name].shape for name in names)
+
+    design = [name for name in ours if name == "u" or name.startswith(("u.", "best.varying", "best.step"))]
+    if not fits([*design, "objective_scale"]):
+        unpack(arrays, like)  # which says what does not fit
+    memory = {name for name in ours if name.partition(".")[0] == "driver"}
+    goes_on = memory == {name for name in arrays if name.partition(".")[0] == "driver"} and fits(memory)
+    known = {key for key in like.duals.price if fits([f"duals.price.{key}", f"duals.unit.{key}"])}
+    is_same = known == set(like.duals.price) and goes_on
+    taken = {*design, "objective_scale", *(f"duals.{part}.{key}" for part in ("price", "unit") for key in known)}
+    if goes_on:
+        taken |= {*memory, *(f"duals.penalty.{key}" for key in known)}
+    elif "driver.leg" in memory and fits(["driver.leg"]):
+        taken.add("driver.leg")  # by which a library's answers are told apart
+    if is_same:
+        taken |= {name for name in ours if name.startswith("tally.")}
+    chosen = {name: arrays[name] if name in taken else own for name, own in ours.items()}
+    return Adapted(unpack(chosen, like), frozenset(set(like.duals.price) - known), goes_on)
 
 
 def _with_units(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -161,9 +161,7 @@ def begun(
     run.evaluator.begin_at(alone.leaves)
     evaluation = run.evaluator.evaluation(alone.leaves)
     if run.has_constraints:
-        # One penalty for all entries of a demand carries no further; a library has each row by itself.
-        spread = np.inf if run.engine.takes_constraints else 1e3
-        duals = Duals(duals.price, duals.penalty, run.constraints.units_from(evaluation.constraints, spread))
+        duals = Duals(duals.price, duals.penalty, _units(run, evaluation))
     if kept is not None and kept.memory is not None:
         scale = kept.scale
     elif run.is_scaled:
@@ -187,6 +185,13 @@ def begun(
     record = _record(run, state, history, 0.0, False, totals, measures, view.slope)
     record = dataclasses.replace(record, doubt=view.doubt, events=(*events, *view.events), since=step)
     return state, verified(run, state, history, record, totals, verify)
+
+
+def _units(run: Run, evaluation: Evaluation) -> dict[str, jax.Array]:
+    """What limits of zero are measured in."""
+    # One penalty for all entries of a demand carries no further; a library has each row by itself.
+    spread = np.inf if run.engine.takes_constraints else 1e3
+    return run.constraints.units_from(evaluation.constraints, spread)
 
 
 def _objective_scale(run: Run, size: float, steepest: float) -> float:
@@ -222,7 +227,13 @@ def template_state(run: Run) -> State:
 
 
 def reassess(
-    run: Run, state: State, varying: PyTree, last: StepRecord, totals: Totals, verify: Verify = None
+    run: Run,
+    state: State,
+    varying: PyTree,
+    last: StepRecord,
+    totals: Totals,
+    verify: Verify = None,
+    unseen: Collection[str] = (),
 ) -> tuple[State, StepRecord]:
     """A step that does not move: a state that was found for another problem, evaluated for this one.
 
@@ -230,10 +241,15 @@ def reassess(
 
     Args:
         varying: the current design's varying part, in its own units.
+        unseen: demands that there were none of. What their limits of zero are measured in is seen here, as at a start.
     """
     step = last.step + 1
     run.attempts.begin(step, decisive="the design of the journal, for the changed problem")
     u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(varying)))
+    if any(bool(run.constraints.is_zero[key].any()) for key in unseen):
+        units = _units(run, run.evaluator.evaluation(run.engine.first_look(run, u).leaves))
+        unit = state.duals.unit | {key: units[key] for key in unseen}
+        state = dataclasses.replace(state, duals=dataclasses.replace(state.duals, unit=unit))
     new = run.engine.begin_again(run, state, u)
     here = new.here
     best_u = run.box.project(run.problem.partition.to_scaled(run.problem.box.project(state.best.varying)))

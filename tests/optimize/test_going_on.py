@@ -300,21 +300,6 @@ def test_a_change_of_scale_and_bounds_can_be_accepted(tmp_path):
     assert final.design["x"].tolist() == [1.0, 1.0]
 
 
-def test_what_cannot_be_accepted_says_so(tmp_path):
-    def problem(n):
-        return Problem({"x": jnp.ones(n)}, lambda design: (design["x"] ** 2).sum())
-
-    optimize(problem(2), stop=MaxSteps(2), journal=tmp_path, transform=jax.jit)
-    for options in ({"accept_changes": True}, {}):
-        with pytest.raises(
-            JournalError, match=r"has shape \(2,\) there, and \(3,\) now|float64\[2\] = 1\.0 -> |float64"
-        ):
-            optimize(problem(3), stop=MaxSteps(4), journal=tmp_path, transform=jax.jit, **options)
-    with pytest.raises(JournalError, match="has another structure now"):
-        optimize(problem(2), "lbfgs", stop=MaxSteps(4), journal=tmp_path, transform=jax.jit, accept_changes=True)
-    assert read_contents(tmp_path).step == 2
-
-
 def test_a_death_between_accepting_and_the_next_step_forgets_neither(tmp_path):
     optimize(constrained(), "adam", stop=MaxSteps(4), journal=tmp_path, transform=jax.jit)
 
