@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.urls import url_for
 
+from tesseract_flow.checks import check
+from tesseract_flow.client.handles.lender import Lender
 from tesseract_flow.errors import DeploymentError, did_you_mean
 from tesseract_flow.flows.check import settings_of_form
 from tesseract_flow.flows.of_problem import Kind, entrypoint_of, flow_of, form_of
@@ -91,7 +93,12 @@ def deploy_problem(
 
 
 def serve_problem(
-    problem: str, *, name: str | None = None, settings: Mapping[str, Any] | None = None, limit: int | None = None
+    problem: str,
+    *,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    components: bool = False,
 ) -> None:
     """Make the same deployments known, and run from this process and in this folder what is triggered, until
     interrupted.
@@ -102,21 +109,35 @@ def serve_problem(
         name: of the deployments; that of the problem, if there is none.
         settings: arguments of the factory, which forms then show. "block:NAME" stands for an endpoint block.
         limit: runs at once (one).
+        components: serve what the problem opens by path, once for all runs, which then need not start it; as often as
+            there may be runs at once, as each has its own. Otherwise each run starts it, and ends it.
 
     Raises:
         ProblemError: the problem cannot be loaded.
         DeploymentError: there is no Prefect API, the name belongs to a work pool, or settings cannot be stored.
     """
-    loaded = _loaded(problem, settings or {})
-    with _api() as client:
-        deployments = _deployments(loaded, problem, name, settings or {})
-        for deployment in deployments:
-            _not_of_a_pool(client, deployment)
-        made = [_made(deployment, deployment.apply()) for deployment in deployments]  # type: ignore[arg-type]
-    for one in made:
-        print(f"{one.name}: {one.page or 'deployed'}")
-    print(f"Runs start here, in {Path.cwd()}. Serving until interrupted (Ctrl-C).", flush=True)
-    serve(*deployments, limit=limit or 1, print_starting_message=False)
+    with Lender() if components else nullcontext() as lender:
+        loaded = _loaded(problem, settings or {})
+        with _api() as client:
+            deployments = _deployments(loaded, problem, name, settings or {})
+            for deployment in deployments:
+                _not_of_a_pool(client, deployment)
+            if lender is not None:
+                _offered(loaded, lender, limit or 1)
+            made = [_made(deployment, deployment.apply()) for deployment in deployments]  # type: ignore[arg-type]
+        for one in made:
+            print(f"{one.name}: {one.page or 'deployed'}")
+        print(f"Runs start here, in {Path.cwd()}. Serving until interrupted (Ctrl-C).", flush=True)
+        serve(*deployments, limit=limit or 1, print_starting_message=False)
+
+
+def _offered(problem: Problem, lender: Lender, n_each: int) -> None:
+    """Serve what a problem opens by path; looking for all that is wrong with it opens all of it."""
+    report = check(problem)
+    if not report.ok:
+        print("\n".join([f"{report.headline} Runs will say so as well.", *map(str, report.errors)]), file=sys.stderr)
+    for component, urls in lender.offer(n_each).items():
+        print(f"{component}: {' '.join(urls)}")
 
 
 def enter_folder(directory: str | None = None) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from tesseract_flow.blocks import TesseractEndpoint
 from tesseract_flow.client import AbstractTesseract
+from tesseract_flow.client.handles.offers import end_with_lender
 from tesseract_flow.errors import ProblemError, did_you_mean
 from tesseract_flow.flows.check import compared, looked_at, resolved
 from tesseract_flow.flows.drivers import Auto, Driver
@@ -449,6 +450,7 @@ class _Name:
         name, _, kind = rest.partition("/")
         if kind not in ("", *get_args(Kind)):
             raise AttributeError(f"{text!r} names no flow of a problem")
+        end_with_lender()  # where a run begins
         return flow_of(f"{where}:{name}" if name else where, kind=kind or "optimize")  # type: ignore[arg-type]
 
 

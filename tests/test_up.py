@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,6 +25,54 @@ import tesseract_flow as tf
 
 def bowl(center: float = 3.0):
     return tf.Problem({"x": jnp.zeros(2)}, lambda design: jnp.sum((design["x"] - center) ** 2), name="My bowl")
+"""
+COMPONENT = """
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from tesseract_core.runtime import Array, Differentiable, Float64
+
+with (pathlib.Path(__file__).parents[1] / "processes").open("a") as file:
+    print(os.getpid(), file=file)
+
+
+class InputSchema(BaseModel):
+    x: Differentiable[Array[(2,), Float64]]
+
+
+class OutputSchema(BaseModel):
+    y: Differentiable[Float64]
+
+
+def apply(inputs: InputSchema) -> OutputSchema:
+    return OutputSchema(y=((inputs.x - CENTER) ** 2).sum() + CENTER)
+
+
+def vector_jacobian_product(
+    inputs: InputSchema, vjp_inputs: set[str], vjp_outputs: set[str], cotangent_vector: dict[str, Any]
+):
+    return {"x": 2 * (inputs.x - CENTER) * cotangent_vector["y"]}
+
+
+def abstract_eval(abstract_inputs):
+    return {"y": {"shape": [], "dtype": "float64"}}
+
+
+CENTER = 1.0
+"""
+SERVED = """
+import jax
+import jax.numpy as jnp
+import tesseract_flow as tf
+
+jax.config.update("jax_enable_x64", True)
+
+def bowl():
+    served = tf.open_tesseract("component")
+    return tf.Problem({"x": jnp.zeros(2)}, lambda d: tf.apply_tesseract(served, {"x": d["x"]})["y"], name="My bowl")
 """
 # What a shell starts in the background ignores Ctrl-C, and so would what it starts.
 COMMAND = (
@@ -82,6 +131,41 @@ def is_up(api: str) -> bool:
         return False
 
 
+def deployment(api: str, name: str) -> dict[str, Any]:
+    return httpx.get(f"{api}/deployments/name/optimize-design/{name}", trust_env=False).json()
+
+
+def completed(api: str, name: str, parameters: dict[str, Any]) -> str:
+    """The id of a run, once it is over."""
+    start = f"{api}/deployments/{deployment(api, name)['id']}/create_flow_run"
+    end = time.monotonic() + PATIENCE
+    # A server that has just been started may say for a moment that its database is locked.
+    while (taken := httpx.post(start, json={"parameters": parameters}, trust_env=False)).status_code >= 500:
+        assert time.monotonic() < end, taken.text
+        time.sleep(0.5)
+    assert taken.status_code == 201, taken.text
+    run = taken.json()["id"]
+    while (state := httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()["state"])["type"] != "COMPLETED":
+        assert state["type"] not in ("FAILED", "CRASHED") and time.monotonic() < end, state
+        time.sleep(0.5)
+    return run
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "problem.py").write_text(PROBLEM)
@@ -95,22 +179,11 @@ def test_all_of_it_comes_up_is_shared_and_ends_and_its_runs_stay(folder: Path):
     with up(folder) as first, up(folder, "--name", "second") as second:
         api = first.api()
         assert second.api() == api  # two servers would lock each other out of one database
-        deployments = {name: f"{api}/deployments/name/optimize-design/{name}" for name in ("my-bowl", "second")}
-        found = {name: httpx.get(url, trust_env=False).json() for name, url in deployments.items()}
+        found = {name: deployment(api, name) for name in ("my-bowl", "second")}
         start = f"{api}/deployments/{found['second']['id']}/create_flow_run"
         refused = httpx.post(start, json={"parameters": {"centre": 1.0}}, trust_env=False)
         assert refused.status_code == 409 and "'centre' was unexpected" in refused.json()["detail"]
-        parameters = {"center": 1.5, "driver": {"name": "lbfgs"}, "run_key": "one"}
-        end = time.monotonic() + PATIENCE
-        # A server that has just been started may say for a moment that its database is locked.
-        while (taken := httpx.post(start, json={"parameters": parameters}, trust_env=False)).status_code >= 500:
-            assert time.monotonic() < end, taken.text
-            time.sleep(0.5)
-        assert taken.status_code == 201, taken.text
-        run = taken.json()["id"]
-        while (state := httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()["state"])["type"] != "COMPLETED":
-            assert state["type"] not in ("FAILED", "CRASHED") and time.monotonic() < end, state
-            time.sleep(0.5)
+        run = completed(api, "second", {"center": 1.5, "driver": {"name": "lbfgs"}, "run_key": "one"})
         assert json.loads((folder / "runs" / "one" / "result.json").read_text())["converged"]
         first.end(signal.SIGINT)
         assert is_up(api)  # for the second one
@@ -120,9 +193,39 @@ def test_all_of_it_comes_up_is_shared_and_ends_and_its_runs_stay(folder: Path):
         api = again.api()
         known = httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()
         assert known["name"] == "My bowl one" and known["state"]["name"] == "Completed"
-        assert not httpx.get(f"{api}/deployments/name/optimize-design/my-bowl", trust_env=False).json()["paused"]
+        assert not deployment(api, "my-bowl")["paused"]
         again.end(signal.SIGINT)
     assert not is_up(api)
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_components_are_served_once_for_all_runs_as_they_are_now_and_none_is_left_behind(folder: Path):
+    def processes() -> list[int]:
+        return [int(line) for line in dict.fromkeys((folder / "processes").read_text().split())]
+
+    def value_of(key: str) -> float:
+        completed(api, "my-bowl", {"driver": {"name": "lbfgs"}, "run_key": key})
+        return json.loads((folder / "runs" / key / "result.json").read_text())["value"]
+
+    (folder / "problem.py").write_text(SERVED)
+    (folder / "component").mkdir()
+    (folder / "component" / "tesseract_api.py").write_text(COMPONENT)
+    with up(folder) as running:
+        api = running.api()
+        assert re.search(r"^component: http://127\.0\.0\.1:\d+$", running.log.read_text(), re.MULTILINE)
+        (served,) = processes()
+        assert value_of("one") == pytest.approx(1.0) and value_of("two") == pytest.approx(1.0)
+        assert processes() == [served]
+        (folder / "component" / "tesseract_api.py").write_text(COMPONENT.replace("CENTER = 1.0", "CENTER = 2.0"))
+        assert value_of("three") == pytest.approx(2.0)
+        wait_for(lambda: "served afresh" in running.log.read_text())
+        again = processes()
+        assert value_of("four") == pytest.approx(2.0)
+        assert processes() == again and not is_alive(served)
+        # Nobody is there to tidy up.
+        running.end(signal.SIGKILL)
+        wait_for(lambda: not is_up(api) and not any(map(is_alive, processes())))
 
 
 def test_a_problem_that_is_none_starts_nothing(folder: Path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 The settings that a server and its clients must agree on are read when Prefect is imported, so they are put into the
 environment before. Server and data live in one folder: the runs of today are there tomorrow. Whoever comes while the
 server is up shares it, as two servers on one SQLite database would lock each other out, and the last one to leave ends
-it, also if the one who started it was killed.
+it. If that one was killed, the process does that has started the server, and waits beside it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PATIENCE = 180.0  # seconds for a start: on a busy machine, with a database to be made, it takes a while
+_GRACE = 15.0  # seconds from the kind word to the end
+_PACE = 1.0  # seconds between two looks whether anybody is there
 _LAST_WORDS = 12  # lines of the server's log
 _USUAL_PORT = 4200
 _ASK = "from prefect.settings import get_current_settings as s; print(s().api.url or '')"
@@ -116,7 +118,8 @@ def _start(home: Path) -> dict[str, Any]:
     for port in (_USUAL_PORT, 0, 0):
         if (port := _free_port(port)) is None:
             continue
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        server = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", __name__, str(home), sys.executable, "-m", *server]
         with open(log, "wb") as out:
             # A group of its own: Ctrl-C in this terminal is for us, and we end all of the group.
             process = subprocess.Popen(
@@ -138,6 +141,36 @@ def _start(home: Path) -> dict[str, Any]:
         _end(process.pid)
     words = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_WORDS:])
     raise DeploymentError(f"Prefect's server did not start. The end of {log}:\n{words}")
+
+
+def _stay_beside(home: Path, command: list[str]) -> int:
+    """Run the server until it ends, or until nobody uses it; its exit code. In a group that has nothing else in it."""
+    assert fcntl is not None
+    signal.signal(signal.SIGTERM, lambda *_: None)  # is for the whole group; the server ends, and then this
+    server = subprocess.Popen(command)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return server.wait(_PACE)
+        with _is_left_alone(home) as is_left:
+            if not is_left:
+                continue
+            (home / "server.json").unlink(missing_ok=True)
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return server.wait(_GRACE)
+            os.killpg(0, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _is_left_alone(home: Path) -> Iterator[bool]:
+    """Whether nobody uses the server; while this is open nobody comes. Waits for none, who may be waiting for us."""
+    assert fcntl is not None
+    at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
+    try:
+        with _locked(home / "starting.lock", at_once), _locked(home / "guests.lock", at_once):
+            yield True
+    except BlockingIOError:
+        yield False
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -180,7 +213,7 @@ def _is_alive(group: int) -> bool:
     return True
 
 
-def _end(group: int, patience: float = 15.0) -> None:
+def _end(group: int, patience: float = _GRACE) -> None:
     """End a group of processes: kindly, then not."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -204,3 +237,7 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
     with _open(path) as file:
         fcntl.flock(file, kind)
         yield
+
+
+if __name__ == "__main__":
+    sys.exit(_stay_beside(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""`tesseract-flow up`: a problem in the Prefect UI with one command, and all of it ended with Ctrl-C."""
+"""`tesseract-flow up`: a problem in the Prefect UI with one command, its components included; Ctrl-C ends all of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tesseract_flow.cli.serve_flow import add_options
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
-        "up", help="run a problem from the Prefect UI, on this machine, with a Prefect server if there is none"
+        "up",
+        help="run a problem from the Prefect UI, on this machine, with its components and a Prefect server",
     )
     add_options(parser)
     parser.set_defaults(run=run)
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         from tesseract_flow.flows.deploying import serve_problem
 
         print(f"The pages: {api.removesuffix('/api')}", flush=True)
-        serve_problem(arguments.problem, name=arguments.name, settings=settings, limit=arguments.limit)
+        serve_problem(arguments.problem, name=arguments.name, settings=settings, limit=arguments.limit, components=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 The process starts with the first question to the handle, is shared by equal handles, and ends with this process, even
 if that is killed: tesseract-core's runtime watches a pipe to its parent. Several of them make a `ServedTesseract`.
+Where whoever has started this process serves the component already (`offers`), that one is used in its place.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tesseract_flow.client.base import GENERIC_NAMES, AbstractTesseract, ByFields, Endpoint, Tree
 from tesseract_flow.client.handles.environment import own_python
+from tesseract_flow.client.handles.offers import Loan, Offer, What, borrow
 from tesseract_flow.client.handles.private_folder import MEMORY, PrivateFolder, has_room, quickest
-from tesseract_flow.client.handles.source import build_of, code_of, forget_bytecode
+from tesseract_flow.client.handles.source import code_of, forget_bytecode
 from tesseract_flow.client.http import HttpTesseract
 from tesseract_flow.client.retry import RetryPolicy
 from tesseract_flow.errors import ComponentFailed
@@ -98,11 +100,20 @@ class ServedProcess(ByFields, AbstractTesseract):
         # The folders in memory have one owner, who removes what lies there.
         return dataclasses.replace(self.http, encoding="base64", input_dir=None, output_dir=None, label=self.name)
 
+    def read_schema(self) -> TesseractSchema:
+        server = self._server
+        with server.asked():
+            return server.http.read_schema()
+
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
-        return self.http.request(endpoint, payload, run_id=run_id)
+        server = self._server
+        with server.asked():
+            return server.http.request(endpoint, payload, run_id=run_id)
 
     def ask(self, endpoint: Endpoint, payload: Mapping[str, Any], run_id: str | None, key: Hashable) -> Tree:
-        return self.http.ask(endpoint, payload, run_id, key)
+        server = self._server
+        with server.asked():
+            return server.http.ask(endpoint, payload, run_id, key)
 
     def stop(self) -> None:
         place = self._place
@@ -116,6 +127,18 @@ class ServedProcess(ByFields, AbstractTesseract):
         return "" if server is None else server.logs()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether its process is there, and would not have to be started."""
+        server = self._place.server
+        return server is not None and server.end is None
+
+    def offered(self) -> Offer:
+        """The process, started if need be, for others to use."""
+        server = self._server
+        assert isinstance(server, _Server)
+        return Offer(server.what, server.http.url, server.folders)
+
+    @property
     def _place(self) -> _Place:
         pid, place = self.__dict__.get("_own_place", (None, None))
         if pid != os.getpid() or place is None:  # a forked child must not stop its parent's servers
@@ -124,13 +147,13 @@ class ServedProcess(ByFields, AbstractTesseract):
         return place
 
     @property
-    def _server(self) -> _Server:
+    def _server(self) -> _Server | Loan:
         place = self._place
         with place.lock:
             server = place.server
-            if server is not None and (code := server.process.process.poll()) is not None:
-                tail = "\n".join(server.logs().splitlines()[-20:])
-                _log.warning("%r has exited (code %s); it is started again. It said last:\n%s", self, code, tail)
+            if server is not None and (end := server.end) is not None:
+                tail = "\n".join(["", *server.logs().splitlines()[-20:]])
+                _log.warning("%r %s; it is started again.%s", self, end, tail and f" It said last:{tail}")
                 place.server = None
                 server.stop()
             if place.server is None:
@@ -143,7 +166,22 @@ class _Server:
     process: TesseractProcess
     http: HttpTesseract
     remove_folders: Callable[[], object]
-    build: str
+    what: What
+    folders: tuple[str, str] | None  # where large arrays may go
+
+    @property
+    def build(self) -> str:
+        return self.what.build
+
+    @property
+    def end(self) -> str | None:
+        """How it has come to its end, if it has."""
+        code = self.process.process.poll()
+        return None if code is None else f"has exited (code {code})"
+
+    def asked(self) -> contextlib.AbstractContextManager[None]:
+        """While a question is under way."""
+        return contextlib.nullcontext()
 
     def stop(self) -> None:
         self.process.remove(force=True)
@@ -161,7 +199,7 @@ class _Place:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.server: _Server | None = None
+        self.server: _Server | Loan | None = None
         self.pid = os.getpid()
 
     def close(self) -> None:
@@ -201,7 +239,7 @@ def _stop_all() -> None:
         place.close()
 
 
-def _start(handle: ServedProcess) -> _Server:
+def _start(handle: ServedProcess) -> _Server | Loan:
     from tesseract_core.sdk import local_client
 
     if not handle.path.is_file():
@@ -223,10 +261,14 @@ def _start(handle: ServedProcess) -> _Server:
                 "an interpreter that has it all: open_tesseract(path, python=...).",
             ) from error
         handle = dataclasses.replace(handle, python=python, environment=None)
-    forget_bytecode(handle.path.parent)
-    build = build_of(handle.path.parent)
-    disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
+    environment = _without_debugger(handle)
     shares_memory = handle.shares_memory and CAN_LOCK and has_room(MEMORY)
+    loan = borrow(handle.path, handle.python, environment, shares_memory=shares_memory)
+    if loan is not None:
+        return _called(loan, handle)
+    forget_bytecode(handle.path.parent)
+    what = What.now(handle.path, handle.python, environment)
+    disk, folders = Path(tempfile.gettempdir()), list[PrivateFolder]()
 
     def remove_folders() -> None:
         for folder in folders:
@@ -245,7 +287,7 @@ def _start(handle: ServedProcess) -> _Server:
             "output_format": "json+base64",
             # Debug mode is what makes the server tell a component's own error text.
             "runtime_config": {"debug": True},
-            "environment": _without_debugger(handle),
+            "environment": environment,
             # Its own check asks through the proxy of the environment, if there is one.
             "skip_health_check": True,
         }
@@ -262,17 +304,34 @@ def _start(handle: ServedProcess) -> _Server:
     http = HttpTesseract(process.url, n_lanes=1, label=handle.label, proxy=False, retry=_ONCE)
     if shares_memory:
         http = dataclasses.replace(http, encoding="auto", input_dir=input_dir, output_dir=output_dir)
-    server = _Server(process, http, remove_folders, build)
+    shared = (str(input_dir), str(output_dir)) if shares_memory else None
+    return _called(_Server(process, http, remove_folders, what, shared), handle)
+
+
+_Any = TypeVar("_Any", "_Server", Loan)
+
+
+def _called(server: _Any, handle: ServedProcess) -> _Any:
+    """The server, whose handle is called as this one."""
     try:
-        if handle.label is None and http.schema.name in GENERIC_NAMES:
-            server.http = dataclasses.replace(http, label=handle.path.parent.name)
-            server.http.learn_schema(http.schema)
+        schema = server.http.schema
+        label = handle.path.parent.name if handle.label is None and schema.name in GENERIC_NAMES else handle.label
+        if label != server.http.label:
+            server.http = dataclasses.replace(server.http, label=label)
+            server.http.learn_schema(schema)
         # Another interpreter may have an older tesseract-core.
         server.http.owns_folders(is_known=handle.python == sys.executable)
     except BaseException:
         server.stop()
         raise
     return server
+
+
+def served_here() -> list[ServedProcess]:
+    """All components that processes of this one serve."""
+    with _places_lock:
+        found = [(key, place) for key, place in _places.items() if isinstance(place.server, _Server)]
+    return [dataclasses.replace(key[1], code=key[2]) for key, _ in found]  # type: ignore[index]
 
 
 def _failure(handle: ServedProcess, text: str) -> ComponentFailed:
