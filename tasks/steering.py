@@ -33,7 +33,9 @@ _PACE = 2.0  # seconds between two questions to the server
 class Steer(RunInput):
     """What *Resume* asks for. What is empty stays as it is."""
 
-    then: Literal["go on", "stop with the best so far"] = Field("go on", description="What to do now.")
+    # No name that JSON Schema has for itself (then, type, items, ...): Prefect's V2 pages (3.9.1) check what was typed
+    # as if it were a schema, and would not send it.
+    action: Literal["go on", "stop with the best so far"] = Field("go on", description="What to do now.")
     learning_rate: float | None = Field(None, gt=0, description="Of a driver of Optax by name.")
     max_steps: int | None = Field(None, ge=0, description="The most steps of the whole run.")
     gradient_tolerance: float | None = Field(None, ge=0, lt=1, description="Stop at a first-order optimum; 0: do not.")
@@ -41,6 +43,18 @@ class Steer(RunInput):
     max_requests: int | None = Field(None, ge=0, description="The most requests of the whole run.")
     bounds: dict[str, list[Any]] = Field({}, description="By leaf of the design [lower, upper]; null is unbounded.")
     schedule: dict[str, float] = Field({}, description="Scheduled numbers, which stay like this from now on.")
+
+
+def _keep_suspensions_from_prefect() -> None:
+    """Have a run that is suspended on a page wait, as here, and go on in this process.
+
+    From 3.9 on Prefect ends the process of a deployed run at its next task or at its end, once it has heard of a
+    suspension, even if the run was resumed long before; its page would show it running for ever.
+    """
+    request = getattr(FlowRunContext.get(), "flow_run_suspension_request", None)
+    if request is not None:
+        request.mark_requested(None)  # the state itself is looked at, as long as it is there
+        request.mark_requested = lambda state: None
 
 
 class PausesOfFlowRun:
@@ -60,6 +74,7 @@ class PausesOfFlowRun:
 
     def __enter__(self) -> Self:
         if self._id is not None:
+            _keep_suspensions_from_prefect()
             self._thread = threading.Thread(target=self._watch, name="tesseract-flow pauses", daemon=True)
             self._thread.start()
         return self
@@ -126,7 +141,7 @@ class PausesOfFlowRun:
         except SteeringError as error:
             run_logger().error("The run is still paused, as what was asked for cannot be: %s", error)
             return
-        if answer.then != "go on":
+        if answer.action != "go on":
             steer(self._journal, "stop", by=_BY)
         else:
             steer(self._journal, "go-on", by=_BY)

@@ -23,6 +23,8 @@ class TesseractEndpoint(Block):
 
     _block_type_name = "Tesseract Endpoint"
     _block_type_slug = "tesseract-endpoint"
+    # No _logo_url: Prefect takes web addresses alone (no data: URL), and its pages would ask somebody outside for it.
+    # Without one V2 shows an empty square.
     _description = "Address of a served Tesseract, with credentials."
 
     url: str = Field(description="Root of the server, such as http://solver:8000")

@@ -1,15 +1,19 @@
 """A flow run that is paused on Prefect's pages, and resumed with its form."""
 
+import contextlib
+import importlib
 import threading
 import time
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Paused
+from prefect.utilities.schema_tools.validation import is_valid_schema
 
 from tesseract_flow.cli import main
 from tesseract_flow.flows import Optimizer, Stop, optimize_design
 from tesseract_flow.optimize import read_contents
+from tesseract_flow.tasks.steering import Steer
 
 PROBLEM = """
 import time
@@ -58,12 +62,25 @@ class Person:
     def act(self, client):
         run = self.run_in(client, lambda state: state.is_running())
         # As V2 does.
-        client.set_flow_run_state(run.id, Paused(name="Suspended", timeout_seconds=300, reschedule=True), force=True)
+        state = Paused(name="Suspended", timeout_seconds=300, reschedule=True)
+        client.set_flow_run_state(run.id, state, force=True)
+        # As Prefect does from 3.9 on, in the process of a run that was deployed: the run must not be ended by it.
+        with contextlib.suppress(ImportError):
+            suspension = importlib.import_module("prefect._flow_run_suspension")
+            assert suspension.mark_flow_run_suspension_requested(run.id, state)
         run = self.run_in(client, lambda state: state.is_paused() and state.state_details.run_input_keyset is not None)
         wrong = client.resume_flow_run(run.id, run_input={"learning_rate": -1.0})
         assert wrong.status.value == "REJECT", wrong
         done = client.resume_flow_run(run.id, run_input={"learning_rate": 0.5, "max_steps": 12})
         assert done.status.value == "ACCEPT", done
+
+
+def test_what_is_typed_can_be_sent_by_the_pages_of_v2_which_take_it_for_a_schema():
+    filled = Steer(learning_rate=0.1, max_steps=3, bounds={"x": [0.0, None]}, schedule={"beta": 2.0})
+    for form in (Steer(), filled):
+        is_valid_schema(form.model_dump(), preprocess=True)
+    with pytest.raises(ValueError, match="Invalid schema"):
+        is_valid_schema({"then": "go on"}, preprocess=True)
 
 
 @pytest.mark.prefect

@@ -37,7 +37,7 @@ context.on("request", (request) => {
 });
 const page = await context.newPage();
 try {
-  const answer = await { form, run, card, retry }[task]();
+  const answer = await { form, study, ranking, run, card, pause, resume, block, retry }[task]();
   console.log(JSON.stringify({ answer, hosts: [...hosts] }));
 } catch (error) {
   await page.screenshot({ path: join(options.pictures, "failure.png") });
@@ -62,6 +62,67 @@ async function form() {
   await page.getByRole("button", { name: "Submit" }).click();
   const created = await (await answer).json();
   return { labels, tabs, text, run: created.id, parameters: created.parameters };
+}
+
+// Fills in the form of a multi-start, and submits it.
+async function study() {
+  await visit(`/v2/deployments/deployment/${options.deployment}/run`);
+  await page.getByText("starts (Optional)").waitFor();
+  await page.locator("input").first().fill(options.name);
+  await input("n_elements").fill("20");
+  await input("N").fill("3");
+  await input("Seed").fill("7");
+  await input("Max Steps").fill("4");
+  await pick("run_key", "str", options.runKey);
+  await page.getByText("starts (Optional)").scrollIntoViewIfNeeded();
+  await picture("ui-study-form", 1250);
+  const answer = page.waitForResponse((response) => response.url().endsWith("/create_flow_run"));
+  await page.getByRole("button", { name: "Submit" }).click();
+  const created = await (await answer).json();
+  return { run: created.id, parameters: created.parameters };
+}
+
+// The table of a study that is over.
+async function ranking() {
+  await visit(`/v2/artifacts/artifact/${options.artifact}`);
+  await page.getByText("rank", { exact: true }).first().waitFor();
+  await picture("ui-study", 700);
+  return { text: await everything() };
+}
+
+// Presses Pause on the page of a run, and waits until it says why it waits.
+async function pause() {
+  await visit(`/v2/runs/flow-run/${options.run}`);
+  await menu("Pause");
+  await page.getByRole("dialog").getByRole("button", { name: "Pause Flow Run" }).click();
+  await page.getByText("Paused").first().waitFor();
+  return {};
+}
+
+// Fills in the form that Resume opens, and sends it.
+async function resume() {
+  await visit(`/v2/runs/flow-run/${options.run}`);
+  await page.getByText("Paused").first().waitFor();
+  await menu("Resume");
+  const dialog = page.getByRole("dialog");
+  await dialog.getByText("What to do now.").waitFor();
+  await pick("Learning Rate", "float", options.learningRate, dialog);
+  await pick("Max Steps", "int", options.maxSteps, dialog);
+  const text = await dialog.innerText();
+  await dialog.getByText("What to do now.").scrollIntoViewIfNeeded();
+  await picture("ui-resume", 1000, dialog); // behind it the clock of the run goes on
+  const answer = page.waitForResponse((response) => response.url().endsWith("/resume"));
+  await dialog.getByRole("button", { name: "Resume" }).click();
+  return { status: (await (await answer).json()).status, text };
+}
+
+// The page of an endpoint block.
+async function block() {
+  await visit(`/v2/blocks/block/${options.block}`);
+  await page.getByText("Tesseract Endpoint").first().waitFor();
+  const text = await everything();
+  const broken = await page.locator("img[src]").evaluateAll((all) => all.filter((it) => it.naturalWidth === 0).length);
+  return { text, broken };
 }
 
 // The page of a run: its state, and its cards.
@@ -110,26 +171,32 @@ function input(label) {
 }
 
 // Chooses one of the kinds of a field, and fills in a text.
-async function pick(label, kind, text) {
-  const name = page.getByText(`${label} (Optional)`, { exact: true });
+async function pick(label, kind, text, where = page) {
+  const name = where.getByText(`${label} (Optional)`, { exact: true });
   await name.locator(`xpath=following::*[@role='tab' and normalize-space()='${kind}'][1]`).click();
-  await name.locator("xpath=following::textarea[1]").fill(text);
+  await name.locator("xpath=following::*[self::input or self::textarea][1]").fill(text);
 }
 
-async function picture(name, height) {
+// Opens the menu of a run's page, and chooses.
+async function menu(name) {
+  await page.getByRole("button", { name: "Open menu" }).first().click();
+  await page.getByRole("menuitem", { name, exact: true }).click();
+}
+
+async function picture(name, height, of = page) {
   await page.mouse.move(WIDTH - 4, 4); // away from what lights up under the pointer
   await page.setViewportSize({ width: WIDTH, height });
-  writeFileSync(join(options.pictures, `${name}.png`), await rest());
+  writeFileSync(join(options.pictures, `${name}.png`), await rest(of));
 }
 
 // A screenshot, once the page has come to rest: graphs fly into place.
-async function rest() {
+async function rest(of = page) {
   const end = Date.now() + options.patience;
-  let before = await page.screenshot();
+  let before = await of.screenshot();
   for (let nSame = 0; nSame < 3; ) {
     if (Date.now() > end) throw new Error("the page does not come to rest");
     await page.waitForTimeout(300);
-    const now = await page.screenshot();
+    const now = await of.screenshot();
     nSame = now.equals(before) ? nSame + 1 : 0;
     before = now;
   }

@@ -77,8 +77,8 @@ class Prefect:
 
         return wait_for("Prefect's database", ask)
 
-    def deployment(self, name: str) -> dict[str, Any]:
-        return self.get(f"deployments/name/optimize-design/{name}")
+    def deployment(self, name: str, flow: str = "optimize-design") -> dict[str, Any]:
+        return self.get(f"deployments/name/{flow}/{name}")
 
     def trigger(self, deployment: str, parameters: Mapping[str, Any]) -> str:
         """Id of a new flow run."""
