@@ -31,6 +31,7 @@ from tesseract_flow.checks import check
 from tesseract_flow.client.handles.lender import Lender
 from tesseract_flow.errors import DeploymentError, did_you_mean
 from tesseract_flow.flows.check import settings_of_form
+from tesseract_flow.flows.many import served_as
 from tesseract_flow.flows.of_problem import Kind, entrypoint_of, flow_of, form_of
 from tesseract_flow.optimize import Problem, load_problem
 from tesseract_flow.tasks.cards import artifact_key
@@ -128,6 +129,7 @@ def serve_problem(
         for one in made:
             print(f"{one.name}: {one.page or 'deployed'}")
         print(f"Runs start here, in {Path.cwd()}. Serving until interrupted (Ctrl-C).", flush=True)
+        served_as(deployments[0].name, limit or 1)
         serve(*deployments, limit=limit or 1, print_starting_message=False)
 
 

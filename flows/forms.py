@@ -94,8 +94,9 @@ class Many(BaseModel):
 
     each: Each = Field(
         default="thread",
-        description="thread: all in this flow run; flow-run: each a flow run of its own, on any worker of the pool; "
-        "task: each a task of this flow run's task runner, such as Dask's",
+        description="thread: all in this flow run; flow-run: each a flow run of its own, on any worker of the pool, "
+        "with room for more than one run at once (serve-flow --limit 4); task: each a task of this flow run's task "
+        "runner, such as Dask's",
     )
     deployment: str | None = Field(
         default=None,
@@ -107,7 +108,7 @@ class Many(BaseModel):
     wall_time: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds for all threads, from their beginning: runs stop in time, and the same run key goes on",
+        description="Seconds from the beginning of this flow run: runs stop in time, and the same run key goes on",
     )
     folder: str = Field(
         default="runs", description="Where the study's folder is made: a folder, or a URL such as s3://bucket/runs"

@@ -9,6 +9,7 @@ No `from __future__ import annotations` here, as in all modules that Prefect loo
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,18 +35,32 @@ from tesseract_flow.optimize import load_problem, optimize
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.report.files import npz
 from tesseract_flow.storage import folder_name, is_url, open_store, place_in
-from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand
+from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, in_time
 from tesseract_flow.tasks.call import Sealed
 from tesseract_flow.tasks.log import own_log, run_logger
 
 _PACE = 2.0  # seconds between two questions to the server
 _PATIENCE = 60.0  # until it is said that no run has begun
+_ROOM = "TESSERACT_FLOW_ROOM"  # NAME=LIMIT of the deployments whose server has started this process
 _START, _FLOW_RUN = "start.npz", "flow-run.txt"
 _OPTIMISES = "optimize-design"
 # What the form of a study has for itself: one that was made of a factory, and one that names its problem.
 _OF_A_STUDY_OF_A_FACTORY = frozenset({"starts", "over", "run_key", "run"})
 _OF_A_STUDY = frozenset(
-    {"n", "starts", "seed", "spread", "over", "max_workers", "run_key", "folder", "check", "each", "deployment"}
+    {
+        "n",
+        "starts",
+        "seed",
+        "spread",
+        "over",
+        "max_workers",
+        "wall_time",
+        "run_key",
+        "folder",
+        "check",
+        "each",
+        "deployment",
+    }
 )
 
 
@@ -92,6 +107,7 @@ class EachAsFlowRun(AbstractElsewhere):
         self._pulse = _Pulse()
         with get_client(sync_client=True) as client:
             self._deployment = _deployment(client, deployment, context.flow_run)
+            _require_room(client, self._deployment, context.flow_run)
         self._fixed, self._is_nested = _common_parameters(self._deployment, context.flow_run.parameters)
         _require_same_problem(self._deployment, context.flow_run, self._fixed)
 
@@ -160,6 +176,42 @@ def _deployment(client: SyncPrefectClient, wanted: str | None, flow_run: FlowRun
             f"There is no deployment {wanted!r}, which would make each run. Deploy the problem to a work pool "
             "(tesseract-flow deploy), or name another one as its deployment."
         ) from error
+
+
+def served_as(name: str, limit: int) -> None:
+    """Let the runs of deployments that this process serves know how many there may be at once."""
+    os.environ[_ROOM] = f"{name}={limit}"
+
+
+def _require_room(client: SyncPrefectClient, deployment: DeploymentResponse, flow_run: FlowRun) -> None:
+    """
+    Raises:
+        DeploymentError: while this flow run goes on, none of the deployment could begin, where that can be told.
+    """
+    says = (
+        "Each run of this study is to be a flow run of its own, and there is room for one at a time, which is this one"
+    )
+    if deployment.work_pool_name is None:
+        name, _, limit = os.environ.get(_ROOM, "").rpartition("=")
+        if (name, limit) == (deployment.name, "1"):
+            raise DeploymentError(
+                f"{says}: none would ever begin.\nServe with room for more (tesseract-flow serve-flow --limit 4, or up "
+                "--limit 4), deploy to a work pool, or let each run be a thread."
+            )
+        return
+    if deployment.work_pool_name != flow_run.work_pool_name:
+        return
+    pool = client.read_work_pool(deployment.work_pool_name)
+    limits = {f"{pool.name!r}": pool.concurrency_limit}
+    if deployment.work_queue_name is not None and deployment.work_queue_name == flow_run.work_queue_name:
+        queue = client.read_work_queue_by_name(deployment.work_queue_name, work_pool_name=pool.name)
+        limits[f"{pool.name!r}, queue {queue.name!r},"] = queue.concurrency_limit
+    for where, limit in limits.items():
+        if limit == 1:
+            raise DeploymentError(
+                f"{says}, in work pool {where}: none would ever begin.\nRaise its limit (prefect work-pool "
+                f"set-concurrency-limit {pool.name} 4), or let each run be a thread."
+            )
 
 
 def _common_parameters(deployment: DeploymentResponse, given: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -263,7 +315,7 @@ class EachAsTask(AbstractElsewhere):
     def run(self, errand: Errand, sleep: Callable[[float], None]) -> None:
         start = None if errand.settings else _start_written(errand)
         journal = _absolute(place_in(errand.folder, folder_name(errand.key), "journal"))
-        what = Sealed((self._problem, {**self._settings, **errand.settings}, start, dict(self._options)))
+        what = Sealed((self._problem, {**self._settings, **errand.settings}, start, dict(self._options), errand.until))
         with self._lock:
             future = run_of_study.with_options(task_run_name=f"run #{errand.index}").submit(what, journal)
         while not future.state.is_final():
@@ -278,13 +330,14 @@ def run_of_study(what: Sealed[Any], journal: str) -> str:
     """One run of a study, in whatever process; why it ended.
 
     Args:
-        what: the problem by name or its factory, its settings, the file with its start (None: its own), and options of
-            `optimize`.
+        what: the problem by name or its factory, its settings, the file with its start (None: its own), options of
+            `optimize`, and the moment before which it stops (None: none).
         journal: where all of it is kept.
     """
-    problem, settings, start, options = what.value
+    factory, settings, start, options, until = what.value
     with own_log():
-        return optimize(load_problem(problem, settings), **options, journal=journal, start_from=start).reason
+        problem = load_problem(factory, settings)
+        return optimize(problem, **in_time(problem, options, until), journal=journal, start_from=start).reason
 
 
 def _start_written(errand: Errand) -> str:

@@ -38,6 +38,7 @@ def multi_start(
     stop: Stop = Stop(),  # noqa: B008
     on_failure: Failures = Failures(),  # noqa: B008
     max_workers: int | None = None,
+    wall_time: float | None = None,
     run_key: str | None = None,
     folder: str = "runs",
     check: bool = True,
@@ -62,6 +63,8 @@ def multi_start(
         stop: when a run stops.
         on_failure: what to do when an evaluation fails; with "raise" the first one ends all.
         max_workers: runs at once; empty: 8 threads, or as many flow runs and tasks as there are.
+        wall_time: seconds from the beginning of this flow run, in which it is to be over: runs stop in time, and the
+            same run key goes on.
         run_key: name of the study's folder; the same key goes on with the same study. Empty: this flow run's own.
         folder: where the study's folder is made, with journals, table and report: a folder, or a URL.
         check: look for all that is wrong before the first solve, and refuse to start with an error.
@@ -85,6 +88,7 @@ def multi_start(
                 each=each,
                 deployment=deployment,
                 max_workers=max_workers,
+                wall_time=wall_time,
                 folder=folder,
                 check=check,
                 accept_changes=accept_changes,
@@ -150,6 +154,7 @@ def many_starts(
 
 
 def until_of(how: Many) -> float | None:
+    """The moment at which the flow run has to be over, in seconds since the epoch."""
     return None if how.wall_time is None else time.time() + how.wall_time
 
 

@@ -32,6 +32,7 @@ def sweep(
     stop: Stop = Stop(),  # noqa: B008
     on_failure: Failures = Failures(),  # noqa: B008
     max_workers: int | None = None,
+    wall_time: float | None = None,
     run_key: str | None = None,
     folder: str = "runs",
     accept_changes: bool = False,
@@ -52,6 +53,8 @@ def sweep(
         stop: when a run stops.
         on_failure: what to do when an evaluation fails; with "raise" the first one ends all.
         max_workers: runs at once; empty: 8 threads, or as many flow runs and tasks as there are.
+        wall_time: seconds from the beginning of this flow run, in which it is to be over: runs stop in time, and the
+            same run key goes on.
         run_key: name of the study's folder; the same key goes on with the same study. Empty: this flow run's own.
         folder: where the study's folder is made, with journals, table and report: a folder, or a URL.
         accept_changes: go on although the problems are others now.
@@ -66,7 +69,12 @@ def sweep(
         fixed = settings_of_form(problem, settings, over)
         swept = {name: [resolved(value, name) for value in values] for name, values in over.items()}
         how = Many(
-            each=each, deployment=deployment, max_workers=max_workers, folder=folder, accept_changes=accept_changes
+            each=each,
+            deployment=deployment,
+            max_workers=max_workers,
+            wall_time=wall_time,
+            folder=folder,
+            accept_changes=accept_changes,
         )
         return many_settings(
             problem, fixed, swept, over, optimizer, stop, on_failure, how, run_key=run_key, flow=sweep.fn

@@ -33,6 +33,7 @@ from tesseract_flow.optimize.identity import compare
 from tesseract_flow.optimize.journal import refusal
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.partition import leaf_names
+from tesseract_flow.optimize.stopping import Until, rules_given
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class Errand:
         problem: with the start that the run has.
         settings: of the factory, in a sweep.
         folder: of all runs; that of this one is the key's in there (`folder_name`), with its journal in `journal`.
+        until: seconds since the epoch, before which it is to be over, to go on another time (`in_time`).
     """
 
     index: int
@@ -51,6 +53,7 @@ class Errand:
     problem: Problem
     settings: Mapping[str, Any]
     folder: str
+    until: float | None = None
 
 
 class AbstractElsewhere(abc.ABC):
@@ -61,8 +64,17 @@ class AbstractElsewhere(abc.ABC):
         """Come back when the run is over, or raise what its row is to say.
 
         Args:
-            sleep: how to wait; raises when the study ends. What is under way is then to be called off.
+            sleep: how to wait; raises when the study ends, or its time is up. What is under way is then to be called
+                off.
         """
+
+
+def in_time(problem: Problem, options: Mapping[str, Any], until: float | None) -> Mapping[str, Any]:
+    """Options of `optimize` by which a run stops in time before a moment (`Until`); the same where there is none."""
+    if until is None:
+        return options
+    rules = rules_given(stop_of(problem, options.get("stop")), problem.partition.dtype)
+    return {**options, "stop": [*rules, Until(until)]}
 
 
 def is_over(address: str, problem: Problem, stop: Any) -> bool:

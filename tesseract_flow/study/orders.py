@@ -63,11 +63,15 @@ class Orders:
         while True:
             if self._stopped:
                 return "the study was stopped by hand"
-            if self._until is not None and self._clock() > self._until - _RESERVE:
-                return f"{TIME_IS_UP}; start the study again to go on"
-            if not self._paused:
-                return ""
+            if (late := self.time_is_up()) or not self._paused:
+                return late
             sleep(0.1)
+
+    def time_is_up(self) -> str:
+        """Why nothing may go on for want of time; empty if there is some."""
+        if self._until is None or self._clock() <= self._until - _RESERVE:
+            return ""
+        return f"{TIME_IS_UP}; start the study again to go on"
 
     @contextlib.contextmanager
     def reaching(self, journal: str | None) -> Iterator[None]:

@@ -23,16 +23,14 @@ from tesseract_flow.errors import (
 from tesseract_flow.execute import concurrent, default_submitter
 from tesseract_flow.optimize import AbstractJournal, FileJournal, Observer, Problem, Result, Resumption, StepRecord
 from tesseract_flow.optimize.checkpoint import Checkpoint
-from tesseract_flow.optimize.ends import stop_of
 from tesseract_flow.optimize.evaluator import Transform
 from tesseract_flow.optimize.failures import as_policy
 from tesseract_flow.optimize.keywords import remedy_of
 from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.shared import Shared
-from tesseract_flow.optimize.stopping import Until, rules_given
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
-from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, identity_here, is_over, result_of
+from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, identity_here, in_time, is_over, result_of
 from tesseract_flow.study.orders import Orders
 from tesseract_flow.study.outcome import StudyRun
 from tesseract_flow.study.place import Place
@@ -74,7 +72,7 @@ class Terms:
         fatal: errors that are those of the question, and not of one run.
         shared: what runs that differ in their start alone have in common.
         elsewhere: who makes the runs that are not over; None: they are made here.
-        until: seconds since the epoch, before which those that are made here stop in time.
+        until: seconds since the epoch, before which they stop in time.
         raises: whether the first failure ends the study.
     """
 
@@ -90,10 +88,7 @@ class Terms:
 
     def of(self, problem: Problem) -> Mapping[str, Any]:
         """The options of a run of this problem that is made here."""
-        if self.until is None:
-            return self.options
-        rules = rules_given(stop_of(problem, self.options.get("stop")), problem.partition.dtype)
-        return {**self.options, "stop": [*rules, Until(self.until)]}
+        return in_time(problem, self.options, self.until)
 
     @property
     def raises(self) -> bool:
@@ -203,7 +198,7 @@ def _run(
             if waits is None:
                 with orders.reaching(None if is_done else address):
                     if terms.elsewhere is not None and not is_done:
-                        result = _made_elsewhere(k, task, problem, terms, stop)
+                        result = _made_elsewhere(k, task, problem, terms, stop, orders)
                     else:
                         journal = None if terms.place is None else _Journal(str(address), problem, terms)
                         options = _options(terms.of(problem), stop, journal, on_step)
@@ -231,10 +226,11 @@ def _run(
     return run, () if journal is None else journal.unsettled
 
 
-def _made_elsewhere(k: int, task: Task, problem: Problem, terms: Terms, stop: Stop) -> Result:
+def _made_elsewhere(k: int, task: Task, problem: Problem, terms: Terms, stop: Stop, orders: Orders) -> Result:
     """What a run finds that somebody else makes.
 
     Raises:
+        RunStopped: the time of the study is up.
         OtherRun: it is, or would be, about something else than it is here.
         Exception: it failed.
     """
@@ -242,7 +238,13 @@ def _made_elsewhere(k: int, task: Task, problem: Problem, terms: Terms, stop: St
     options = _options(terms.options, stop, None, lambda record: None)
     identity = identity_here(problem, {**options, "shared": terms.shared})
     terms.place.admit(identity)
-    terms.elsewhere.run(Errand(k, task.key, problem, task.settings, terms.place.folder), stop.sleep)
+
+    def sleep(seconds: float) -> None:
+        if why := orders.time_is_up():
+            raise RunStopped(why)
+        stop.sleep(seconds)
+
+    terms.elsewhere.run(Errand(k, task.key, problem, task.settings, terms.place.folder, terms.until), sleep)
     return result_of(terms.place.journal_of(task.key), problem, identity)
 
 

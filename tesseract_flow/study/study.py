@@ -86,8 +86,8 @@ def multi_start(
         elsewhere: who makes the runs, if not this process (`tesseract_flow.flows.many` has flow runs and tasks of
             Prefect); needs a journal, which is seen from there as well. Observers are told of runs then, and not of
             steps, and `max_workers` is by default all.
-        until: seconds since the epoch (`time.time() + 3600`): runs stop in time before that moment (`Until`), no other
-            one begins, and the same study, started again, goes on.
+        until: seconds since the epoch (`time.time() + 3600`): runs stop in time before that moment (`Until`; those that
+            are made elsewhere are called off), no other one begins, and the same study, started again, goes on.
         options: what else `optimize` takes, for all runs: `stop`, `learning_rate`, `driver_settings`, `on_failure`,
             ... With `on_failure="raise"` the first failure ends the study.
 
@@ -190,8 +190,6 @@ def _terms(
     elsewhere: AbstractElsewhere | None,
     until: float | None,
 ) -> Terms:
-    if elsewhere is not None and until is not None:
-        raise ProblemError("until= is about this process, and runs that are made elsewhere do not end with it.")
     if elsewhere is not None and place is None:
         raise ProblemError("Runs that are made elsewhere need a journal=, a folder or URL that is seen from there.")
     if elsewhere is not None and max_workers is None:

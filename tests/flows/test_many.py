@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterParentFlowRunId
 from prefect.workers.process import ProcessWorker
 
 import tesseract_flow as tf
-from tesseract_flow.errors import DeploymentError, ProblemError
-from tesseract_flow.flows import Optimizer, Stop, deploying, flow_of
+from tesseract_flow.errors import DeploymentError, EvaluationFailed, ProblemError, RunStopped
+from tesseract_flow.flows import Optimizer, Stop, deploying, flow_of, many
 from tesseract_flow.flows.drivers import Adam  # type: ignore[attr-defined]
-from tesseract_flow.flows.forms import Starts
+from tesseract_flow.flows.forms import Many, Starts
 from tesseract_flow.flows.multi_start import multi_start
 from tesseract_flow.flows.sweep import sweep
+from tesseract_flow.optimize import read_account
+from tesseract_flow.study import Errand
+from tesseract_flow.tasks.call import Sealed
 from tests.flows.test_studies import PROBLEM
 
 FEW: dict[str, Any] = {"optimizer": Optimizer(name="adam", learning_rate=0.05), "stop": Stop(max_steps=2)}
@@ -80,6 +84,65 @@ def test_flow_runs_of_their_own_need_a_deployment_that_optimises_the_same(prefec
         deploying.deploy_problem(problem, name="bowl", pool="for-nobody")
         with pytest.raises(DeploymentError, match="has no field 'problem'"):
             multi_start(problem, deployment="optimize-design/bowl", **options)
+
+
+def test_flow_runs_of_their_own_need_room_beside_that_of_the_study(prefect_harness, problem, monkeypatch):
+    alone: dict[str, Any] = {"starts": Starts(n=2), "run": Many(each="flow-run", deployment="optimize-design/one")}
+    for deployment in deploying._deployments(deploying._loaded(problem, {}), problem, "one", {}):
+        deployment.apply()
+    monkeypatch.setenv(many._ROOM, "one=1")
+    with pytest.raises(DeploymentError, match=r"none would ever begin\.\nServe with room for more"):
+        flow_of(problem, kind="multi-start")(**alone)
+    monkeypatch.setenv(many._ROOM, "one=2")
+    with pytest.raises(EvaluationFailed, match="time of this process"):  # there is room, and nobody who serves
+        flow_of(problem, kind="multi-start")(**alone | {"run": Many(**alone["run"].model_dump() | {"wall_time": 0.1})})
+    with work_pool("narrow"), get_client(sync_client=True) as client:
+        deploying.deploy_problem(problem, name="narrow", pool="narrow")
+        deployment = client.read_deployment_by_name("optimize-design/narrow")
+        run = client.create_flow_run_from_deployment(client.read_deployment_by_name("multi-start/narrow").id)
+        many._require_room(client, deployment, run)
+        client.update_work_pool("narrow", WorkPoolUpdate(concurrency_limit=1))
+        with pytest.raises(DeploymentError, match="set-concurrency-limit narrow 4"):
+            many._require_room(client, deployment, run)
+        client.update_work_pool("narrow", WorkPoolUpdate(concurrency_limit=2))
+        assert run.work_queue_name is not None
+        queue = client.read_work_queue_by_name(run.work_queue_name, work_pool_name="narrow")
+        client.update_work_queue(queue.id, concurrency_limit=1)
+        with pytest.raises(DeploymentError, match="'narrow', queue 'default'"):
+            many._require_room(client, deployment, run)
+
+
+def test_a_flow_run_is_called_off_when_the_time_of_the_study_is_up(prefect_harness, problem, tmp_path):
+    def sleep(seconds: float) -> None:
+        raise RunStopped("the time is up")
+
+    @flow
+    def study() -> None:
+        elsewhere = many.EachAsFlowRun("optimize-design/late", "late", None)
+        elsewhere.run(Errand(0, "x", deploying._loaded(problem, {}), {}, str(tmp_path / "late")), sleep)
+
+    with work_pool("nobody-works-here"), get_client(sync_client=True) as client:
+        deploying.deploy_problem(problem, name="late", pool="nobody-works-here")
+        with pytest.raises(RunStopped):
+            study()
+        deployment = client.read_deployment_by_name("optimize-design/late")
+        its = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]))
+        (run,) = client.read_flow_runs(flow_run_filter=its)
+        assert run.state is not None and (run.state.is_cancelling() or run.state.is_cancelled())
+
+
+def test_a_task_stops_in_time_and_the_next_study_goes_on(prefect_harness, problem):
+    first: Any = multi_start(problem, n=1, run_key="first", each="task", **FEW)
+    (journal,) = (Path(first["folder"]) / "runs").glob("*/journal")
+    what = Sealed((problem, {}, None, {"driver": "adam", "learning_rate": 0.05, "stop": {"max_steps": 5}}, time.time()))
+    assert many.run_of_study.fn(what, "late").startswith("the time of this process is nearly up")
+    assert read_account("late").result.steps == 0
+    more: Any = multi_start(
+        problem, n=1, run_key="first", each="task", wall_time=3600.0, **FEW | {"stop": Stop(max_steps=3)}
+    )
+    assert read_account(journal).result.steps == 3 and more["runs"]["stopped"] == 1
+    with pytest.raises(EvaluationFailed, match="time of this process"):
+        sweep(problem, {"center": [0.0]}, run_key="none", wall_time=0.1, **FEW)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -70,6 +72,19 @@ def test_a_failure_is_a_row_and_another_problem_is_refused(tmp_path):
     other = Here(camel_problem(lambda design: 2.0 * camel(design)), driver="adam", stop=THREE)
     with pytest.raises(OtherRun, match="objective"):
         tf.multi_start(camel_problem(), 2, journal=tmp_path / "b", elsewhere=other, **options)
+
+
+def test_what_is_made_elsewhere_is_called_off_when_the_time_is_up(tmp_path):
+    class Slow(AbstractElsewhere):
+        def run(self, errand, sleep):
+            assert errand.until == until
+            while True:  # for as long as the study does not call it off
+                sleep(0.01)
+
+    until = time.time() + 31.0  # thirty are kept for writing results
+    study = tf.multi_start(camel_problem(), 2, "adam", stop=THREE, journal=tmp_path, elsewhere=Slow(), until=until)
+    assert [run.status for run in study.runs] == ["waiting"] * 2
+    assert all("start the study again to go on" in run.why for run in study.runs)
 
 
 def test_a_run_starts_from_the_design_that_another_one_left_as_a_file(tmp_path):
