@@ -135,8 +135,8 @@ def deployment(api: str, name: str) -> dict[str, Any]:
     return httpx.get(f"{api}/deployments/name/optimize-design/{name}", trust_env=False).json()
 
 
-def completed(api: str, name: str, parameters: dict[str, Any]) -> str:
-    """The id of a run, once it is over."""
+def created(api: str, name: str, parameters: dict[str, Any]) -> str:
+    """The id of a new run."""
     start = f"{api}/deployments/{deployment(api, name)['id']}/create_flow_run"
     end = time.monotonic() + PATIENCE
     # A server that has just been started may say for a moment that its database is locked.
@@ -144,7 +144,13 @@ def completed(api: str, name: str, parameters: dict[str, Any]) -> str:
         assert time.monotonic() < end, taken.text
         time.sleep(0.5)
     assert taken.status_code == 201, taken.text
-    run = taken.json()["id"]
+    return taken.json()["id"]
+
+
+def completed(api: str, name: str, parameters: dict[str, Any]) -> str:
+    """The id of a run, once it is over."""
+    run = created(api, name, parameters)
+    end = time.monotonic() + PATIENCE
     while (state := httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()["state"])["type"] != "COMPLETED":
         assert state["type"] not in ("FAILED", "CRASHED") and time.monotonic() < end, state
         time.sleep(0.5)
@@ -223,9 +229,14 @@ def test_components_are_served_once_for_all_runs_as_they_are_now_and_none_is_lef
         again = processes()
         assert value_of("four") == pytest.approx(2.0)
         assert processes() == again and not is_alive(served)
-        # Nobody is there to tidy up.
+        # Nobody is there to tidy up, not even after a run in the middle of its work.
+        created(api, "my-bowl", {"driver": {"name": "adam"}, "stop": {"max_steps": 10**6}, "run_key": "endless"})
+        wait_for(lambda: any((folder / "runs" / "endless").glob("journal/step-*5.ckpt")))
+        threads = Path(f"/proc/{running.process.pid}/task").iterdir()
+        children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+        assert len(children) > 2  # server, component, run
         running.end(signal.SIGKILL)
-        wait_for(lambda: not is_up(api) and not any(map(is_alive, processes())))
+        wait_for(lambda: not is_up(api) and not any(map(is_alive, [*children, *processes()])))
 
 
 def test_a_problem_that_is_none_starts_nothing(folder: Path, monkeypatch, capsys):

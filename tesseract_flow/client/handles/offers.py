@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -34,9 +35,9 @@ except ImportError:  # Windows, where nothing is offered
     fcntl = None  # type: ignore[assignment]
 
 VARIABLE = "TESSERACT_FLOW_OFFERS"  # the folder with the offers of whoever has started this process
-_OF_PREFECT = "PREFECT"  # settings and ids that differ from run to run, and say nothing to a component
-_SHELL = frozenset({VARIABLE, "PWD", "OLDPWD", "SHLVL", "_"})
-_GRACE = 20.0  # seconds from the kind word to the end
+# Settings and ids that differ from run to run, and say nothing to a component.
+_NOT_ITS_OWN = re.compile(r"_*PREFECT|TESSERACT_FLOW_|(PWD|OLDPWD|SHLVL|_)$")
+_GRACE = 15.0  # seconds from the kind word to the end
 _PATIENCE = 10.0  # seconds for the schema of a server that should have nothing to do
 _ONCE = RetryPolicy(n_retries=0)
 _log = logging.getLogger("tesseract_flow")
@@ -69,7 +70,7 @@ class What:
         if VARIABLE not in os.environ:
             return cls(str(path), python, build_of(path.parent), "")
         variables = {**os.environ, **environment}
-        told = sorted(item for item in variables.items() if item[0] not in _SHELL and _OF_PREFECT not in item[0])
+        told = sorted(item for item in variables.items() if not _NOT_ITS_OWN.match(item[0]))
         digest = hashlib.sha256(repr((code_of(path), told, importable(python, variables))).encode("utf-8", "replace"))
         return cls(str(path), python, build_of(path.parent), digest.hexdigest())
 
@@ -196,10 +197,10 @@ def _taken(file: Path, descriptor: int, offer: Offer, shares_memory: bool) -> Lo
 
 
 def importable(python: str, variables: Mapping[str, str]) -> str:
-    """A digest of what the interpreter would import; of nothing, if it cannot tell."""
+    """A digest of what the interpreter would import; one that is equal to no other, if it cannot tell."""
     text = Path(__file__).with_name("importable.py").read_text(encoding="utf-8")
     done = subprocess.run([python, "-c", text], env=dict(variables), capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    return done.stdout.strip() or os.urandom(16).hex()
 
 
 _own: set[tuple[int, str]] = set()
@@ -232,7 +233,8 @@ def _end_after(folder: str) -> None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # as soon as the owner holds it no more
         os.close(descriptor)
-    _log.warning("Whoever has started this run and serves its components is gone. It ends; the same run key goes on.")
+    with contextlib.suppress(BaseException):  # what this is written to may be gone as well, for which rich exits
+        _log.warning("Whoever has started this run and serves its components is gone. The same run key goes on.")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(_GRACE)
     os._exit(128 + signal.SIGTERM)
