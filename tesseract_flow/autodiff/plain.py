@@ -44,6 +44,13 @@ def to_words(value: Any) -> np.ndarray:
     return array.view(np.uint32).reshape(SHAPE)
 
 
+def is_plain(aval: Any) -> bool:
+    """Whether something of this shape and dtype stands for a plain value, or for several of them."""
+    if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        return tuple(aval.shape[-1:]) == SHAPE[:1]
+    return aval.dtype == np.uint32 and tuple(aval.shape[-2:]) == SHAPE
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
     """Which output it is.

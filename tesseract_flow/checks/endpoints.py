@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr
 
-from tesseract_flow.autodiff import ENDPOINTS, Call, calls_of
+from tesseract_flow.autodiff import ENDPOINTS, HOST, Call, bodies_of
 from tesseract_flow.checks.asking import Component
 from tesseract_flow.checks.differentiability import Flow, input_avals, uses_of
-from tesseract_flow.checks.findings import ComponentSummary, Finding
+from tesseract_flow.checks.findings import ComponentSummary, Counts, Finding
+from tesseract_flow.checks.stand_ins import stand_in_p
 from tesseract_flow.client import AbstractTesseract, DerivedTesseract
 from tesseract_flow.client.deriving.routes import EXACT, PULLBACK, price, sources
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
@@ -31,6 +32,7 @@ class Asked:
         n_calls: how many there are.
         x, y: inputs and outputs, by path, between which a derivative is taken; only their sizes and dtypes are used.
         is_certain: whether they were seen in a trace; else they are what there is at most.
+        is_looped: whether a run makes them again and again, and only it knows how often. Here they count once.
     """
 
     endpoint: str
@@ -39,13 +41,15 @@ class Asked:
     x: Mapping[str, Any]
     y: Mapping[str, Any]
     is_certain: bool = True
+    is_looped: bool = False
 
     @classmethod
-    def of(cls, endpoint: str, call: Call, avals: Sequence[Any]) -> Asked:
+    def of(cls, endpoint: str, call: Call, avals: Sequence[Any], times: int = 1, *, is_looped: bool = False) -> Asked:
         """A call as it was traced; its `inputs` and `outputs` are those between which a derivative is taken."""
         x = {call.input.paths[i]: avals[i] for i in call.inputs}
         y = {call.output.paths[j]: call.out_avals[j] for j in call.outputs}
-        return cls(endpoint, call.tesseract, call.batch.size if call.batch is not None else 1, x, y)
+        n_calls = times * (call.batch.size if call.batch is not None else 1)
+        return cls(endpoint, call.tesseract, n_calls, x, y, is_looped=is_looped)
 
     @property
     def n_requests(self) -> int:
@@ -76,8 +80,40 @@ def asked_by(gradient: ClosedJaxpr) -> list[Asked]:
     arguments = [flattener.new_slot(var.aval) for var in gradient.jaxpr.invars]
     results = flattener.flatten(gradient.jaxpr, gradient.consts, arguments)
     steps = without_unused(flattener.steps, results)
-    eqns = calls_of([step.eqn for step in steps])
-    return [Asked.of(ENDPOINTS[eqn.primitive], eqn.params["call"], input_avals(eqn)) for eqn in eqns]
+    return [
+        Asked.of(ENDPOINTS[eqn.primitive], eqn.params["call"], input_avals(eqn), times, is_looped=is_looped)
+        for eqn, times, is_looped in _calls([step.eqn for step in steps])
+    ]
+
+
+def _calls(eqns: Iterable[Any], times: int = 1, is_looped: bool = False) -> Iterator[tuple[Any, int, bool]]:
+    """The calls among these and in their bodies; how often each is made, or once where only a run knows."""
+    for eqn in eqns:
+        if eqn.primitive in HOST:
+            yield eqn, times, is_looped
+        n = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for body in bodies_of(eqn.params):
+            yield from _calls(body.eqns, times * n, is_looped or eqn.primitive.name == "while")
+
+
+def looped_calls(evaluation: ClosedJaxpr, unshaped: Mapping[int, Sequence[Asked]]) -> set[AbstractTesseract]:
+    """The components that are called in loops of an evaluation.
+
+    Args:
+        unshaped: number of a stand-in → what is asked of the component that it stands for.
+    """
+    found: set[AbstractTesseract] = set()
+    pending = [(evaluation.jaxpr, False)]
+    while pending:
+        jaxpr, is_looped = pending.pop()
+        for eqn in jaxpr.eqns:
+            if is_looped and eqn.primitive in HOST:
+                found.add(eqn.params["call"].tesseract)
+            elif is_looped and eqn.primitive is stand_in_p:
+                found |= {one.handle for one in unshaped.get(eqn.params["number"], ())}
+            is_loop = eqn.primitive.name in ("while", "scan")
+            pending += [(body, is_looped or is_loop) for body in bodies_of(eqn.params)]
+    return found
 
 
 def asked_on_paths(flows: Sequence[Flow]) -> list[Asked]:
@@ -132,12 +168,19 @@ def _requests(n: int) -> str:
     return f"{n} request{'' if n == 1 else 's'}"
 
 
-def summary(component: Component, asked: Sequence[Asked], *, is_complete: bool) -> ComponentSummary:
-    """What a component is, and what one gradient asks of it."""
+def summary(
+    component: Component, asked: Sequence[Asked], *, is_complete: bool, is_hidden: bool = False
+) -> ComponentSummary:
+    """What a component is, and what one gradient asks of it.
+
+    Args:
+        is_complete: the gradient could be traced.
+        is_hidden: it is called in a loop that could not be followed, so that nothing is known of it.
+    """
     if not component.is_up:
         return ComponentSummary(component.label, "", repr(component.handle), ())
     handle = component.asked
-    own = [one for one in asked if one.handle == handle]
+    own = [one for one in asked if one.handle == handle and not is_hidden]
     calls: Counter[str] = Counter()
     for one in own:
         calls[one.endpoint] += one.n_calls
@@ -150,19 +193,27 @@ def summary(component: Component, asked: Sequence[Asked], *, is_complete: bool) 
         dict(calls),
         sum(one.n_requests for one in own) if own or is_complete else None,
         {endpoint: seconds for endpoint, seconds in known.items() if seconds is not None},
-        all(one.is_certain for one in own),
-        _derived(handle),
+        _counts(own) if own or is_complete else "at most",
+        *_derived(handle),
     )
 
 
-def _derived(handle: AbstractTesseract) -> tuple[str, ...]:
-    """Endpoints that the component itself does not have, or is not believed in."""
+def _counts(own: Sequence[Asked]) -> Counts:
+    if any(one.is_looped for one in own):
+        return "once per loop"
+    return "exact" if all(one.is_certain for one in own) else "at most"
+
+
+def _derived(handle: AbstractTesseract) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Endpoints that the component itself does not have, or is not believed in; and those of them that are made of
+    differences."""
     while isinstance(handle, AbstractWrapper):
         if isinstance(handle, DerivedTesseract):
             own = handle.settings.believed(handle.tesseract.schema.endpoints)
-            return tuple(sorted(handle.schema.endpoints - own - {"health"}))
+            derived = tuple(sorted(handle.schema.endpoints - own - {"health"}))
+            return derived, tuple(e for e in derived if e in EXACT and sources(e, own) == ["apply"])
         handle = handle.tesseract
-    return ()
+    return (), ()
 
 
 def time_of(gradient: ClosedJaxpr) -> tuple[float | None, tuple[str, ...]]:

@@ -14,6 +14,7 @@ from tesseract_flow.pictures import Picture
 from tesseract_flow.report.tables import duration
 
 Severity = Literal["error", "warning", "note"]
+Counts = Literal["exact", "at most", "once per loop"]
 _RANK: Mapping[str, int] = {"error": 0, "warning": 1, "note": 2}
 
 
@@ -56,8 +57,10 @@ class ComponentSummary:
         calls: calls per gradient, by endpoint, as the plan has them.
         requests: what these calls cost in requests; more than calls where an endpoint is derived. None: not known.
         seconds: of one call of each endpoint lately in this process; only those that are known.
-        is_exact: whether calls and requests are what one gradient makes; else it makes so many at most.
+        counts: whether calls and requests are what one gradient makes: `"exact"`, `"at most"`, or `"once per loop"`,
+            where those in loops and fixed points count once, as only a run tells how often they go round.
         derived: those of its endpoints that `derive=` makes of others, or of differences.
+        by_differences: those of them that are made of differences, and known to some digits only.
     """
 
     name: str
@@ -67,15 +70,20 @@ class ComponentSummary:
     calls: Mapping[str, int] = dataclasses.field(default_factory=dict)
     requests: int | None = None
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    is_exact: bool = True
+    counts: Counts = "exact"
     derived: tuple[str, ...] = ()
+    by_differences: tuple[str, ...] = ()
 
     @property
     def price(self) -> str:
         """Its requests per gradient, in words."""
         if self.requests is None:
             return "not known"
-        return str(self.requests) if self.is_exact else f"at most {self.requests}"
+        return {
+            "exact": f"{self.requests}",
+            "at most": f"at most {self.requests}",
+            "once per loop": f"{self.requests}, once round its loops",
+        }[self.counts]
 
 
 @dataclasses.dataclass(frozen=True)

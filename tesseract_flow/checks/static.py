@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -22,9 +22,18 @@ from tesseract_flow.autodiff.shapes import is_x64_on
 from tesseract_flow.checks.around import cheapest_differences
 from tesseract_flow.checks.asking import PATIENCE, Component, ask_all, handles_in
 from tesseract_flow.checks.differentiability import Cut, Flow, Walk
-from tesseract_flow.checks.endpoints import Asked, asked_by, asked_on_paths, missing_endpoints, summary, time_of
+from tesseract_flow.checks.endpoints import (
+    Asked,
+    asked_by,
+    asked_on_paths,
+    looped_calls,
+    missing_endpoints,
+    summary,
+    time_of,
+)
 from tesseract_flow.checks.findings import Finding, Report, in_order
 from tesseract_flow.checks.survey import Survey, survey
+from tesseract_flow.client import AbstractTesseract
 from tesseract_flow.errors import NotDifferentiable, ProblemError, closest
 from tesseract_flow.execute.planning import make_plan
 from tesseract_flow.optimize import Constraint, Problem
@@ -101,12 +110,21 @@ def _report(problem: Problem, components: Sequence[Component], patience: float, 
         gradient = None
     asked = asked_by(gradient) if gradient is not None else [*asked_on_paths(flows), *_unshaped(found, walk)]
     missing = list(missing_endpoints(asked))
+    hidden = set() if found.is_complete else looped_calls(found.closed, found.unshaped)
     cheaper = list(cheapest_differences(found.closed)) if found.is_complete else []
     seconds, unknown = time_of(gradient) if gradient is not None and not missing else (None, ())
     return Report(
         problem.name,
-        in_order([*findings, *missing, *cheaper]),
-        tuple(summary(component, asked, is_complete=gradient is not None) for component in found.components),
+        in_order([*findings, *missing, *cheaper, *_of_hidden(found, hidden)]),
+        tuple(
+            summary(
+                component,
+                asked,
+                is_complete=gradient is not None,
+                is_hidden=component.is_up and component.asked in hidden,
+            )
+            for component in found.components
+        ),
         seconds,
         unknown,
         _wiring(problem, found, pipeline) if found.is_complete and not wired else None,
@@ -169,6 +187,19 @@ def _unshaped(found: Survey, walk: Walk) -> Iterator[Asked]:
         n_calls = walk.n_calls.get(number, 0)  # what nothing depends on is not called
         if n_calls:
             yield from (dataclasses.replace(one, n_calls=n_calls) for one in asked)
+
+
+def _of_hidden(found: Survey, hidden: Collection[AbstractTesseract]) -> Iterator[Finding]:
+    labels = [component.label for component in found.components if component.is_up and component.asked in hidden]
+    if labels:
+        yield Finding(
+            "unchecked",
+            ", ".join(labels),
+            "what a gradient asks there is not known: the calls are made in a loop, or a fixed point, which could not "
+            "be followed, as the shapes in it are a guess.",
+            "Mend what is said of the component whose shapes are not known, and check again.",
+            "note",
+        )
 
 
 # --- the problem itself -----------------------------------------------------------------------------------------------

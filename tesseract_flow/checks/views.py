@@ -70,13 +70,19 @@ def component_rows(components: Sequence[ComponentSummary]) -> list[dict[str, str
         {
             "component": one.name,
             "version": one.version,
-            "endpoints": ", ".join(f"{e} (derived)" if e in one.derived else e for e in one.endpoints) or "not known",
+            "endpoints": ", ".join(f"{e}{_origin(one, e)}" for e in one.endpoints) or "not known",
             "calls per gradient": ", ".join(f"{n} {endpoint}" for endpoint, n in one.calls.items()),
             "requests": one.price,
             "seconds per call": ", ".join(f"{duration(s)} {endpoint}" for endpoint, s in one.seconds.items()),
         }
         for one in components
     ]
+
+
+def _origin(one: ComponentSummary, endpoint: str) -> str:
+    if endpoint in one.by_differences:
+        return " (by differences)"
+    return " (derived)" if endpoint in one.derived else ""
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tesseract_flow.autodiff.plain import is_plain
 from tesseract_flow.client import AbstractTesseract, CachedTesseract, Endpoint
 from tesseract_flow.errors import OptionError, TesseractFlowError
 from tesseract_flow.execute import Concurrent, concurrent
@@ -177,7 +178,9 @@ def _output_label(unit: Node | Loop, k: int) -> str:
 
 
 def aval_text(x: Any) -> str:
-    """`float64[3, 2]`."""
+    """`float64[3, 2]`; `text` for that and for whatever else JAX only carries along."""
+    if hasattr(x, "dtype") and is_plain(x):
+        return "text"
     return f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
 
 

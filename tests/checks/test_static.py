@@ -353,7 +353,7 @@ class TestDerivatives:
         assert report.components[0].calls == {"apply": 1, PULLBACK: 1}
         assert report.components[0].requests == 7
         (row,) = component_rows(report.components)
-        assert f"{PULLBACK} (derived)" in row["endpoints"] and "apply (derived)" not in row["endpoints"]
+        assert f"{PULLBACK} (by differences)" in row["endpoints"] and "apply (" not in row["endpoints"]
 
     @pytest.mark.parametrize(("method", "price"), [("central", 1 + 6), ("forward", 1 + 4), (True, 1 + 1)])
     def test_the_price_where_no_shapes_are_told(self, method: Any, price: int) -> None:
