@@ -107,7 +107,7 @@ def _line(row: Row, is_quick: bool) -> str:
     verdict = "–" if is_quick else "yes" if row.is_met else "**no**"
 
     def with_unit(value: float) -> str:
-        return f"{value:.3g} {row.unit}".strip()
+        return f"{value:.3g} {row.unit}" if row.unit else f"{value:.6g}"  # a count is exact
 
     return (
         f"| {row.work} | {with_unit(row.ours)} | {with_unit(row.peer)} | {row.peer_name} | {row.ratio:.3g} "

@@ -136,3 +136,14 @@ def test_a_standard_problem_is_solved_by_the_default_and_by_hand():
     one = cutest.measure(["HS71"], ["auto", cutest.BY_HAND], lambda _: None)
     assert all(each.is_solved and each.claims and not each.is_false for each in one)
     assert one[0].evaluations <= 10
+
+
+@pytest.mark.slow
+def test_what_is_made_for_bounds_is_not_given_constraints():
+    drivers = ["l-bfgs-b", cutest.BY_HAND_LBFGSB, cutest.BY_HAND_TRUST]
+    found = cutest.measure(["HS71", "HS4"], drivers, lambda _: None)
+    assert [(one.problem, one.driver) for one in found] == [
+        ("HS71", cutest.BY_HAND_TRUST),
+        *(("HS4", driver) for driver in drivers),
+    ]
+    assert all(one.is_solved and one.claims for one in found)
