@@ -221,6 +221,14 @@ def _of_constraint_names(problem: Problem, found: Survey) -> Iterator[Finding]:
             constraint.check_against(name, returned[name])  # type: ignore[arg-type]
         except ProblemError as error:
             yield Finding("constraint", f"constraint {name!r}", str(error))
+        if constraint.linear:
+            yield Finding(
+                "constraint-linear",
+                f"constraint {name!r}",
+                "it is promised to be linear: drivers that have constraints for themselves, such as slsqp, ask for its "
+                "derivatives once, and stop at a value that does not fit them.",
+                severity="note",
+            )
     # One that is written in another way is told of already.
     meant = {closest(name, returned) for name in demanded if name not in returned}
     for name in sorted(returned.keys() - demanded.keys() - meant):

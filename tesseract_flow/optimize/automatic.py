@@ -31,8 +31,8 @@ from tesseract_flow.optimize.shared import Shared
 
 _STEPS, _CONSTRAINED = CHOICES
 _MOST_UNKNOWNS = 500
-_MOST_ROWS = 100
-_MOST_ENTRIES = _MOST_UNKNOWNS * _MOST_ROWS  # of a Jacobian that no component is asked for
+_MOST_ROWS = 100  # that components are asked for at each step
+_MOST_ENTRIES = _MOST_UNKNOWNS * _MOST_ROWS  # of the Jacobian
 
 
 def automatic_driver(
@@ -54,11 +54,12 @@ def automatic_driver(
         return _STEPS
     unknowns = sum(leaf.size for leaf in jax.tree.leaves(problem.partition.varying))
     shapes = shared.once("template", lambda: check_evaluation(problem)).constraints
-    rows = sum(math.prod(shapes[name].shape) for name in problem.constraints if name in shapes)
-    is_small = rows <= _MOST_ROWS or (
-        rows * unknowns <= _MOST_ENTRIES and not shared.once("asks", lambda: _asks_components(problem))
-    )
-    return _CONSTRAINED if unknowns <= _MOST_UNKNOWNS and is_small else _STEPS
+    rows = {name: math.prod(shapes[name].shape) for name in problem.constraints if name in shapes}
+    # Those of linear constraints are asked for once.
+    asked = sum(n for name, n in rows.items() if not problem.constraints[name].linear)
+    is_small = unknowns <= _MOST_UNKNOWNS and sum(rows.values()) * unknowns <= _MOST_ENTRIES
+    is_cheap = asked <= _MOST_ROWS or not shared.once("asks", lambda: _asks_components(problem))
+    return _CONSTRAINED if is_small and is_cheap else _STEPS
 
 
 def _asks_components(problem: Problem) -> bool:

@@ -48,6 +48,8 @@ class Constraint:
     Limits from 1e20 on are no limits.
     `ref` and `ref0` are OpenMDAO's way to say a scale, |ref - ref0|, where ref stands for 1 and ref0 for 0 if only the
     other is given.
+    `linear=True` promises that the value is A x + b, for the same A and b at every design. A driver that has
+    constraints for itself then asks for its derivatives once, and holds each later value against them (`promised`).
 
     Raises:
         ProblemError: no demand or a contradictory one, or a scale that cannot be used.
@@ -59,8 +61,11 @@ class Constraint:
     scale: Any = None
     ref: Any = None
     ref0: Any = None
+    linear: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.linear, bool):
+            raise ProblemError(f"A constraint's linear must be True or False, received {self.linear!r}.")
         given = {name: value for name in ("equals", "lower", "upper") if (value := getattr(self, name)) is not None}
         if not given or ("equals" in given and len(given) > 1):
             raise ProblemError(

@@ -28,6 +28,7 @@ from tesseract_flow.optimize.failures import evaluated
 from tesseract_flow.optimize.oracle import Oracle
 from tesseract_flow.optimize.partition import entries, named_leaves
 from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.promised import Promised, precision, promised_names
 from tesseract_flow.optimize.returned import check_evaluation
 
 T = TypeVar("T")
@@ -46,12 +47,14 @@ class FlatFunction:
         start: the design of the problem, moved into its bounds.
         lower, upper: bounds of the entries; infinite where there is none.
         constraint_lower, constraint_upper: limits of the constraints' entries; equal for an equality.
+        constraint_is_linear: which of them are promised to be linear (`Constraint(linear=True)`): their rows of the
+            Jacobian are asked for once, and are the same at each vector.
         names, constraint_names: of the entries, such as `wing.chord[2]`.
         evaluations: how often the problem was evaluated.
         requests: solves that were asked of Tesseracts, `apply` and derivatives.
 
     Every function raises what a component raises, as it is, and besides:
-        ProblemError: the vector has another length.
+        ProblemError: the vector has another length; or a constraint is not linear, as the problem promises.
         NonFiniteError: NaN or inf in the vector, the objective, a constraint, or a derivative.
         InvalidEvaluation: the evaluation says of itself that it is not valid (`Problem.valid`).
     """
@@ -80,6 +83,10 @@ class FlatFunction:
         self.start, self.lower, self.upper = flat.vector(start), flat.lower, flat.upper
         self.constraint_lower, self.constraint_upper = flat.limits
         self.names = _entry_names(partition.varying)
+        linear = promised_names(problem)
+        self.constraint_is_linear = np.array([name in linear for name in flat.names], bool)
+        self._precision = precision(problem, template)
+        self._promised: Promised | None = None  # before any derivatives were asked for
         self.constraint_names = _entry_names({name: template.constraints[name] for name in demands})
 
     @property
@@ -111,12 +118,17 @@ class FlatFunction:
 
     def jacobian(self, x: Vector) -> Float[np.ndarray, "m n"]:
         """Of the constraints, a row for each entry."""
-        return self._flat.jacobian(self._derivatives(x), self._duals)
+        jacobian = self._flat.jacobian(self._derivatives(x), self._duals)
+        return jacobian if self._promised is None else self._promised.filled_in(jacobian)
 
     def evaluation(self, x: Vector) -> Evaluation:
         """All that `evaluate` returns, `aux` included."""
         varying = self._varying(x)
-        return self._evaluator.evaluation(self._ask(lambda: self._oracle.values(varying, self._scheduled)))
+        found = self._evaluator.evaluation(self._ask(lambda: self._oracle.values(varying, self._scheduled)))
+        if (promised := self._promised) is not None:
+            values = self._flat.values(found.constraints, self._duals)
+            promised.require(np.array(x, np.float64), values, np.ones(len(values)))
+        return found
 
     def design(self, x: Vector) -> PyTree:
         """The whole design at a vector, with what does not vary."""
@@ -149,8 +161,18 @@ class FlatFunction:
         return self._flat.vector(self._partition.to_scaled(varying))
 
     def _derivatives(self, x: Vector) -> Any:
-        varying = self._varying(x)
-        return self._ask(lambda: self._oracle.derivatives(varying, self._scheduled))
+        """The derivatives at a vector, without the rows that are known already."""
+        varying, is_linear = self._varying(x), self.constraint_is_linear
+        with self._lock:
+            is_known = self._promised is not None
+            found = self._ask(lambda: self._oracle.derivatives(varying, self._scheduled, but_linear=is_known))
+            if is_linear.any():
+                evaluation = self.evaluation(x)  # which is remembered, and held against the promise
+                if not is_known:
+                    values = self._flat.values(evaluation.constraints, self._duals)
+                    rows, at = self._flat.jacobian(found, self._duals), np.array(x, np.float64)
+                    self._promised = Promised(self._flat.names, is_linear, self._precision, at, values, rows)
+            return found
 
     def _varying(self, x: Vector) -> PyTree:
         vector = np.array(x, np.float64)  # optimisers change theirs in place

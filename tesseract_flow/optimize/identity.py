@@ -496,5 +496,7 @@ def _leaf(leaf: Any, name: str = "") -> str:
 
 
 def constraint_text(constraint: Any) -> dict[str, str]:
-    fields = {field.name: getattr(constraint, field.name) for field in dataclasses.fields(constraint)}
+    # Whether it is linear decides nothing but for drivers that make use of it, which say so themselves.
+    names = [field.name for field in dataclasses.fields(constraint) if field.name != "linear"]
+    fields = {name: getattr(constraint, name) for name in names}
     return {name: _leaf(np.asarray(value, np.float64)) for name, value in fields.items() if value is not None}

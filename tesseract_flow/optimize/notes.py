@@ -21,6 +21,7 @@ from tesseract_flow.autodiff import guards, informed
 from tesseract_flow.optimize.optimality import best_record, is_first_order, unit_of
 from tesseract_flow.optimize.partition import named_leaves, path_name
 from tesseract_flow.optimize.problem import Evaluation, Problem, as_evaluation
+from tesseract_flow.optimize.promised import promised_names
 from tesseract_flow.optimize.result import StepRecord
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.optimize.stopping import MOST_LENIENT
@@ -119,6 +120,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     first, last = history[0], history[-1]
     notes += _about_units(run, state)
     notes += _about_large_scales(run)
+    notes += _about_promises(run)
     notes += _about_multipliers(run, state, history)
     n_since = last.step - last.best_step
     manner = run.engine.manner
@@ -280,6 +282,16 @@ def _about_large_scales(run: Run) -> list[str]:
                 f"scale), as much as its limit of {limits.min():.3g} itself; a smaller scale asks for more"
             )
     return notes
+
+
+def _about_promises(run: Run) -> list[str]:
+    """What was made of constraints that are linear, as the problem says."""
+    if not (names := promised_names(run.problem)):
+        return []
+    which = f"{'constraint' if len(names) == 1 else 'constraints'} {_listed(list(names))}"
+    if not run.engine.takes_constraints:
+        return [f"{which}: {run.driver.name} makes no use of linear=True, and asks for derivatives as of any other"]
+    return [f"{which}: derivatives were asked for once, as linear=True promises, and all values agree with them"]
 
 
 def _about_bounds(problem: Problem, varying: PyTree) -> list[str]:

@@ -3,13 +3,15 @@
 `jax.vjp` gives the values of a function together with its pullback, which is a tree of arrays like any other: it comes
 out of one transformed function and goes into another. So values cost the forward pass and no more, and derivatives of a
 point that was looked at cost pullbacks and no more, whatever runs the calls. Rows of the Jacobian are pulled back at
-once; along zeros nobody is asked.
+once; along zeros nobody is asked. Rows of a constraint that is promised to be linear (`promised`) are left out where
+they are known.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +26,7 @@ from tesseract_flow.errors import NonFiniteError
 from tesseract_flow.optimize.evaluator import Evaluator, Scheduled, Transform, Warm, check_finite, check_valid
 from tesseract_flow.optimize.partition import path_name
 from tesseract_flow.optimize.problem import Problem
+from tesseract_flow.optimize.promised import promised_names
 
 T = TypeVar("T")
 _N_REMEMBERED = 3  # points; of each the pullback holds what is between its calls
@@ -31,7 +34,8 @@ _N_REMEMBERED = 3  # points; of each the pullback holds what is between its call
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Derivatives:
-    """The objective's gradient, and per constraint its Jacobian, with the constraint's shape before that of a leaf."""
+    """The objective's gradient, and per constraint its Jacobian, with the constraint's shape before that of a leaf; of
+    those that were asked for."""
 
     gradient: PyTree
     jacobians: dict[str, PyTree]
@@ -59,7 +63,8 @@ class Oracle:
         self._points: Remembered[_Point] = Remembered()
         template = evaluator.template
         shapes = {name: template.constraints[name] for name in sorted(names)}
-        n_rows = 1 + sum(shape.size for shape in shapes.values())
+        linear = promised_names(problem)
+        self._names = frozenset(shapes), frozenset(shapes) - {*linear}
 
         def pulled(varying: PyTree, scheduled: Scheduled, warm: Warm) -> tuple[list[Any], Callable[[Any], Any]]:
             def evaluate(varying: PyTree) -> tuple[Any, list[Any]]:
@@ -70,19 +75,25 @@ class Oracle:
             _, pull, leaves = jax.vjp(evaluate, varying, has_aux=True)
             return leaves, pull
 
-        def rows(pull: Callable[[Any], Any]) -> tuple[PyTree, dict[str, PyTree]]:
+        def rows(wanted: frozenset[str], pull: Callable[[Any], Any]) -> tuple[PyTree, dict[str, PyTree]]:
             one = jnp.ones((), template.objective.dtype)
-            if not shapes:
-                return pull((one, {}))[0], {}
+            if not wanted:
+                return pull((one, {name: jnp.zeros(shape.shape, shape.dtype) for name, shape in shapes.items()}))[0], {}
+            n_rows = 1 + sum(shapes[name].size for name in wanted)
             basis, position = np.eye(n_rows), 1
             cotangents: dict[str, Array] = {}
             for name, shape in shapes.items():
+                if name not in wanted:
+                    cotangents[name] = jnp.zeros((n_rows, *shape.shape), shape.dtype)
+                    continue
                 columns = basis[:, position : position + shape.size]
                 cotangents[name] = jnp.asarray(columns.reshape(n_rows, *shape.shape), shape.dtype)
                 position += shape.size
             stacked = jax.vmap(lambda *bar: pull(bar)[0])(jnp.asarray(basis[:, 0], one.dtype), cotangents)
             gradient, jacobians, position = jax.tree.map(lambda leaf: leaf[0], stacked), {}, 1
             for name, shape in shapes.items():
+                if name not in wanted:
+                    continue
                 part = slice(position, position + shape.size)
                 jacobians[name] = jax.tree.map(
                     lambda leaf, part=part, shape=shape: leaf[part].reshape(*shape.shape, *leaf.shape[1:]), stacked
@@ -90,11 +101,13 @@ class Oracle:
                 position += shape.size
             return gradient, jacobians
 
-        def both(varying: PyTree, scheduled: Scheduled, warm: Warm) -> tuple[list[Any], Any]:
-            leaves, pull = pulled(varying, scheduled, warm)
-            return leaves, rows(pull)
+        def both(wanted: frozenset[str], *point: Any) -> tuple[list[Any], Any]:
+            leaves, pull = pulled(*point)
+            return leaves, rows(wanted, pull)
 
-        self._pulled, self._rows, self._both = transform(pulled), transform(rows), transform(both)
+        self._pulled = transform(pulled)
+        self._rows = {wanted: transform(functools.partial(rows, wanted)) for wanted in self._names}
+        self._both = {wanted: transform(functools.partial(both, wanted)) for wanted in self._names}
 
     def of_another_run(self, evaluator: Evaluator) -> Oracle:
         """One that has looked at no point, with what this one has traced and compiled."""
@@ -122,19 +135,29 @@ class Oracle:
 
         return self._points.at((varying, scheduled), look).leaves
 
-    def derivatives(self, varying: PyTree, scheduled: Scheduled | None = None) -> Derivatives:
-        """The derivatives at a point. One whose values are not remembered is evaluated for both at once."""
+    def derivatives(
+        self, varying: PyTree, scheduled: Scheduled | None = None, *, but_linear: bool = False
+    ) -> Derivatives:
+        """The derivatives at a point. One whose values are not remembered is evaluated for both at once.
+
+        Args:
+            but_linear: rows of constraints that are promised to be linear are known; nobody is asked for them.
+        """
+        wanted = self._names[but_linear]
 
         def look() -> _Point:
             self._evaluator.n_evaluations += 1
             with compiled_apart():
-                leaves, found = self._evaluator.warmly(lambda warm: self._both(varying, scheduled or {}, warm))
+                leaves, found = self._evaluator.warmly(lambda warm: self._both[wanted](varying, scheduled or {}, warm))
             return _Point(checked(self._evaluator, self._valid, leaves), derivatives=_checked(found))
 
         point = self._points.at((varying, scheduled), look)
+        if point.derivatives is not None and not wanted <= point.derivatives.jacobians.keys():
+            self.forget()
+            point = self._points.at((varying, scheduled), look)
         if point.derivatives is None:
             with compiled_apart():
-                point.derivatives = _checked(self._rows(point.pull))
+                point.derivatives = _checked(self._rows[wanted](point.pull))
             point.pull = None
         return point.derivatives
 

@@ -42,6 +42,7 @@ class Demand(Part):
     scale: Any = None
     ref: Any = None
     ref0: Any = None
+    linear: bool = False
 
 
 class Driver(Part):

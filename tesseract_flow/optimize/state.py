@@ -23,6 +23,9 @@ from tesseract_flow.optimize.partition import path_name
 
 # What `evaluate` returned is kept as it was; only its own code knows what shapes it has.
 _EVALUATIONS = ("here.leaves", "best.leaves")
+# Of a driver's state, what it knows of constraints that are promised to be linear. Where that is promised now and was
+# not, or the other way round, the state is made anew, and need not have it.
+PROMISED = "promised"
 
 
 class Best(eqx.Module):
@@ -70,6 +73,8 @@ def unpack(arrays: Mapping[str, np.ndarray], like: State) -> State:
     names = [path_name(path) for path, _ in named]
     units = {path_name(path): np.asarray(leaf) for path, leaf in named if path_name(path).startswith("duals.unit.")}
     arrays = _with_units(arrays, names, units)
+    promised = {path_name(path): np.asarray(leaf) for path, leaf in named if _is_of_promises(path_name(path))}
+    arrays = _with_promises(arrays, names, promised)
     if names != list(arrays):
         odd = sorted(set(names) ^ set(arrays)) or names
         raise JournalError(
@@ -151,6 +156,20 @@ def _with_units(
         if name in arrays and arrays[name].shape == () != one.shape
     }
     return {**arrays, **spread}
+
+
+def _with_promises(
+    arrays: Mapping[str, np.ndarray], names: Sequence[str], fresh: dict[str, np.ndarray]
+) -> Mapping[str, np.ndarray]:
+    """With what is known of promises, or without, as it is now."""
+    if fresh.keys() == set(filter(_is_of_promises, arrays)):
+        return arrays
+    others = {name: array for name, array in arrays.items() if not _is_of_promises(name)} | fresh
+    return {name: others[name] for name in names} if set(names) == set(others) else others
+
+
+def _is_of_promises(name: str) -> bool:
+    return name.startswith(f"driver.{PROMISED}.")
 
 
 def _is_key(leaf: Array) -> bool:

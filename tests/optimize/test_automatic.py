@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,16 @@ def test_many_rows_are_too_many_where_a_component_computes_them():
     assert [name_for(constrained(n, rows)) for n, rows in [(2, 25_000), (2, 25_001)]] == ["slsqp", "adam"]
     few, many = (constrained(2, rows, lambda x: apply_tesseract(tripled, {"x": x})["y"]) for rows in (100, 101))
     assert [name_for(few), name_for(many)] == ["slsqp", "adam"]
+
+
+def test_rows_of_linear_constraints_are_asked_for_once_and_do_not_count():
+    tripled = FunctionTesseract(lambda i: {"y": 3.0 * i["x"]}, {"x": np.ones(2)}, name="tripled")
+
+    def linear(rows):
+        problem = constrained(2, rows, lambda x: apply_tesseract(tripled, {"x": x})["y"])
+        return dataclasses.replace(problem, constraints={"c": Constraint(lower=0.5, linear=True)})
+
+    assert [name_for(linear(rows)) for rows in (101, 25_001)] == ["slsqp", "adam"]
 
 
 @pytest.mark.parametrize(

@@ -27,19 +27,23 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import DriverError
-from tesseract_flow.optimize.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from tesseract_flow.optimize.canonical import as_json
 from tesseract_flow.optimize.constraints import AugmentedLagrangian, Duals
+from tesseract_flow.optimize.drivers.answered import decoded, encoded
 from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner, NamedDriver, Setting
 from tesseract_flow.optimize.drivers.conversation import Accepted, Answer, Conversation, Ended, Line, Question
 from tesseract_flow.optimize.drivers.moves import Move, moved
+from tesseract_flow.optimize.drivers.suitable import require_suitable
 from tesseract_flow.optimize.drivers.task import Flat, Task
 from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.failures import Failure
 from tesseract_flow.optimize.history import Damaged
 from tesseract_flow.optimize.multipliers import least_squares_multipliers
 from tesseract_flow.optimize.oracle import Derivatives, Oracle
+from tesseract_flow.optimize.problem import Evaluation, Problem
+from tesseract_flow.optimize.promised import Promised, precision, promised_names
 from tesseract_flow.optimize.run import Run
-from tesseract_flow.optimize.state import State
+from tesseract_flow.optimize.state import PROMISED, State
 from tesseract_flow.optimize.unmet import Rows
 
 # Of a method whose first step is as long as the slope. Ipopt scales down only, and to 100: an objective of 1e-9 would
@@ -77,6 +81,11 @@ class LibraryDriver(NamedDriver):
 
     library: AbstractLibrary
 
+    def identity(self, problem: Problem, template: Evaluation) -> dict[str, Any]:
+        # Rows that are kept are not to the bit what they would be if they were asked for again.
+        linear = list(promised_names(problem)) if self.library.takes_constraints else []
+        return {"driver": as_json({**self.about, "linear": linear} if linear else self.about)}
+
     def engine(self, setting: Setting) -> AbstractEngine:
         return LibraryEngine(self, setting)
 
@@ -93,8 +102,11 @@ class LibraryEngine(AbstractEngine):
     def __init__(self, driver: LibraryDriver, setting: Setting):
         self._name, self._library, self.slopes = driver.name, driver.library, driver.library.slopes
         self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
-        _refuse(driver, setting, self._flat)
+        require_suitable(driver.name, driver.library, setting, self._flat)
         names = sorted(setting.problem.constraints or {})
+        linear = promised_names(setting.problem)
+        self._is_linear = np.array([name in linear for name in self._flat.names], bool)
+        self._precision = precision(setting.problem, setting.evaluator.template)
         oracle = setting.shared.once(
             "oracle", lambda: Oracle(setting.problem, setting.evaluator, names, setting.transform)
         )
@@ -109,7 +121,9 @@ class LibraryEngine(AbstractEngine):
 
     def fresh(self, u: PyTree) -> PyTree:
         n = self._flat.n
-        known = {"gradient": jnp.zeros(n), "jacobian": jnp.zeros((self._flat.n_constraints, n))}
+        known: dict[str, PyTree] = {"gradient": jnp.zeros(n), "jacobian": jnp.zeros((self._flat.n_constraints, n))}
+        if self._is_linear.any():
+            known[PROMISED] = {"at": jnp.zeros(n), "values": jnp.zeros(self._flat.n_constraints)}
         return known | self._leg(u, 0, (0.0, 0.0))
 
     def first_look(self, run: Run, u: PyTree) -> Sample:
@@ -127,10 +141,13 @@ class LibraryEngine(AbstractEngine):
         return self._begun(run, state, u, self.first_look(run, u), int(state.driver["leg"]) + 1)
 
     def _begun(self, run: Run, state: State, u: PyTree, alone: Sample, leg: int) -> State:
-        varying = run.varying_at(u)
-        there = self._state_at(
-            run, state, u, self._oracle.values(varying, run.scheduled), self._oracle.derivatives(varying, run.scheduled)
-        )
+        varying, flat = run.varying_at(u), self._flat
+        leaves, found = self._oracle.values(varying, run.scheduled), self._oracle.derivatives(varying, run.scheduled)
+        there = self._state_at(run, state, u, leaves, flat.gradient(found), flat.jacobian(found, state.duals))
+        if self._is_linear.any():
+            values = flat.values(run.evaluator.evaluation(leaves).constraints, state.duals)
+            promised = {"at": jnp.asarray(flat.vector(u)), "values": jnp.asarray(values)}
+            there = dataclasses.replace(there, driver=there.driver | {PROMISED: promised})
         return self._on_a_new_leg(run, there, leg)
 
     def step(self, run: Run, state: State) -> Move:
@@ -199,15 +216,8 @@ class LibraryEngine(AbstractEngine):
         return state, ()
 
     def take_answers(self) -> bytes:
-        if not self._given:
-            return b""
-        arrays: dict[str, np.ndarray] = {}
-        for k, (question, answer) in enumerate(self._given):
-            arrays[f"{k}.{question.kind}.x"] = question.x
-            for field in dataclasses.fields(answer):
-                arrays[f"{k}.{question.kind}.{field.name}"] = np.asarray(getattr(answer, field.name))
-        self._given = []
-        return encode_checkpoint(Checkpoint(self._position[0], arrays))
+        given, self._given = self._given, []
+        return encoded(self._position[0], given) if given else b""
 
     def close(self) -> None:
         if self._talk is not None:
@@ -222,7 +232,7 @@ class LibraryEngine(AbstractEngine):
             self.close()
             self._given = []
             self._position = leg, 0
-            task = self._flat.task(np.asarray(state.driver["origin"], np.float64))
+            task = self._flat.task(np.asarray(state.driver["origin"], np.float64), self._promised(state))
             self._talk = Conversation(lambda line: self._library.run(line, task), f"tesseract-flow {self._name}")
         return self._talk
 
@@ -241,7 +251,7 @@ class LibraryEngine(AbstractEngine):
         Raises:
             Damaged: they are not whole, or the library asks for something else.
         """
-        given = _answers_of(leg, answers)
+        given = decoded(leg, answers)
         talk = self._talk_at(leg, 0, state)
         for k in range(heard):
             said = self._hear(talk)
@@ -265,23 +275,45 @@ class LibraryEngine(AbstractEngine):
         u = self._flat.design(question.x)
         if not moved(state.u, u):
             return self._known_here(run, state)
-        varying = run.varying_at(u)
-        derivatives = None
-        if question.kind != "values":
-            derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying, run.scheduled))
-            if isinstance(derivatives, Failure):
-                return derivatives
+        seen = self._seen(run, state, u, with_derivatives=question.kind != "values")
+        if isinstance(seen, Failure):
+            return seen
+        found = run.evaluator.evaluation(seen.leaves)
+        scale = float(state.objective_scale)
+        value, constraints = float(found.objective) / scale, self._flat.values(found.constraints, state.duals)
+        if question.kind == "values":
+            return Answer(value, constraints)
+        return self._answer(value, constraints, seen.gradient / scale, seen.jacobian)
+
+    def _seen(self, run: Run, state: State, u: PyTree, *, with_derivatives: bool) -> _Seen | Failure:
+        """What an evaluation finds at a point where the library is not.
+
+        Raises:
+            ProblemError: a constraint is not linear there, and was promised to be.
+        """
+        flat, varying, promised = self._flat, run.varying_at(u), self._promised(state)
+        gradient, jacobian = np.empty(0), np.empty((0, 0))
+        if with_derivatives:
+            found = run.attempts.attempt(
+                varying, (), lambda: self._oracle.derivatives(varying, run.scheduled, but_linear=True)
+            )
+            if isinstance(found, Failure):
+                return found
+            gradient, jacobian = flat.gradient(found), promised.filled_in(flat.jacobian(found, state.duals))
         leaves = run.attempts.attempt(varying, (), lambda: self._oracle.values(varying, run.scheduled))
         if isinstance(leaves, Failure):
             return leaves
-        found = run.evaluator.evaluation(leaves)
-        scale = float(state.objective_scale)
-        value, constraints = float(found.objective) / scale, self._flat.values(found.constraints, state.duals)
-        if derivatives is None:
-            return Answer(value, constraints)
-        gradient = self._flat.gradient(derivatives) / scale
-        jacobian = self._flat.jacobian(derivatives, state.duals)
-        return self._answer(value, constraints, gradient, jacobian)
+        if promised.is_linear.any():
+            values = flat.values(run.evaluator.evaluation(leaves).constraints, state.duals)
+            promised.require(flat.vector(u), values, flat.sizes(state.duals))
+        return _Seen(leaves, gradient, jacobian)
+
+    def _promised(self, state: State) -> Promised:
+        """What is known of constraints that are linear, where their derivatives were asked for."""
+        rows = np.asarray(state.driver["jacobian"], np.float64)
+        known = state.driver.get(PROMISED) or {"at": np.zeros(self._flat.n), "values": np.zeros(len(rows))}
+        at, values = (np.asarray(known[key], np.float64) for key in ("at", "values"))
+        return Promised(self._flat.names, self._is_linear, self._precision, at, values, rows)
 
     def _known_here(self, run: Run, state: State) -> Answer:
         found, scale = run.evaluator.evaluation(state.here.leaves), float(state.objective_scale)
@@ -307,15 +339,15 @@ class LibraryEngine(AbstractEngine):
         u = self._flat.design(x)
         if not moved(state.u, u):
             return state
-        varying = run.varying_at(u)
-        derivatives = run.attempts.attempt(varying, (), lambda: self._oracle.derivatives(varying, run.scheduled))
-        if isinstance(derivatives, Failure):
-            return derivatives
-        return self._state_at(run, state, u, self._oracle.values(varying, run.scheduled), derivatives)
+        seen = self._seen(run, state, u, with_derivatives=True)
+        if isinstance(seen, Failure):
+            return seen
+        return self._state_at(run, state, u, seen.leaves, seen.gradient, seen.jacobian)
 
-    def _state_at(self, run: Run, state: State, u: PyTree, leaves: list[Any], derivatives: Derivatives) -> State:
+    def _state_at(
+        self, run: Run, state: State, u: PyTree, leaves: list[Any], gradient: np.ndarray, jacobian: np.ndarray
+    ) -> State:
         flat, found, scale = self._flat, run.evaluator.evaluation(leaves), float(state.objective_scale)
-        gradient, jacobian = flat.gradient(derivatives), flat.jacobian(derivatives, state.duals)
         values = flat.values(found.constraints, state.duals)
         multipliers = least_squares_multipliers(
             gradient / scale, jacobian, values, flat.limits, flat.vector(u), (flat.lower, flat.upper)
@@ -388,6 +420,16 @@ class LibraryEngine(AbstractEngine):
         return _is_better(self._worth(run, state), (float(origin[0]), float(origin[1])), run.feasibility_tol)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Seen:
+    """What an evaluation has found: its arrays, and the derivatives as flat arrays of all entries, if they were asked
+    for."""
+
+    leaves: list[Any]
+    gradient: np.ndarray
+    jacobian: np.ndarray
+
+
 def _is_better(worth: tuple[float, float], before: tuple[float, float], tolerance: float) -> bool:
     if worth[1] <= tolerance and before[1] <= tolerance:
         return worth[0] < before[0] - _NOWHERE * max(1.0, abs(before[0]))
@@ -397,59 +439,3 @@ def _is_better(worth: tuple[float, float], before: tuple[float, float], toleranc
 def _heard_so_far(state: State, leg: int, heard: int) -> State:
     driver = {**state.driver, "leg": jnp.asarray(leg, jnp.int32), "heard": jnp.asarray(heard, jnp.int32)}
     return dataclasses.replace(state, driver=driver)
-
-
-def _answers_of(leg: int, answers: Answers) -> Any:
-    """The answers of one leg, the first one first.
-
-    Raises:
-        Damaged: a part of the journal is not what was written.
-    """
-    parts = []
-    for data in answers():
-        kept = decode_checkpoint(data).checkpoint
-        if kept.step != leg:
-            break
-        parts.append(kept.arrays)
-    for arrays in reversed(parts):
-        heads = [name.removesuffix(".x") for name in arrays if name.endswith(".x")]
-        for head in heads:
-            value, *others = (arrays[f"{head}.{field.name}"] for field in dataclasses.fields(Answer))
-            answer = Answer(float(value), *others)
-            yield Question(head.partition(".")[2], arrays[f"{head}.x"]), answer  # type: ignore[arg-type]
-
-
-def _refuse(driver: LibraryDriver, setting: Setting, flat: Flat) -> None:
-    """Refuse what this library cannot do, before anything is evaluated."""
-    name, library, kind = driver.name, driver.library, setting.policy.action
-    if kind == "skip":
-        raise DriverError(
-            f"Driver {name!r} owns its loop, and would make the same update again that on_failure='skip' has dropped.\n"
-            "Use on_failure='shrink' (back along the step) or 'stop'; or a driver of Optax that steps, such as 'adam'."
-        )
-    if not flat.is_free.any():
-        raise DriverError(f"Driver {name!r}: nothing is left to vary, as all lower bounds equal the upper ones.")
-    if flat.n_constraints and not library.takes_constraints:
-        raise DriverError(
-            f"Driver {name!r} takes bounds, and no constraints; problem {setting.problem.name!r} has "
-            f"{', '.join(map(repr, setting.constraints.names))}.\n"
-            "Use 'slsqp', or an Optax driver such as 'lbfgs', which gets them by augmented Lagrangian."
-        )
-    demands = setting.problem.constraints or {}
-    if library.takes_equalities:
-        return
-    # Limits may become equal only where they are divided by what they are measured in.
-    met = {one for one, is_equal in zip(flat.names, flat.limits[0] == flat.limits[1], strict=True) if is_equal}
-    met |= {one for one, demand in demands.items() if demand.is_equal(setting.evaluator.dtype).any()}
-    given = sorted(one for one in met if demands[one].equals is not None)
-    meant = sorted(met - set(given))
-    if given or meant:
-        said = [f"equals=... of {', '.join(map(repr, given))}"] if given else []
-        if meant:
-            said.append(f"lower and upper limits that are equal of {', '.join(map(repr, meant))}")
-        raise DriverError(
-            f"Driver {name!r} takes inequalities only; problem {setting.problem.name!r} demands "
-            f"{' and '.join(said)}.\n"
-            "Demand the side that the optimum pushes against (upper=... or lower=...), or use 'slsqp', 'ld_slsqp' or "
-            "'trust-constr'."
-        )

@@ -141,10 +141,11 @@ class TrustConstr(AbstractLibrary):
 
     def run(self, line: Line, task: Task) -> tuple[np.ndarray, str]:
         lower, upper = task.limits
-        rows = np.flatnonzero(np.isfinite(lower) | np.isfinite(upper))
-        constraints = []
+        is_limited = np.isfinite(lower) | np.isfinite(upper)
+        rows = np.flatnonzero(is_limited & ~task.is_linear)
+        constraints: list[Any] = []
         if len(rows):
-            constraints = [
+            constraints.append(
                 scipy.optimize.NonlinearConstraint(
                     lambda x: line.both(x).constraints[rows],
                     lower[rows],
@@ -152,7 +153,13 @@ class TrustConstr(AbstractLibrary):
                     jac=lambda x: line.both(x).jacobian[rows],  # type: ignore[arg-type]
                     hess=_Bfgs(),
                 )
-            ]
+            )
+        if (is_limited & task.is_linear).any():
+            # For these it adds no curvature of its own. With them among the others, and nothing else there, it would
+            # add that of a ball, which is where its approximation begins.
+            matrix, rest = task.linear
+            low, high = (side[task.is_linear] - rest for side in task.limits)
+            constraints.append(scipy.optimize.LinearConstraint(matrix, low, high))  # type: ignore[arg-type]
 
         def callback(intermediate_result: Any) -> None:
             line.accepted(intermediate_result.x)

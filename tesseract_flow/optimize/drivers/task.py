@@ -21,6 +21,7 @@ from tesseract_flow.optimize.bounds import Box
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.oracle import Derivatives
 from tesseract_flow.optimize.partition import Partition
+from tesseract_flow.optimize.promised import Promised
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,12 +32,16 @@ class Task:
         start: where it begins.
         lower, upper: bounds of the unknowns; infinite where there is none.
         limits: lower and upper ones of the constraints' entries; equal for an equality.
+        is_linear: which of these are A x + b for good.
+        linear: of them A, a row each, and b.
     """
 
     start: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
     limits: tuple[np.ndarray, np.ndarray]
+    is_linear: np.ndarray
+    linear: tuple[np.ndarray, np.ndarray]
 
     @property
     def n(self) -> int:
@@ -93,9 +98,15 @@ class Flat:
         known = self._constraints
         return [known.names[key] for key in self._keys for _ in range(known.size[key].size)]
 
-    def task(self, unknowns: np.ndarray) -> Task:
+    def task(self, unknowns: np.ndarray, promised: Promised | None = None) -> Task:
         """What is given to a library that begins at these unknowns."""
-        return Task(unknowns, self.lower[self.is_free], self.upper[self.is_free], self.limits)
+        is_free, is_linear = self.is_free, np.zeros(self.n_constraints, bool)
+        rows, rest = np.empty((0, len(unknowns))), np.empty(0)
+        if promised is not None:
+            is_linear = promised.is_linear
+            rows = promised.rows[is_linear][:, is_free]
+            rest = promised.values[is_linear] - rows @ promised.at[is_free]
+        return Task(unknowns, self.lower[is_free], self.upper[is_free], self.limits, is_linear, (rows, rest))
 
     def vector(self, tree: PyTree) -> np.ndarray:
         """All entries, in double precision."""
@@ -120,16 +131,24 @@ class Flat:
         scaled = self._constraints.scaled(constraints, duals)
         return _chained([scaled[key] for key in self._keys])
 
+    def sizes(self, duals: Duals) -> np.ndarray:
+        """What the entries of all demands are measured in."""
+        sizes = self._constraints.sizes(duals)
+        return _chained([sizes[key] for key in self._keys])
+
     def gradient(self, derivatives: Derivatives) -> np.ndarray:
         """Of the objective, with respect to the scaled design."""
         return self.vector(self._partition.scale_gradient(derivatives.gradient))
 
     def jacobian(self, derivatives: Derivatives, duals: Duals) -> np.ndarray:
-        """A row for each entry of each demand, in units of its measure."""
+        """A row for each entry of each demand, in units of its measure; zeros where it was not asked for."""
         sizes, rows = self._constraints.sizes(duals), []
         for key in self._keys:
             size = np.asarray(sizes[key], np.float64)
-            jacobian = self._partition.scale_gradient(derivatives.jacobians[self._constraints.names[key]])
+            if (found := derivatives.jacobians.get(self._constraints.names[key])) is None:
+                rows.append(np.zeros((size.size, self.n)))
+                continue
+            jacobian = self._partition.scale_gradient(found)
             parts = [
                 np.asarray(leaf, np.float64).reshape(size.size, math.prod(leaf.shape[size.ndim :]))
                 for leaf in jax.tree.leaves(jacobian)
