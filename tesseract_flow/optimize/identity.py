@@ -283,15 +283,6 @@ def compare(known: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:
     return Comparison(tuple(changes), tuple(dict.fromkeys(doubts)))
 
 
-def is_of_one_form(known: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether what varies has the same names and shapes, without which nothing of a journal's design can go on."""
-
-    def form(identity: Mapping[str, Any]) -> dict[str, str]:
-        return {name: text.partition("]")[0].partition("[")[2] for name, text in identity["varying"].items()}
-
-    return "varying" not in known or "varying" not in now or form(known) == form(now)
-
-
 def _component_changes(old: Mapping[str, Any], new: Mapping[str, Any], doubts: list[str]) -> list[str]:
     changes = []
     for key in [*old, *(key for key in new if key not in old)]:

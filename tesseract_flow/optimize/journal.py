@@ -32,7 +32,7 @@ from tesseract_flow.optimize.checkpoint import Checkpoint, encode_checkpoint
 from tesseract_flow.optimize.commands import COMMAND
 from tesseract_flow.optimize.contents import Found, history_alone, look, shown, translated
 from tesseract_flow.optimize.history import HISTORY, PART, History
-from tesseract_flow.optimize.identity import compare, is_of_one_form
+from tesseract_flow.optimize.identity import compare
 from tesseract_flow.optimize.ledger import Entry, Ledger
 from tesseract_flow.storage import AbstractPossession, AbstractStore, open_store
 
@@ -329,7 +329,7 @@ class FileJournal(AbstractJournal):
         if ledger.last.because == "unknown":
             return [], ["whose the checkpoints are, which the journal no longer says"]
         compared = compare(ledger.last.identity, now.identity)
-        can_go_on = is_of_one_form(ledger.last.identity, now.identity)
+        can_go_on = ledger.last.varies_like(now)
         if compared.changes and not (accept_changes and can_go_on):
             raise OtherRun(refusal(self.address, compared.changes, can_go_on=can_go_on), compared.changes)
         return list(compared.doubts), list(compared.changes)

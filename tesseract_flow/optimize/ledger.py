@@ -44,6 +44,16 @@ class Entry:
     def digest(self) -> str:
         return digest_of(self.identity)
 
+    def varies_like(self, other: Entry) -> bool:
+        """Whether what varies has the same names and shapes, without which no design of the one is one of the other."""
+        if "varying" not in self.identity or "varying" not in other.identity:
+            return True
+        mine, yours = (
+            {name: text.partition("]")[0].partition("[")[2] for name, text in one.identity["varying"].items()}
+            for one in (self, other)
+        )
+        return mine == yours
+
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
