@@ -30,7 +30,8 @@ from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.sites import of_components, of_endpoints
 from tesseract_flow.checks.verdicts import GradientReport, Verdict, in_order
-from tesseract_flow.client import AbstractTesseract, DerivedTesseract, own_requests
+from tesseract_flow.client import AbstractTesseract, DerivedTesseract, open_tesseract, own_requests
+from tesseract_flow.client.deriving.routes import JACOBIAN, PULLBACK, PUSHFORWARD
 from tesseract_flow.client.handles.wrapper import AbstractWrapper
 from tesseract_flow.errors import OptionError, ProblemError
 from tesseract_flow.optimize import FileJournal, Problem, Result, StartFrom
@@ -148,7 +149,7 @@ class _Total:
         self.values = Traced(values, point)
         aval = self.values.closed.out_avals[0]
         weights = jnp.ones(aval.shape, aval.dtype)  # type: ignore[attr-defined]
-        self.gradient = Traced(jax.value_and_grad(weighted, has_aux=True), point, weights)
+        self.gradient = Traced(jax.value_and_grad(weighted, has_aux=True), point, weights, swap=_with_pullback)
         self._looks: list[tuple[dict[str, np.ndarray], Part]] = []
 
     @property
@@ -350,12 +351,19 @@ def _share(part: Part) -> str:
     return f"{part.share:.0e} of the whole" if part.share else "which is said to add nothing"
 
 
+def _with_pullback(handle: AbstractTesseract) -> AbstractTesseract:
+    """A component that a run takes pushforwards of alone, or Jacobians: its gradient is made of these here, too."""
+    have = handle.schema.endpoints
+    is_enough = PULLBACK in have or not have & {PUSHFORWARD, JACOBIAN}
+    return handle if is_enough else open_tesseract(handle, derive=True)
+
+
 def _is_by_differences(handle: AbstractTesseract) -> bool:
     """Whether a pullback of it is made of values, and so known to some digits only."""
     while isinstance(handle, AbstractWrapper):
         if isinstance(handle, DerivedTesseract) and handle.settings.differences is not None:
             own = handle.settings.believed(handle.tesseract.schema.endpoints)
-            return not own & {"vector_jacobian_product", "jacobian_vector_product", "jacobian"}
+            return not own & {PULLBACK, PUSHFORWARD, JACOBIAN}
         handle = handle.tesseract
     return False
 

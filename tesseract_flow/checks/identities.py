@@ -34,6 +34,7 @@ from tesseract_flow.errors import CallError
 _PLAIN = 1e-3  # relative: beyond, one endpoint is wrong, whatever the digits of the component
 _DIGITS = 1e-9  # of the largest: below, an input or output has nothing but rounding to show
 _MOST, _COARSE_MOST = 100, 30  # powers of two
+_MOST_NUMBERS = 10**7  # of a Jacobian that is asked for unasked
 _FAR = 1e-2  # relative distance of a point elsewhere
 
 Arrays = Mapping[str, np.ndarray]
@@ -128,6 +129,10 @@ class _Look:
 
     def jacobian(self) -> Verdict:
         probe, c = self.probe, self.c
+        n_numbers = sum(x.size for x in probe.x.values()) * sum(map(np.size, c.values()))
+        if n_numbers > _MOST_NUMBERS:
+            message = f"not asked for, as it has {n_numbers:.1g} numbers; components=True asks for it."
+            return Verdict("unsure", probe.site.handle.name, JACOBIAN, message=message)
         blocks = probe.jacobian(probe.x)
         absolute = {y: _absolute(of_y) for y, of_y in blocks.items()}
         size = pulled_through(absolute, _absolute(c), probe.x)

@@ -44,11 +44,19 @@ class Recorder(AbstractWrapper):
 class Traced:
     """A function of arrays, traced once; runs as a plan, watched or not.
 
+    Args:
+        swap: puts another handle in the place of one, before anything is planned.
+
     >>> traced = Traced(fn, *examples)
     >>> results = traced(*arrays)
     """
 
-    def __init__(self, fn: Callable[..., Any], *examples: Any):
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *examples: Any,
+        swap: Callable[[AbstractTesseract], AbstractTesseract] | None = None,
+    ):
         out_tree: Any = None
 
         def flat(*leaves: Any) -> list[Any]:
@@ -58,6 +66,8 @@ class Traced:
 
         leaves, self._in_tree = jax.tree.flatten(examples)
         self.closed = informed(lambda: jax.make_jaxpr(flat)(*leaves), lambda: flat(*leaves))
+        if swap is not None:
+            self.closed = _rewired(self.closed, swap)
         self._out_tree = out_tree
         self._plan: Plan | None = None
         self._lock = threading.Lock()

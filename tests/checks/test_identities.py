@@ -49,6 +49,35 @@ def test_a_pushforward_that_searches_for_least_squares_take(start: float) -> Non
     assert faults(tf.check_gradients(wrong)) == {("twice", PUSHFORWARD, "factor")}
 
 
+def test_a_component_that_has_pushforwards_alone() -> None:
+    """A search for least squares does without pullbacks."""
+    for wrong in (False, True):
+        part = twice(wrong)
+        plain = FunctionTesseract(
+            lambda i: {"y": i["x"] * jnp.ones(2)},
+            {"x": np.ones(())},
+            name="ahead",
+            endpoints=(*REVERSE[:2], PUSHFORWARD),
+        )
+        report = tf.check_gradients(fit(Watched(plain, part.distort), 0.3))
+        assert report.ok != wrong, str(report)
+        assert faults(report) == (
+            {("total", "gradient", "differs"), ("ahead", PUSHFORWARD, "factor")} if wrong else set()
+        )
+
+
+def test_a_large_jacobian_is_not_asked_for_unasked() -> None:
+    n = 4000
+    plain = FunctionTesseract(
+        lambda i: {"y": jnp.sin(i["x"])}, {"x": np.ones(n)}, name="large", endpoints=(*REVERSE, JACOBIAN)
+    )
+    part = Watched(plain)
+    loss = lambda x: jnp.sum(tf.apply_tesseract(part, {"x": x})["y"])  # noqa: E731
+    report = tf.check_gradients((loss, jnp.ones(n)))
+    assert {v.endpoint: v.status for v in report.verdicts}[JACOBIAN] == "unsure"
+    assert report.ok and not part.payloads(JACOBIAN)
+
+
 @pytest.mark.parametrize("at_result", [False, True])
 def test_a_transposed_jacobian_that_constraints_take(at_result: bool) -> None:
     plain = FunctionTesseract(
