@@ -21,6 +21,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr
 
 from tesseract_flow.autodiff.apply import surveyed_by
+from tesseract_flow.autodiff.prefixes import SORTED
 from tesseract_flow.checks.asking import PATIENCE, Component, ask_all
 from tesseract_flow.checks.endpoints import Asked, asked_of_unshaped
 from tesseract_flow.checks.findings import Finding
@@ -41,8 +42,8 @@ from tesseract_flow.errors import (
 from tesseract_flow.optimize import Evaluation, Problem
 from tesseract_flow.optimize.partition import named_leaves
 from tesseract_flow.optimize.problem import half_the_sum_of_squares
-from tesseract_flow.optimize.returned import flag_fault, misfit_fault
-from tesseract_flow.optimize.traced import NEEDS_A_VALUE, REMEDY
+from tesseract_flow.optimize.returned import constraint_fault, flag_fault, misfit_fault
+from tesseract_flow.optimize.traced import NEEDS_A_VALUE, REMEDY, UNSORTED
 from tesseract_flow.schema import TesseractSchema, array_leaves, follow, format_path
 
 
@@ -188,8 +189,14 @@ class _Tracer:
             )
             return results
         for key, value in constraints.items():
+            value = value.scalar if isinstance(value, Unknown) else value
+            if fault := constraint_fault(key, value):
+                self._find("constraints", "evaluate", *fault)
+                # In its place something that depends on the same.
+                leaves = [leaf.scalar if isinstance(leaf, Unknown) else leaf for leaf in jax.tree.leaves(value)]
+                value = sum((jnp.sum(leaf).astype(float) for leaf in leaves if eqx.is_array(leaf)), jnp.zeros(()))
             self.names.append(key)
-            results.append(jnp.asarray(value.scalar if isinstance(value, Unknown) else value))
+            results.append(jnp.asarray(value))
         return results
 
     def _of_misfit(self, answer: Evaluation) -> Any:
@@ -252,6 +259,8 @@ class _Tracer:
             return f"{text}.{hint}", f"If it is meant to be of the design, that has: {', '.join(keys)}. {unchecked}"
         if isinstance(error, NEEDS_A_VALUE):
             return text.partition("\n")[0], f"{REMEDY} {unchecked}"
+        if UNSORTED in text:
+            return "a dictionary has keys that have no order, such as texts beside numbers", f"{SORTED} {unchecked}"
         return text, unchecked
 
     # --- one call of apply_tesseract, while surveyed ------------------------------------------------------------------

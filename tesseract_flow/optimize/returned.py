@@ -50,6 +50,16 @@ def misfit_fault(answer: Evaluation) -> tuple[str, str] | None:
     return None
 
 
+def constraint_fault(name: str, value: Any) -> tuple[str, str] | None:
+    """What is wrong with the value of a constraint, and the remedy, as sentences; None if nothing is."""
+    if isinstance(value, bool | int) or eqx.is_array_like(value):
+        return None
+    return (
+        f"it returns the constraint {name!r} as {type(value).__name__}, expected an array.",
+        "Give each part of it a name of its own, or make one array of them (jax.flatten_util.ravel_pytree(...)[0]).",
+    )
+
+
 def check_evaluation(problem: Problem) -> Evaluation:
     """The `Evaluation` that the problem's function will give, with `jax.ShapeDtypeStruct` in place of arrays.
 
@@ -122,12 +132,8 @@ def _call(problem: Problem, design: PyTree, scheduled: Mapping[str, Any]) -> Any
             "expected a dictionary {name: value}."
         )
     for name, value in (answer.constraints or {}).items() if isinstance(answer, Evaluation) else ():
-        if not isinstance(value, bool | int) and not eqx.is_array_like(value):
-            raise ProblemError(
-                f"evaluate of problem {problem.name!r} returned the constraint {name!r} as {type(value).__name__}, "
-                "expected an array.\nGive each part of it a name of its own, or make one array of them "
-                "(jax.flatten_util.ravel_pytree(...)[0])."
-            )
+        if fault := constraint_fault(name, value):
+            raise ProblemError(f"evaluate of problem {problem.name!r}: {fault[0]}\n{fault[1]}")
     return answer
 
 

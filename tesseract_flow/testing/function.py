@@ -14,6 +14,7 @@ import numpy as np
 
 from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
 from tesseract_flow.errors import ComponentFailed, OptionError
+from tesseract_flow.exact import copied
 from tesseract_flow.schema import (
     ArrayField,
     Field,
@@ -143,7 +144,7 @@ class FunctionTesseract(AbstractTesseract):
 
     def request(self, endpoint: Endpoint, payload: Mapping[str, Any], *, run_id: str | None = None) -> Tree:
         record_request(self.name, endpoint)
-        payload = jax.tree_util.tree_map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, payload)
+        payload = copied(payload, lambda leaf: leaf.copy())
         inputs = payload["inputs"]
         if self.before is not None:
             self.before(endpoint, inputs)

@@ -469,6 +469,12 @@ class TestDesign:
         with pytest.raises(ProblemError, match=re.escape(says)):
             tf.optimize(problem_of(lambda d: tf.Evaluation(jnp.sum(d["x"]), aux=aux(d["x"].sum())), valid=valid))
 
+    def test_a_constraint_that_is_a_tree(self) -> None:
+        demands = {"c": tf.Constraint(upper=1.0)}
+        tree = problem_of(lambda d: tf.Evaluation(jnp.sum(d["x"] ** 2), {"c": {"a": d["x"]}}), constraints=demands)
+        finding = only(check(tree))
+        assert (finding.kind, finding.severity) == ("constraints", "error") and "a name of its own" in finding.remedy
+
     def test_an_array_of_integers_does_not_vary(self) -> None:
         design = {"x": jnp.ones(3), "heights": jnp.ones(6, int)}
         finding = only(check(tf.Problem(design, lambda d: jnp.sum(d["x"] ** 2) + d["heights"].sum().astype(float))))
@@ -481,6 +487,10 @@ class TestDesign:
             (lambda d: jnp.sum(d["x"]) * float(d["x"][0]), "keep the array"),
             (lambda d: jnp.sum(jnp.asarray(np.asarray(d["x"]))), "keep the array"),
             (lambda d: jnp.sum(d["X"]), "that has: x"),
+            (
+                lambda d: tf.Evaluation(jnp.sum(d["x"]), aux={"x": d["x"], 1: d["x"]}),
+                "Make all keys of a dictionary texts",
+            ),
         ],
     )
     def test_an_evaluation_that_fails_has_a_remedy(self, evaluate: Any, says: str) -> None:
