@@ -77,23 +77,22 @@ def _spread(
     prefix: Any, paths: list[tuple[Any, ...]], depth: int, what: str, error: type[TesseractFlowError]
 ) -> list[Any]:
     """For the leaves at `paths`, which share their first `depth` steps and are all that lies there."""
-    if prefix is None or not paths:
-        return [prefix] * len(paths)
-    if len(paths[0]) == depth or (given := _children(prefix)) is None:
+    if prefix is None or not paths or len(paths[0]) == depth or (given := _children(prefix)) is None:
         return [prefix] * len(paths)
     below: dict[str, list[tuple[Any, ...]]] = {}
     for path in paths:
         below.setdefault(_step_name(path[depth]), []).append(path)
-    for key, child in given:
-        # Fields of a node of the same kind cannot be left out, so those that do not vary may have values.
-        is_of_its_kind = isinstance(key, jtu.GetAttrKey | jtu.FlattenedIndexKey) and type(key) is type(paths[0][depth])
+    children = {_step_name(key): child for key, child in given}
+    # A dataclass like that of the design cannot leave fields out, so those that do not vary may have values.
+    kind = type(paths[0][depth])
+    is_whole = kind in (jtu.GetAttrKey, jtu.FlattenedIndexKey) and all(type(key) is kind for key, _ in given)
+    for key, child in given if not is_whole or below.keys().isdisjoint(children) else ():
         # What has no leaves says nothing: for a leaf that does not vary, or a branch in which none does.
-        if _step_name(key) not in below and not is_of_its_kind and jax.tree.leaves(child):
+        if _step_name(key) not in below and jax.tree.leaves(child):
             raise error(
                 f"{what} given for '{path_name((*paths[0][:depth], key))}', which does not vary. Varying leaves are: "
                 f"{listing([path_name(path) for path in paths])}.{did_you_mean(_step_name(key), below)}"
             )
-    children = {_step_name(key): child for key, child in given}
     # In JAX's order, as leaves of one branch come one after the other.
     return [
         value for name, ours in below.items() for value in _spread(children.get(name), ours, depth + 1, what, error)

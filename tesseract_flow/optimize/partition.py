@@ -85,9 +85,9 @@ def partition_design(design: PyTree, vary: Callable[[Any], bool] | PyTree) -> Pa
         ProblemError: the filter does not fit the design, selects nothing or something that is not a real floating-point
             number, the start is not finite, or a leaf has a mask or a unit. The message names the leaves.
     """
-    for what, tree in (("the design", design), ("`vary`", vary)):
+    for what, tree in (("The design", design), ("`vary`", vary)):
         if fault := keys_fault(tree):
-            raise ProblemError(f"{what[0].upper()}{what[1:]} cannot be used: {fault}")
+            raise ProblemError(f"{what} cannot be used: {fault}")
     for path, leaf in jtu.tree_flatten_with_path(design)[0]:
         if (lost := what_is_lost(leaf)) is not None:
             raise ProblemError(f"'{path_name(path)}' of the design cannot be used: {lost}.")

@@ -27,6 +27,10 @@ class Wing(eqx.Module):
     name: str
 
 
+class Tail(eqx.Module):
+    width: jax.Array
+
+
 def mixed_design():
     return {
         "wing": Wing(jnp.array([1.0, 2.0]), 3, "left"),
@@ -139,6 +143,7 @@ def test_the_varying_part_itself_is_a_prefix_of_it(design):
         ([jnp.ones(2), 3], [0.0, 1.0], "[1]"),
         (Wing(jnp.ones(2), 3, "fin"), {"knots": 1.0}, "knots"),  # type: ignore[arg-type]
         ({"x": jnp.ones(2)}, Wing(1.0, None, None), "span"),  # type: ignore[arg-type]
+        (Wing(jnp.ones(2), 3, "fin"), Tail(1.0), "width"),  # type: ignore[arg-type]
     ],
 )
 def test_no_part_of_a_prefix_is_passed_over(design, prefix, where):
