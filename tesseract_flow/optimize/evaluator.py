@@ -208,6 +208,11 @@ def convergence_of(evaluation: Evaluation) -> dict[str, dict[str, float]]:
     }
 
 
+def residual_of(evaluation: Evaluation) -> tuple[float, str]:
+    """The largest relative residual that a fixed point of an evaluation has left, and its name; 0 without one."""
+    return max(((left["residual"], name) for name, left in convergence_of(evaluation).items()), default=(0.0, ""))
+
+
 def check_finite(evaluation: Evaluation, sample: Sample | None = None) -> None:
     """Refuse a point where NaN or inf appeared.
 

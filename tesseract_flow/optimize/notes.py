@@ -37,6 +37,9 @@ _FAILED_SEARCHES = 3  # in a row, before it is worth a note
 _A_WHILE = 20  # steps
 _FAR = 1e6  # times the size of the start
 _SHOWN = 6
+_SHORTEST = 1e-9  # of the scaled design: a step
+_PARALLEL = 1e-8  # of the largest singular value of the rows, each of length 1
+_MOST_ENTRIES = 2_000_000  # of a Jacobian that is looked at
 
 
 def notes_before(problem: Problem, template: Evaluation, shared: Shared) -> tuple[str, ...]:
@@ -122,6 +125,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     notes += _about_large_scales(run)
     notes += _about_promises(run)
     notes += _about_multipliers(run, state, history)
+    notes += _about_dependence(run, state, last)
     n_since = last.step - last.best_step
     manner = run.engine.manner
     if not run.driver.asks_for_gradients:
@@ -134,7 +138,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
             f"the best design is {where}: none of {n_since} steps found a better one. Unless {where} is known to be "
             f"optimal, {CHECK_GRADIENTS}"
         )
-    elif manner == "searches" and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES:
+    elif manner == "searches" and (n_failed := _failed_searches(history, run.has_constraints)) >= _FAILED_SEARCHES:
         notes.append(f"the last {n_failed} line searches found no better design: {_A_KINK}, or {CHECK_GRADIENTS}")
     elif manner == "steps" and last.best_step - first.step <= max(3, (last.step - first.step) // 10) and n_since >= 10:
         notes.append(
@@ -144,7 +148,7 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
     if (
         manner == "searches"
         and last.best_step == first.step
-        and (n_failed := _failed_searches(history)) >= _FAILED_SEARCHES
+        and (n_failed := _failed_searches(history, run.has_constraints)) >= _FAILED_SEARCHES
     ):
         n_spent = last.evaluations - history[-1 - n_failed].evaluations
         notes.append(f"the line search failed {n_failed} times in a row, with {n_spent} evaluations; {CHECK_GRADIENTS}")
@@ -154,6 +158,28 @@ def notes_after(run: Run, state: State, history: Sequence[StepRecord]) -> tuple[
         notes += _about_sizes(state)
     notes += _about_bounds(run.problem, state.best.varying)
     return tuple(notes)
+
+
+def _about_dependence(run: Run, state: State, last: StepRecord) -> list[str]:
+    """Of an infeasible end: equalities that say the same to first order, which leave a driver's subproblem singular."""
+    if last.feasible or (rows := run.engine.rows(run, state)) is None:
+        return []
+    is_equal = (rows.lower == rows.upper) & np.any(rows.jacobian != 0.0, axis=1)
+    if is_equal.sum() < 2 or rows.jacobian.size > _MOST_ENTRIES:
+        return []
+    slopes = rows.jacobian[is_equal]
+    directions, values, _ = np.linalg.svd(slopes / np.linalg.norm(slopes, axis=1, keepdims=True), full_matrices=False)
+    lost = np.abs(directions[:, values <= _PARALLEL * values[0]]).max(axis=1, initial=0.0) > _PARALLEL
+    if len(slopes) > slopes.shape[1]:
+        lost |= True
+    equal = [name for name, counts in zip(rows.names, is_equal, strict=True) if counts]
+    names = list(dict.fromkeys(name for name, is_lost in zip(equal, lost, strict=True) if is_lost))
+    if not names:
+        return []
+    return [
+        f"equalities of {_listed(names)} depend on each other at this design: they say the same twice, or contradict "
+        "each other. Drop one of them; drivers such as lbfgs and adam need no independent constraints"
+    ]
 
 
 def _about_sizes(state: State) -> list[str]:
@@ -179,7 +205,14 @@ def _about_a_fall(run: Run, state: State, history: Sequence[StepRecord], manner:
         for tree in (run.problem.start, state.u)
     )
     is_as_steep = (last.gradient_norm or 0.0) >= 0.5 * (history[0].gradient_norm or 0.0) > 0.0
-    if last.best_step > history[0].step and not last.endless and is_as_steep and end > _FAR * max(start, 1.0):
+    is_lower = last.best_value < history[0].value
+    if (
+        last.best_step > history[0].step
+        and not last.endless
+        and is_as_steep
+        and is_lower
+        and end > _FAR * max(start, 1.0)
+    ):
         return [
             f"the design went as far as {end:.1g}, downhill all the way, to {last.best_value:.3g}: the objective looks "
             "unbounded below. Is a bound or a constraint missing, or the sign of the objective wrong?"
@@ -218,11 +251,17 @@ def _lower_but_outside(history: Sequence[StepRecord]) -> str | None:
     )
 
 
-def _failed_searches(history: Sequence[StepRecord]) -> int:
-    """How many steps at the end did not improve on the one before, under the same multipliers."""
+def _failed_searches(history: Sequence[StepRecord], has_constraints: bool) -> int:
+    """How many steps at the end did not improve on the one before, under the same multipliers.
+
+    What is searched for with constraints is not a better design, but one with less of a Lagrangian: there, it is those
+    that found nothing to go to.
+    """
     n = 0
     for before, record in zip(reversed(history[:-1]), reversed(history[1:]), strict=True):
         if record.best_step == record.step or record.changes != before.changes:
+            break
+        if has_constraints and record.move > _SHORTEST:
             break
         n += 1
     return n

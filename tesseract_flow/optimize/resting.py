@@ -48,11 +48,19 @@ class Resting(AbstractStoppingRule):
             or (not before.feasible and min(record.violation for record in since) <= _LESS * before.violation)
         ):
             return None
-        reason = (
-            f"the driver came to rest above the tolerance: its last {self.patience} steps, of {n_evaluations} "
-            f"evaluations, moved the design by {moved:.1g} and changed the value by {changed:.1g} at most, which is no "
-            "more than its noise"
+        last = since[-1]
+        above = (
+            "above the tolerance"
+            if last.feasible
+            else f"where constraint {last.worst!r} is violated by {last.violation:.3g} of its limit"
         )
+        reason = (
+            f"the driver came to rest {above}: its last {self.patience} steps, of {n_evaluations} "
+            f"evaluations, moved the design by {moved:.1g} and changed the value by {changed:.1g} at most"
+        )
+        if not last.feasible:
+            return f"{reason}. The problem may be infeasible, or another driver (trust-constr, lbfgs) may find a way"
+        reason += ", which is no more than its noise"
         if not name:
             return reason
         return (

@@ -129,18 +129,22 @@ def _way_out(rows: Rows, reach: float) -> _WayOut:
             matrix.append(np.append(side[k], max(-left[k], 0.0)) / length)
             room.append(max(left[k], 0.0) / length)
             names.append(rows.names[k])
+    # In units of the largest move that a violation asks for: beside a design of 1e12 one of 1e-3 is not lost.
+    asked = max((side[-1] for side in matrix), default=0.0)
+    unit = min(reach, asked) if asked > 0.0 else reach
     bounds = [
-        (max(-reach, (low - x) / size), min(reach, (high - x) / size))
+        (max(-reach, (low - x) / size) / unit, min(reach, (high - x) / size) / unit)
         for x, size, low, high in zip(rows.point, sizes, *rows.box, strict=True)
     ]
     goal = np.append(np.zeros(len(sizes)), -1.0)
-    found = scipy.optimize.linprog(goal, np.array(matrix), np.array(room), bounds=[*bounds, (0.0, 1.0)])
+    scaled = np.array(matrix) * np.append(np.ones(len(sizes)), 1.0 / unit)
+    found = scipy.optimize.linprog(goal, scaled, np.array(room) / unit, bounds=[*bounds, (0.0, 1.0)])
     if not found.success:
         return _WayOut(1.0, [], np.zeros(len(sizes)))
     prices = np.abs(found.ineqlin.marginals)
     large = prices > 1e-3 * prices.max(initial=0.0)
     limiting = list(dict.fromkeys(name for name, counts in zip(names, large, strict=True) if counts))
-    return _WayOut(float(found.x[-1]), limiting, found.x[:-1] * sizes)
+    return _WayOut(float(found.x[-1]), limiting, unit * found.x[:-1] * sizes)
 
 
 def infeasible(run: Run, state: State, names: Sequence[str]) -> str:

@@ -403,3 +403,22 @@ def test_without_optimistix_it_says_what_to_install(driver, monkeypatch):
     monkeypatch.setitem(sys.modules, "optimistix", None)
     with pytest.raises(DriverError, match=r"not installed: pip install 'tesseract-flow\[optimistix\]'"):
         build_driver(driver)
+
+
+def test_below_the_noise_of_a_fixed_point_a_run_ends_at_once_and_names_it():
+    """It took 37 evaluations and a Jacobian for most, for steps shorter than what the state is solved to."""
+
+    def state(k, v):
+        def phi(T, k, v):
+            return 20 + 40 * k[0] / (1 + v * k[1]) + 5 * jnp.tanh(T / 50) * k[1] + 3 * jnp.roll(jnp.cos(T / 30), 1)
+
+        return tf.fixed_point(phi, jnp.full(6, 50.0), k, v, name="fin")
+
+    rng, truth = np.random.default_rng(0), jnp.array([1.3, 0.8])
+    data = {v: np.asarray(state(truth, v)) + 0.05 * rng.normal(size=6) for v in (2.0, 5.0)}
+    problem = tf.Problem(
+        jnp.array([1.0, 0.5]), lambda k: tf.Evaluation(misfit=[(state(k, v) - d) / 0.05 for v, d in data.items()])
+    )
+    result = tf.optimize(problem, "gauss-newton")
+    assert result.evaluations <= 12
+    assert result.converged or "noise of fixed point 'fin" in result.reason

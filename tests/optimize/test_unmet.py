@@ -153,3 +153,61 @@ def test_what_was_found_is_kept_in_the_journal(tmp_path: Any, monkeypatch: pytes
     monkeypatch.setattr(claims, "_unmet", lambda *args: pytest.fail("a finished run asks for nothing"))
     again = tf.optimize(twin(), "slsqp", journal=tmp_path)
     assert (again.reason, again.steps, again.evaluations) == (first.reason, first.steps, first.evaluations)
+
+
+def same_twice(limit: float, start: tuple[float, float] = (3.0, -1.0)) -> tf.Problem:
+    return tf.Problem(
+        jnp.array(start),
+        lambda x: tf.Evaluation((x**2).sum(), {"sum": x.sum(), "twice": 2.0 * x.sum()}),
+        constraints={"sum": tf.Constraint(equals=1.0), "twice": tf.Constraint(equals=limit)},
+    )
+
+
+def test_a_contradiction_is_seen_beside_a_design_that_went_far_away() -> None:
+    """It went on to 2e12, where a move of 1e-3 was lost in the program, and was unbounded below for what rose."""
+    result = tf.optimize(same_twice(2.002), "slsqp", stop={"max_steps": 40})
+    assert not result.converged and result.steps < 40
+    assert "infeasible" in result.reason or "violated" in result.reason
+    assert not any("unbounded" in note for note in result.notes)
+
+
+def test_equalities_that_say_the_same_twice_are_named() -> None:
+    result = tf.optimize(same_twice(2.0), "slsqp")
+    assert not result.converged
+    (note,) = [note for note in result.notes if "depend on each other" in note]
+    assert "equalities of 'sum', 'twice' depend" in note
+    remedy = tf.optimize(same_twice(2.0), "lbfgs")
+    assert remedy.converged and remedy.value == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_rest_that_is_infeasible_says_so_and_blames_no_noise() -> None:
+    from tesseract_flow.optimize.resting import Resting
+    from tesseract_flow.optimize.result import StepRecord
+
+    def record(step: int, **fields: Any) -> StepRecord:
+        known: dict[str, Any] = {
+            "value": 1.0, "gradient_norm": 0.1, "violation": 0.01, "residual": 0.01, "feasible": False, "best_value": 1.0,
+            "best_step": 0, "best_feasible": False, "move": 0.0, "changes": 0, "evaluations": 20 * step, "requests": 0,
+            "seconds": 0.0, "stationarity": 0.1, "worst": "hot", "coupled": {"loop": {"residual": 1e-9}},
+        }  # fmt: skip
+        return StepRecord(step=step, **{**known, **fields})
+
+    reason = Resting().reason_to_stop([record(step) for step in range(7)])
+    assert reason is not None and "where constraint 'hot' is violated by 0.01 of its limit" in reason
+    assert "may be infeasible" in reason and "noise" not in reason and "loop" not in reason
+    held = Resting().reason_to_stop([record(step, feasible=True, violation=0.0) for step in range(7)])
+    assert held is not None and "above the tolerance" in held and "'loop'" in held
+
+
+def test_steps_of_a_lagrangian_are_no_failed_searches() -> None:
+    """Feasible designs that are no better than the best one, on the way of multipliers that have not settled."""
+    result = tf.optimize(
+        tf.Problem(
+            jnp.array([0.5, 2.0]),
+            lambda x: tf.Evaluation(100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2, {"disc": (x**2).sum()}),
+            constraints={"disc": tf.Constraint(upper=1.0)},
+        ),
+        "lbfgs",
+        stop={"max_steps": 12},
+    )
+    assert not any("kink" in note for note in result.notes)

@@ -34,7 +34,7 @@ from tesseract_flow.optimize.drivers.base import AbstractEngine, Answers, Manner
 from tesseract_flow.optimize.drivers.moves import Move, moved
 from tesseract_flow.optimize.drivers.optimistix import Method
 from tesseract_flow.optimize.drivers.task import Flat
-from tesseract_flow.optimize.evaluator import Sample
+from tesseract_flow.optimize.evaluator import Sample, residual_of
 from tesseract_flow.optimize.failures import Failure
 from tesseract_flow.optimize.linearised import Linearised, Side, cheaper_side, endpoints_of
 from tesseract_flow.optimize.run import Run
@@ -43,6 +43,7 @@ from tesseract_flow.optimize.state import State
 _MANY = 200  # rows and columns: from here on single products are asked for, where components have both
 _TOO_MANY = 1000  # of them, where there is no choice
 _TRIALS = 40
+_NOISE = 1e3  # of the residual of a fixed point: what the values of a misfit that is made of it may have of noise
 _ROUNDS = 8  # of setting unknowns to their bounds
 _NOTHING = 1e-14  # of the largest number: a direction that is as short is rounding
 
@@ -141,6 +142,8 @@ class LeastSquaresEngine(AbstractEngine):
         lower, upper = self._task.lower - here, self._task.upper - here
         held = self._held(state)
         value, scale = float(run.evaluator.evaluation(state.here.leaves).objective), float(state.objective_scale)
+        residual, fixed_point = residual_of(run.evaluator.evaluation(state.here.leaves))
+        noise = _NOISE * residual
         n_rejected, was_evaluated = 0, False
         while n_rejected < _TRIALS:
             step, way = self._way(model, reach, lower, upper, held)
@@ -159,11 +162,14 @@ class LeastSquaresEngine(AbstractEngine):
                 if isinstance(new, State):
                     return Move(self._with_reach(new, new_reach))
                 leaves = new
-            elif abs(change) * scale <= self._rounding * abs(value):
+            elif abs(change) * scale <= max(self._rounding, noise) * abs(value):
                 # Values do not tell any more which of the two is better; slopes still do.
                 new = self._arrived(run, state, u)
                 if isinstance(new, State) and self._steepest(new) < self._steepest(state):
                     return Move(self._with_reach(new, max(new_reach, reach)))
+                if noise:
+                    n_rejected += 1  # neither do slopes; shorter steps would be noise as well
+                    break
             reach = min(new_reach, 0.5 * reach)
             if not self._method.starts_over:
                 reach *= 0.25**n_rejected  # faster each time: it may be far too large, and each trial is a solve
@@ -172,7 +178,9 @@ class LeastSquaresEngine(AbstractEngine):
                 run.attempts.note(f"{self._name} stepped back")
         if n_rejected and not was_evaluated:
             raise run.attempts.given_up()
-        ending = "no design is better that the model of the misfit leads to"
+        ending = "the model of the misfit leads to no better design"
+        if noise:
+            ending += f", by more than the noise of fixed point {fixed_point!r}: a smaller rtol makes less"
         return Move(state, stalled=True, ending=ending, doubtful=n_rejected > 0)
 
     def resume(self, state: State, answers: Answers) -> tuple[State, tuple[str, ...]]:
