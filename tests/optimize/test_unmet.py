@@ -185,11 +185,11 @@ def test_a_rest_that_is_infeasible_says_so_and_blames_no_noise() -> None:
     from tesseract_flow.optimize.result import StepRecord
 
     def record(step: int, **fields: Any) -> StepRecord:
-        known: dict[str, Any] = {
-            "value": 1.0, "gradient_norm": 0.1, "violation": 0.01, "residual": 0.01, "feasible": False, "best_value": 1.0,
-            "best_step": 0, "best_feasible": False, "move": 0.0, "changes": 0, "evaluations": 20 * step, "requests": 0,
-            "seconds": 0.0, "stationarity": 0.1, "worst": "hot", "coupled": {"loop": {"residual": 1e-9}},
-        }  # fmt: skip
+        known: dict[str, Any] = dict.fromkeys(("gradient_norm", "stationarity"), 0.1)
+        known |= dict.fromkeys(("violation", "residual"), 0.01) | dict.fromkeys(("feasible", "best_feasible"), False)
+        known |= dict.fromkeys(("value", "best_value"), 1.0) | dict.fromkeys(("move", "seconds"), 0.0)
+        known |= dict.fromkeys(("best_step", "changes", "requests"), 0)
+        known |= {"evaluations": 20 * step, "worst": "hot", "coupled": {"loop": {"residual": 1e-9}}}
         return StepRecord(step=step, **{**known, **fields})
 
     reason = Resting().reason_to_stop([record(step) for step in range(7)])
