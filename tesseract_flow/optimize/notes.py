@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tesseract_flow.optimize.run import Run
     from tesseract_flow.optimize.state import State
 
-CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM"
+CHECK_GRADIENTS = "check the gradients: tesseract-flow check-gradients PROBLEM, and with --at JOURNAL where the run is"
 _UNLIKE = 1e8  # times as large
 _LARGE_MULTIPLIER = 1e6  # of the objective's slope: times what a violation may be, all of the objective
 _FAILED_SEARCHES = 3  # in a row, before it is worth a note

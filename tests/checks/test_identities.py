@@ -47,6 +47,10 @@ def test_a_pushforward_that_searches_for_least_squares_take(start: float) -> Non
     wrong = fit(twice(True), start)
     assert float(tf.optimize(wrong, "gauss-newton").design) != pytest.approx(1.5, abs=0.1)
     assert faults(tf.check_gradients(wrong)) == {("twice", PUSHFORWARD, "factor")}
+    # What a run says of its contradiction leads to a command that finds it.
+    result = tf.optimize(wrong, "gauss-newton", verify_gradients="start")
+    assert "tf.check_gradients(problem, at=result)" in result.reason
+    assert faults(tf.check_gradients(wrong, at=result)) == {("twice", PUSHFORWARD, "factor")}
 
 
 def test_a_component_that_has_pushforwards_alone() -> None:
