@@ -115,7 +115,7 @@ def _report(problem: Problem, components: Sequence[Component], patience: float, 
     seconds, unknown = time_of(gradient) if gradient is not None and not missing else (None, ())
     return Report(
         problem.name,
-        in_order([*findings, *missing, *cheaper, *_of_hidden(found, hidden)]),
+        in_order([*findings, *missing, *cheaper, *(() if wired else _of_hidden(found, hidden))]),
         tuple(
             summary(
                 component,

@@ -405,6 +405,7 @@ def test_without_optimistix_it_says_what_to_install(driver, monkeypatch):
         build_driver(driver)
 
 
+@pytest.mark.slow
 def test_below_the_noise_of_a_fixed_point_a_run_ends_at_once_and_names_it():
     """It took 37 evaluations and a Jacobian for most, for steps shorter than what the state is solved to."""
 

@@ -44,6 +44,7 @@ class Lender:
 
     def __enter__(self) -> Self:
         self._folder = PrivateFolder(Path(tempfile.gettempdir()))
+        self._before = dict(_counted(served_here()))  # somebody else's
         if CAN_LOCK:
             offer_here(str(self._folder.path))
         return self
@@ -60,14 +61,15 @@ class Lender:
         self._folder.remove()
 
     def offer(self, n_each: int = 1) -> dict[str, list[str]]:
-        """Offer all that processes of this one serve by now, so often that as many can have it at once.
+        """Offer all that processes of this one serve since it is open, so often that as many can have it at once.
 
         Returns:
             the addresses of each component, by its name.
         """
         if not CAN_LOCK:
             return {}
-        wanted = [dataclasses.replace(one, number=k) for one, n in _counted(served_here()) for k in range(n * n_each)]
+        served = [(one, n - self._before.get(one, 0)) for one, n in _counted(served_here())]
+        wanted = [dataclasses.replace(one, number=k) for one, n in served for k in range(n * n_each)]
         with ThreadPoolExecutor(max(len(wanted), 1)) as pool:  # starting one takes seconds, so together
             urls = list(pool.map(lambda one: one.http.url, wanted))
         found: dict[str, list[str]] = {}

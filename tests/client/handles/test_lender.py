@@ -107,6 +107,15 @@ def test_runs_have_the_component_one_after_the_other_and_it_is_not_started_again
         assert is_alive(pid)
 
 
+@pytest.mark.server
+def test_what_was_served_before_is_not_on_offer(component: Path, tmp_path: Path):
+    shutil.copytree(component, other := tmp_path / "other")
+    before = open_tesseract(other)
+    _ = before.schema
+    with lending(component) as lender:
+        assert len(lender._served) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.server
 def test_who_comes_while_another_run_has_it_serves_it_by_himself(component: Path):
