@@ -39,6 +39,7 @@ def test_folder_has_what_its_readme_names(folder):
     assert not list(folder.rglob("__pycache__"))
 
 
+@pytest.mark.slow
 def test_own_tests_of_the_folder_pass(folder):
     assert "2 passed" in run_in(folder, "pytest", "-q", "-p", "no:cacheprovider")
 

@@ -35,6 +35,7 @@ _PLAIN = 1e-3  # relative: beyond, one endpoint is wrong, whatever the digits of
 _DIGITS = 1e-9  # of the largest: below, an input or output has nothing but rounding to show
 _MOST, _COARSE_MOST = 100, 30  # powers of two
 _MOST_NUMBERS = 10**7  # of a Jacobian that is asked for unasked
+_LONG = 2.0**10  # times the size of the inputs
 _FAR = 1e-2  # relative distance of a point elsewhere
 
 Arrays = Mapping[str, np.ndarray]
@@ -120,7 +121,8 @@ class _Look:
             share = float(np.max(np.abs(self.x_bar[path] * step), initial=0.0))
             t[path] = step / share if share else step
         longest = max((float(np.max(np.abs(s) / sizes(probe.x[p]), initial=0.0)) for p, s in t.items()), default=0.0)
-        t = {path: np.asarray(step / (longest or 1.0), probe.x[path].dtype) for path, step in t.items()}
+        # Long, as what is linear does not mind, and what cuts off large tangents shows.
+        t = {path: np.asarray(step * (_LONG / (longest or 1.0)), probe.x[path].dtype) for path, step in t.items()}
         (pushed,) = probe.pushforwards(probe.x, [t])
         self._pushed = t, pushed
         said, found = inner(self.c, pushed), inner(self.x_bar, t)

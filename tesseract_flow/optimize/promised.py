@@ -5,7 +5,8 @@ The value of such a constraint is `c + A (x - x0)` at every design, where c and 
 nobody is asked for a pullback of it, and a library may be told that the constraint is linear. A promise that does not
 hold would make every later derivative wrong without a word, so it is looked at wherever the constraint has a value.
 
-What counts as a difference is what moves a slope: as much as a millionth of what the entries of A make of the move.
+What counts as a difference is what moves a slope: as much as a millionth of what the entries of A make of the move,
+each by itself, and never more than a ten-thousandth of the value, or of what it is measured in.
 Next to x0 that is below what rounding leaves of a value, which is therefore forgiven. (In single precision: a
 thousandth.) So a component may calculate with a millionth of noise if designs move by more than their own size, but not
 if they stay nearby.
@@ -26,6 +27,7 @@ from tesseract_flow.optimize.problem import Evaluation, Problem
 # Of the move's effect, and of the sizes of what is subtracted: as an evaluation that is repeated (`resuming`).
 _RTOL, _ROUNDING = 1e-6, 1e-10
 _RTOL_SINGLE, _ROUNDING_SINGLE = 1e-3, 1e-5
+_VISIBLE = 100.0  # times the first: of the value itself, or of what it is measured in
 
 
 def promised_names(problem: Problem) -> tuple[str, ...]:
@@ -80,7 +82,9 @@ class Promised:
         off = np.abs(now - (before + rows @ move))
         steepness = np.abs(rows)
         largest = np.maximum(np.abs(now), np.abs(before)) + steepness @ np.maximum(np.abs(x), np.abs(self.at))
-        allowed = rtol * (steepness @ np.abs(move)) + rounding * np.maximum(largest, 1.0)
+        # Large terms that cancel, or an entry that went far, must not hide what the value itself would show.
+        visible = _VISIBLE * rtol * np.maximum(np.abs(now), 1.0)
+        allowed = np.minimum(rtol * (steepness @ np.abs(move)), visible) + rounding * np.maximum(largest, 1.0)
         if (off <= allowed).all():
             return
         worst = int(np.argmax(off / allowed))

@@ -92,6 +92,7 @@ def test_a_fault_is_named(chain, fault, kind, endpoint, output, input, place):
     assert report.sent == requests.n_solves
 
 
+@pytest.mark.slow
 def test_one_wrong_entry_of_a_thousand_is_found_without_being_asked_for_components(chain):
     report = tf.check_gradients(problem_of(chain, {3: "entry"}, n=1000))
     (worst, *_) = [v for v in report.faults if v.component != "total"]

@@ -370,6 +370,7 @@ class TestPrice:
         assert report.planned == report.sent == requests.n_total - requests.n_of("abstract_eval") == 2 * (4 + 2 * 2) + 2
         assert "takes 18 requests, and at most 2000 if something is wrong" in caplog.text
 
+    @pytest.mark.slow
     def test_calls_in_loops_count_as_often_as_they_are_made(self, caplog: pytest.LogCaptureFixture) -> None:
         """Said 22 requests where 243 were sent: a fixed point was one call, and differences were too."""
         part = FunctionTesseract(lambda i: {"y": 1.0 + i["k"] * jnp.sin(i["T"])}, {"k": np.ones(2), "T": np.ones(2)})

@@ -53,6 +53,25 @@ def test_a_pushforward_that_searches_for_least_squares_take(start: float) -> Non
     assert faults(tf.check_gradients(wrong, at=result)) == {("twice", PUSHFORWARD, "factor")}
 
 
+def test_a_pushforward_that_cuts_off_large_tangents() -> None:
+    """In a run they are as large as a change of units on the way makes them."""
+
+    class Clipping(Watched):
+        def request(self, endpoint: Any, payload: Any, *, run_id: str | None = None) -> Any:
+            if endpoint == "jacobian_vector_product":
+                tangents = {path: np.clip(t, -50.0, 50.0) for path, t in payload["tangent_vector"].items()}
+                payload = {**payload, "tangent_vector": tangents}
+            return super().request(endpoint, payload, run_id=run_id)
+
+    part = Clipping(FunctionTesseract(lambda i: {"r": i["x"] ** 2 - 2.0}, {"x": np.ones(2)}, name="clipping"))
+    problem = tf.Problem(jnp.array([0.5, 0.7]), lambda x: tf.Evaluation(misfit=tf.apply_tesseract(part, {"x": x})["r"]))
+    report = tf.check_gradients(problem)
+    assert not report.ok
+    assert any(
+        verdict.endpoint == "jacobian_vector_product" and verdict.status == "wrong" for verdict in report.verdicts
+    )
+
+
 def test_a_component_that_has_pushforwards_alone() -> None:
     """A search for least squares does without pullbacks."""
     for wrong in (False, True):

@@ -204,6 +204,7 @@ class TestServers:
         assert (only(report).kind, only(report).severity) == ("replica", "warning")
         assert report.ok
 
+    @pytest.mark.slow
     def test_a_component_opened_in_the_evaluation_is_asked_too(self) -> None:
         def evaluate(design: Any) -> Any:
             return jnp.sum(tf.apply_tesseract("http://127.0.0.1:9", design)["y"])

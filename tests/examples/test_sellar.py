@@ -51,6 +51,7 @@ def test_the_known_optimum(coupling: str, is_kept: bool, served: dict[str, Any])
     assert requests.n_solves <= {"mdf": 223, "idf": 60}[coupling]
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_on_the_command_line(served: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path):
     addresses = [part for name, one in served.items() for part in ("--set", f"{name}={one.url}")]

@@ -61,6 +61,7 @@ def test_failures_elsewhere_are_rows(prefect_harness, problem):
     assert "too large" in (Path(found["folder"]) / "runs.txt").read_text()
 
 
+@pytest.mark.slow
 def test_forms_of_a_factory_for_many_runs(prefect_harness, problem):
     first: Any = flow_of(problem, kind="multi-start")(center=0.25, starts=Starts(n=2), run_key="a", **OF_FACTORY)
     assert first["runs"]["stopped"] == 2

@@ -188,6 +188,25 @@ def test_what_is_flat_at_the_start_is_found_out():
         known([[0.0]]).require(np.array([0.1]), np.array([0.01]), np.array([3.0]))
 
 
+def hidden_by_terms_that_cancel(x):
+    return 1e6 * (x[0] - x[1]) + x[2] ** 2 + x[3]
+
+
+@pytest.mark.parametrize("driver", NATIVE)
+def test_large_terms_that_cancel_hide_no_broken_promise(driver):
+    """Claimed at 3.3999, and 3.3651 is right: a millionth of 1e6 times the move of each was forgiven."""
+    problem = Problem(
+        jnp.array([0.0, 0.0, 1.0, 0.0]),
+        lambda x: Evaluation(
+            ((x - jnp.array([5.0, 5.0, 3.0, 1.0])) ** 2).sum(),
+            {"c": hidden_by_terms_that_cancel(x), "e": x[0] - x[1]},
+        ),
+        constraints={"c": Constraint(upper=2.0, linear=True), "e": Constraint(equals=0.0, scale=1e-6)},
+    )
+    with pytest.raises(ProblemError, match="'c' is not linear"):
+        optimize(problem, driver)
+
+
 def test_only_what_is_promised_is_looked_at():
     known([[1.0], [1.0]], [True, False]).require(np.array([1.0]), np.array([1.0, 5.0]), np.ones(2))
 

@@ -73,6 +73,7 @@ def test_how_fixed_points_were_reached_is_in_history_report_and_files(tmp_path):
     assert "rounds per design" in dict(summary_rows(result))["fixed point loop"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(tmp_path):
     one = problem(solver="anderson")
     whole = tf.optimize(one, "adam", stop={"max_steps": 4})

@@ -246,6 +246,7 @@ def test_a_component_in_writing(tmp_path: Path) -> None:
 # A whole run
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_the_beams_finished_run_is_replayed_with_sockets_blocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
