@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from tesseract_flow.errors import ProblemError
-from tesseract_flow.optimize.aside import sample_aside
+from tesseract_flow.optimize.aside import around, sample_aside
 from tesseract_flow.optimize.drivers.moves import Move
 from tesseract_flow.optimize.evaluator import Sample
 from tesseract_flow.optimize.run import Run
@@ -146,9 +146,7 @@ def verify_claim(run: Run, state: State, unit: float, tolerance: float) -> Contr
     wrong gradient may have pushed them, have room on one side: one more evaluation, and a second if it contradicts.
     None also if it cannot be told.
     """
-    vicinity = Vicinity(
-        state.u, run.box, state.here, lambda u: sample_aside(run, u, state.weights), run.evaluator.dtype
-    )
+    vicinity = around(run, state)
     distances = _DISTANCES if vicinity.eps < 1e-10 else _COARSE_DISTANCES
     least = unit * max(_CLAIMED, 10.0 * tolerance * math.sqrt(vicinity.x.size))
     return _verify_across(vicinity, distances[:2], least) or _verify_inwards(vicinity, distances[:2], least)

@@ -20,8 +20,8 @@ from tesseract_flow.optimize.vicinity import Seen, Vector, Vicinity, largest
 
 _DISTANCES = (1.0, 1e-2, 1e-4)  # of each entry's own size: less is as close as an objective that falls to zero comes
 _LEGIBLE = 1e3  # roundings of the value
-_ROUNDS = 2
-_HARDLY = 1e-3
+_ROUNDS = 2  # along the slope, and once more beside what is steep
+_HARDLY = 1e-3  # of the change of the gradient: so much of it in entries that do not rise is none
 _NOTHING = 1e-22  # of the slope that was seen: what is won by going from almost zero to zero
 
 

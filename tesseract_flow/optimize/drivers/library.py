@@ -102,7 +102,14 @@ class LibraryEngine(AbstractEngine):
     def __init__(self, driver: LibraryDriver, setting: Setting):
         self._name, self._library, self.slopes = driver.name, driver.library, driver.library.slopes
         self._flat = Flat(setting.start, setting.box, setting.constraints, setting.problem.partition)
-        require_suitable(driver.name, driver.library, setting, self._flat)
+        library = driver.library
+        require_suitable(
+            driver.name,
+            setting,
+            self._flat,
+            takes_constraints=library.takes_constraints,
+            takes_equalities=library.takes_equalities,
+        )
         names = sorted(setting.problem.constraints or {})
         linear = promised_names(setting.problem)
         self._is_linear = np.array([name in linear for name in self._flat.names], bool)

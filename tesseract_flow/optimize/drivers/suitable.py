@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tesseract_flow.errors import DriverError
 from tesseract_flow.optimize.drivers.base import Setting
 from tesseract_flow.optimize.drivers.task import Flat
 
-if TYPE_CHECKING:
-    from tesseract_flow.optimize.drivers.library import AbstractLibrary
 
-
-def require_suitable(name: str, library: AbstractLibrary, setting: Setting, flat: Flat) -> None:
+def require_suitable(
+    name: str, setting: Setting, flat: Flat, *, takes_constraints: bool, takes_equalities: bool
+) -> None:
     """Refuse what a library cannot do, before anything is evaluated.
 
     Args:
@@ -29,14 +26,14 @@ def require_suitable(name: str, library: AbstractLibrary, setting: Setting, flat
         )
     if not flat.is_free.any():
         raise DriverError(f"Driver {name!r}: nothing is left to vary, as all lower bounds equal the upper ones.")
-    if flat.n_constraints and not library.takes_constraints:
+    if flat.n_constraints and not takes_constraints:
         raise DriverError(
             f"Driver {name!r} takes bounds, and no constraints; problem {setting.problem.name!r} has "
             f"{', '.join(map(repr, setting.constraints.names))}.\n"
             "Use 'slsqp', or an Optax driver such as 'lbfgs', which gets them by augmented Lagrangian."
         )
     demands = setting.problem.constraints or {}
-    if library.takes_equalities:
+    if takes_equalities:
         return
     # Limits may become equal only where they are divided by what they are measured in.
     met = {one for one, is_equal in zip(flat.names, flat.limits[0] == flat.limits[1], strict=True) if is_equal}
