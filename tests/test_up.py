@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.server
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import httpx
 import pytest
 
 from tesseract_flow.cli import main
+from tesseract_flow.cli.server import _answers
 
 PROBLEM = """
 import jax.numpy as jnp
@@ -124,11 +127,13 @@ def up(folder: Path, *arguments: str) -> Iterator[Up]:
             running.end(signal.SIGTERM)
 
 
-def is_up(api: str) -> bool:
+def is_up(api: str, folder: Path) -> bool:
+    """Whether the server of this folder is: its port may be somebody else's by now."""
     try:
-        return httpx.get(f"{api}/health", trust_env=False).json() is True
+        home = httpx.get(f"{api}/admin/settings", trust_env=False).json()["home"]
     except httpx.TransportError:
         return False
+    return Path(home).is_relative_to(folder)
 
 
 def deployment(api: str, name: str) -> dict[str, Any]:
@@ -179,6 +184,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_who_answers_at_a_port_is_not_taken_for_the_server_of_a_folder(tmp_path: Path):
+    """Somebody else's may be faster to take it, and ours needs a while to find out."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"home": str(tmp_path / "a")}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        try:
+            assert [_answers(tmp_path / name, other.server_port) for name in "ab"] == [True, False]
+        finally:
+            other.shutdown()
+
+
 @pytest.mark.slow
 @pytest.mark.server
 def test_all_of_it_comes_up_is_shared_and_ends_and_its_runs_stay(folder: Path):
@@ -192,16 +218,16 @@ def test_all_of_it_comes_up_is_shared_and_ends_and_its_runs_stay(folder: Path):
         run = completed(api, "second", {"center": 1.5, "driver": {"name": "lbfgs"}, "run_key": "one"})
         assert json.loads((folder / "runs" / "one" / "result.json").read_text())["converged"]
         first.end(signal.SIGINT)
-        assert is_up(api)  # for the second one
+        assert is_up(api, folder)  # for the second one
         second.end(signal.SIGTERM)
-        assert not is_up(api)
+        assert not is_up(api, folder)
     with up(folder) as again:
         api = again.api()
         known = httpx.get(f"{api}/flow_runs/{run}", trust_env=False).json()
         assert known["name"] == "My bowl one" and known["state"]["name"] == "Completed"
         assert not deployment(api, "my-bowl")["paused"]
         again.end(signal.SIGINT)
-    assert not is_up(api)
+    assert not is_up(api, folder)
 
 
 @pytest.mark.slow
@@ -236,7 +262,7 @@ def test_components_are_served_once_for_all_runs_as_they_are_now_and_none_is_lef
         children = [int(child) for thread in threads for child in (thread / "children").read_text().split()]
         assert len(children) > 2  # server, component, run
         running.end(signal.SIGKILL)
-        wait_for(lambda: not is_up(api) and not any(map(is_alive, [*children, *processes()])))
+        wait_for(lambda: not is_up(api, folder) and not any(map(is_alive, [*children, *processes()])))
 
 
 def test_a_problem_that_is_none_starts_nothing(folder: Path, monkeypatch, capsys):

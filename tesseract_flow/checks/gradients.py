@@ -41,7 +41,9 @@ from tesseract_flow.optimize.resuming import started_from
 from tesseract_flow.optimize.returned import check_evaluation
 
 _log = logging.getLogger("tesseract_flow.checks")
-_AWAY = 1e-3  # relative distance of the second point
+# Relative distance of the second point: what is kept by rounded inputs shows close by, and among numbers of seven
+# digits only what changes by some per cent.
+_AWAY, _COARSE_AWAY = 1e-3, 3e-2
 _MARGIN = 1e-3  # of the room between bounds: how far inside a point that lies on one is moved
 
 
@@ -61,10 +63,11 @@ def check_gradients(
     direction: one gradient and two values per point, told in the log before they are asked. What adds too little to
     show beside the rest is then moved, or weighed, by itself, which costs more values. If it is right, so are the
     pullbacks that it is made of; each component's pushforward and Jacobian, which other drivers ask for, are then
-    compared with its pullback, and this with itself, asked once more: at one point, by one request each. If anything
-    fails, components are looked at by themselves, at the inputs that they really get: each derivative endpoint against
-    differences of its own `apply`, at points close together; pushforward against pullback; a pullback along cotangents
-    of several sizes; `abstract_eval` against what comes.
+    compared with its pullback at both points, and this with itself, asked once more: up to three requests for a
+    pushforward, two for a Jacobian, one for a pullback. If anything fails, components are looked at by themselves, at
+    the inputs that they really get: each derivative endpoint against differences of its own `apply`, at points close
+    together; pushforward against pullback; a pullback along cotangents of several sizes; `abstract_eval` against what
+    comes.
 
     Args:
         target: a problem, or a function and the point to look at: `(loss, design)`.
@@ -109,9 +112,9 @@ def check_gradients(
         budget.spent = requests.n_solves  # what only answers tell had to be asked in order to trace
         verdicts, seen, is_right = total.compare(n_points, budget)
         if components is None and is_right:
-            verdicts += of_endpoints(seen, total.growth, budget, seed, is_elsewhere=n_points > 1)
+            verdicts += of_endpoints(seen[0], seen[1] if n_points > 1 else None, total.growth, budget, seed)
         elif components is not False:
-            found = of_components(seen, total.growth, budget, seed)
+            found = of_components(seen[0] if seen else [], total.growth, budget, seed)
             verdicts += found
             if not is_right and not any(verdict.status == "wrong" for verdict in found):
                 verdicts = [total.located(verdict, budget) for verdict in verdicts]
@@ -185,14 +188,15 @@ class _Total:
             f"check_gradients((loss, design)); received {type(target).__name__}."
         )
 
-    def compare(self, n_points: int, budget: Budget) -> tuple[list[Verdict], list[Seen], bool]:
-        """Verdicts on the gradient as a whole, what components were asked on the way, and whether it is right."""
-        point, seen = self._inside(self.point), list[Seen]()
+    def compare(self, n_points: int, budget: Budget) -> tuple[list[Verdict], list[list[Seen]], bool]:
+        """Verdicts on the gradient as a whole, what components were asked at each point, and whether it is right."""
+        point, seen = self._inside(self.point), list[list[Seen]]()
+        distance = _COARSE_AWAY if self.is_coarse else _AWAY
         try:
             for k in range(n_points):
                 away = self._direction(point)
-                x = point if k == 0 else self._inside({p: point[p] + _AWAY * k * away[p] for p in point})
-                seen += self._look(x, budget, is_watched=k == 0)
+                x = point if k == 0 else self._inside({p: point[p] + distance * k * away[p] for p in point})
+                seen.append(self._look(x, budget))
                 if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is
         except Spent as spent:
@@ -202,7 +206,7 @@ class _Total:
         closer: Closer | None = None
         message = f"{worst.comparison.agreement}"
         if all(part.comparison.is_sure and not part.comparison.is_wrong for part in parts):
-            closer = self._closer(budget, seen)
+            closer = self._closer(budget, seen[0])
             try:
                 closer.look(parts[-1])
             except Spent as spent:
@@ -244,7 +248,7 @@ class _Total:
             _, gradient = self.gradient(self._tree(x), jnp.asarray(weights, aval.dtype))
         return dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
 
-    def _look(self, x: dict[str, np.ndarray], budget: Budget, *, is_watched: bool) -> list[Seen]:
+    def _look(self, x: dict[str, np.ndarray], budget: Budget) -> list[Seen]:
         t = self._direction(x)
         line, center = self._line(x, t, budget)
         line.ask([line.first_step])
@@ -254,12 +258,8 @@ class _Total:
         weights = 1.0 / np.maximum(slopes, 1e-3 * float(np.max(slopes, initial=0.0)) or 1.0)
         weights = weights * self.rng.choice([-1.0, 1.0], weights.shape) * self.rng.uniform(0.5, 1.0, weights.shape)
         arguments = self._tree(x), jnp.asarray(weights, center.dtype)
-        seen: list[Seen] = []
         with budget.spending(self.gradient.price):
-            if is_watched:
-                ((_, vector), gradient), seen = self.gradient.watched(*arguments)
-            else:
-                (_, vector), gradient = self.gradient(*arguments)
+            ((_, vector), gradient), seen = self.gradient.watched(*arguments)
         line.at_zero = np.asarray(vector, np.float64)
         by_path = dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
         comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)

@@ -1,13 +1,15 @@
 """What is true of derivative endpoints whatever the function is: they are linear, each other's transposes, and the same
 when asked again.
 
-One request to each endpoint that a component offers, compared with a pullback whose answer is known. A run may ask for
-any of them: a search for least squares for pushforwards, rows of a Jacobian at once for the Jacobian, where a component
-has one. No differences, so nothing here tells which of two endpoints is wrong; `component` does.
+A few requests to each endpoint that a component offers, compared with pullbacks whose answers are known, at two points:
+an answer that is kept from the first one is right only there. A run may ask for any of them: a search for least
+squares for pushforwards, rows of a Jacobian at once for the Jacobian, where a component has one. No differences, so
+nothing here tells which of two endpoints is wrong; `component` does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,41 +39,48 @@ _MOST, _COARSE_MOST = 100, 30  # powers of two
 _MOST_NUMBERS = 10**7  # of a Jacobian that is asked for unasked
 _LONG = 2.0**10  # times the size of the inputs
 _FAR = 1e-2  # relative distance of a point elsewhere
+_CHANGE = 0.1  # of the tolerance: by so much a pullback that changed did not do so by rounding
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def n_questions(handle: AbstractTesseract, *, is_elsewhere: bool) -> int:
-    """How many requests `verdicts_of_identities` sends to a component at most."""
+    """How many requests `verdicts_of_identities` sends to a component at most.
+
+    Args:
+        is_elsewhere: whether it is known at a second point as well.
+    """
     _, endpoints = own_derivatives(handle)
-    return len(endpoints) + (PULLBACK in endpoints and not is_elsewhere)
+    price = {PULLBACK: 2 - is_elsewhere, PUSHFORWARD: 2 + is_elsewhere, JACOBIAN: 1 + is_elsewhere}
+    return sum(price[endpoint] for endpoint in endpoints)
 
 
-def verdicts_of_identities(site: Site, budget: Budget, seed: int, *, is_elsewhere: bool) -> list[Verdict]:
+def verdicts_of_identities(site: Site, beside: Site | None, budget: Budget, seed: int) -> list[Verdict]:
     """One verdict on each endpoint of a component, at a point where it pulled something back.
 
     Args:
-        is_elsewhere: whether it was asked for values at other points since then, which an answer that depends on them
-            takes. Else it is now.
+        beside: the same at a point close by, which was asked about since. Without one a value elsewhere is asked for
+            now, and the others are looked at where it is only.
     """
-    pulled = site.pulled
-    if pulled is None or not pulled.answer:
+    if site.pulled is None or not site.pulled.answer:
         return []
-    site = Site(site.handle, site.inputs, tuple(pulled.answer), tuple(pulled.cotangents), pulled)
-    probe, verdicts = Probe(site, budget, np.random.default_rng(seed)), list[Verdict]()
-    look = _Look(probe, pulled)
+    rng = np.random.default_rng(seed)
+    look = _Look(site, site.pulled, budget, rng)
+    if beside is not None and beside.pulled is not None:
+        look.beside = _Look(beside, beside.pulled, budget, rng)
     questions: Mapping[str, Callable[[], Verdict]] = {
-        PULLBACK: lambda: look.once_more(is_elsewhere=is_elsewhere),
+        PULLBACK: look.once_more,
         PUSHFORWARD: look.pushforward,
         JACOBIAN: look.jacobian,
     }
-    for endpoint in probe.endpoints:
+    name, verdicts = site.handle.name, list[Verdict]()
+    for endpoint in look.probe.endpoints:
         try:
             verdicts.append(questions[endpoint]())
         except Spent as spent:
-            verdicts.append(Verdict("unsure", probe.site.handle.name, endpoint, message=f"not looked at: {spent}"))
+            verdicts.append(Verdict("unsure", name, endpoint, message=f"not looked at: {spent}"))
         except CallError as error:
-            verdicts.append(Verdict("wrong", probe.site.handle.name, endpoint, "error", message=str(error)))
+            verdicts.append(Verdict("wrong", name, endpoint, "error", message=str(error)))
     return verdicts
 
 
@@ -83,19 +92,39 @@ def factor_of(size: float, target: float, *, is_coarse: bool = False) -> float:
     return -(2.0 ** (min(max(exponent, -most), most) or 1))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """How far an answer is from what the pullback says, relative to the size of what was added up."""
+
+    error: float
+    input: str | None = None
+    said: float | None = None
+    found: float | None = None
+    size: float = 0.0
+
+
 class _Look:
-    def __init__(self, probe: Probe, pulled: Pulled):
-        self.probe, self.c, self.x_bar = probe, pulled.cotangents, pulled.answer
+    """A component at a point where the answer of its pullback is known.
+
+    Attributes:
+        beside: at another point.
+    """
+
+    def __init__(self, site: Site, pulled: Pulled, budget: Budget, rng: np.random.Generator):
+        paths = dataclasses.replace(site, x_paths=tuple(pulled.answer), y_paths=tuple(pulled.cotangents))
+        self.probe, self.c, self.x_bar = Probe(paths, budget, rng), pulled.cotangents, pulled.answer
         self.reach = pulled.reach
-        self.tolerance = COARSE_TOLERANCE if probe.is_coarse else TOLERANCE
+        self.tolerance = COARSE_TOLERANCE if self.probe.is_coarse else TOLERANCE
+        self.beside: _Look | None = None
         self._pushed: tuple[Arrays, Arrays] | None = None
+        self._blocks: Mapping[str, Arrays] = {}
 
     # --- the pullback ---
 
-    def once_more(self, *, is_elsewhere: bool) -> Verdict:
+    def once_more(self) -> Verdict:
         """A multiple of the same cotangents, after other questions."""
         probe = self.probe
-        if not is_elsewhere:
+        if self.beside is None:
             away = direction(probe.x, probe.rng)
             probe.values([{path: np.asarray(x + _FAR * away[path], x.dtype) for path, x in probe.x.items()}])
         factor = factor_of(1.0, self.reach, is_coarse=probe.is_coarse)
@@ -114,20 +143,23 @@ class _Look:
     # --- its transposes ---
 
     def pushforward(self) -> Verdict:
-        probe, rng = self.probe, self.probe.rng
-        t = {}
-        for path, step in direction(probe.x, rng).items():
-            # Each input counts as much as any other, whatever it adds.
-            share = float(np.max(np.abs(self.x_bar[path] * step), initial=0.0))
-            t[path] = step / share if share else step
-        longest = max((float(np.max(np.abs(s) / sizes(probe.x[p]), initial=0.0)) for p, s in t.items()), default=0.0)
-        # Long, as what is linear does not mind, and what cuts off large tangents shows.
-        t = {path: np.asarray(step * (_LONG / (longest or 1.0)), probe.x[path].dtype) for path, step in t.items()}
-        (pushed,) = probe.pushforwards(probe.x, [t])
+        t = self._long()
+        first, pushed = self._along(t)
         self._pushed = t, pushed
-        said, found = inner(self.c, pushed), inner(self.x_bar, t)
-        size = max(size_of(self.x_bar, t), abs(said))
-        return self._of_transposes(PUSHFORWARD, abs(said - found) / (size or 1.0), said, found, size)
+        if self.tolerance < first.error:
+            return self._of_transposes(PUSHFORWARD, first)
+        beside = self.beside or self
+        path, unit = beside._unit()
+        # One entry of one input alone, as columns of a Jacobian are asked for.
+        seen, _ = beside._along({path: unit})
+        if self.tolerance < seen.error:
+            return self._of_transposes(PUSHFORWARD, seen, f"Along one entry of {path!r} alone, ")
+        if self.beside is None:
+            return self._of_transposes(PUSHFORWARD, first)
+        seen, again = self.beside._along(t)
+        if _is_kept(again, pushed) and self._tells(seen, first):
+            return self._kept(PUSHFORWARD, seen)
+        return self._of_transposes(PUSHFORWARD, seen, "At a second point, close by, ")
 
     def jacobian(self) -> Verdict:
         probe, c = self.probe, self.c
@@ -135,7 +167,46 @@ class _Look:
         if n_numbers > _MOST_NUMBERS:
             message = f"not asked for, as it has {n_numbers:.1g} numbers; components=True asks for it."
             return Verdict("unsure", probe.site.handle.name, JACOBIAN, message=message)
-        blocks = probe.jacobian(probe.x)
+        first = self._through()
+        if self.beside is None or self.tolerance < first.error:
+            return self._of_transposes(JACOBIAN, first)
+        seen = self.beside._through()
+        is_kept = all(_is_kept(of_y, self._blocks[y]) for y, of_y in self.beside._blocks.items())
+        if is_kept and self._tells(seen, first):
+            return self._kept(JACOBIAN, seen)
+        return self._of_transposes(JACOBIAN, seen, "At a second point, close by, ")
+
+    def _long(self) -> Arrays:
+        """A direction of which each input's part counts as much as any other's, whatever it adds; long, as what is
+        linear does not mind, and what cuts off large tangents shows."""
+        probe, t = self.probe, {}
+        for path, step in direction(probe.x, probe.rng).items():
+            share = float(np.max(np.abs(self.x_bar[path] * step), initial=0.0))
+            t[path] = step / share if share else step
+        longest = max((float(np.max(np.abs(s) / sizes(probe.x[p]), initial=0.0)) for p, s in t.items()), default=0.0)
+        return {path: np.asarray(step * (_LONG / (longest or 1.0)), probe.x[path].dtype) for path, step in t.items()}
+
+    def _unit(self) -> tuple[str, np.ndarray]:
+        """The one entry of all inputs that counts most."""
+        x = self.probe.x
+        shares = {path: np.abs(self.x_bar[path] * sizes(x[path])) for path in x}
+        path = max(shares, key=lambda path: float(np.max(shares[path], initial=0.0)))
+        unit = np.zeros_like(x[path])
+        unit.flat[int(np.argmax(shares[path]))] = 1.0
+        return path, unit
+
+    def _along(self, t: Arrays) -> tuple[_Seen, Arrays]:
+        """What is pushed forward along `t`, beside what was pulled back: <c, J t> = <J^T c, t>."""
+        (pushed,) = self.probe.pushforwards(self.probe.x, [t])
+        x_bar = {path: self.x_bar[path] for path in t}
+        said, found = inner(self.c, pushed), inner(x_bar, t)
+        size = max(size_of(x_bar, t), abs(said) if len(t) == len(self.x_bar) else size_of(self.c, pushed))
+        return _Seen(abs(said - found) / (size or 1.0), None, said, found, size), pushed
+
+    def _through(self) -> _Seen:
+        """What is pulled back through the Jacobian, beside what the pullback says."""
+        probe, c = self.probe, self.c
+        blocks = self._blocks = probe.jacobian(probe.x)
         absolute = {y: _absolute(of_y) for y, of_y in blocks.items()}
         size = pulled_through(absolute, _absolute(c), probe.x)
         error, at = _worst(pulled_through(blocks, c, probe.x), self.x_bar, size, probe.x)
@@ -145,29 +216,34 @@ class _Look:
             of_rows, _ = _worst(product(blocks, t), pushed, product(absolute, _absolute(t)))
             if of_rows > error:
                 error, at = of_rows, None
-        return self._of_transposes(JACOBIAN, error, input=at)
+        return _Seen(error, at)
+
+    def _tells(self, seen: _Seen, first: _Seen) -> bool:
+        """Whether the pullback changed between two points, by more than what it leaves open at one."""
+        return seen.error > max(_CHANGE * self.tolerance, first.error / _CHANGE)
 
     # --- verdicts ---
 
-    def _of_transposes(
-        self,
-        endpoint: str,
-        error: float,
-        said: float | None = None,
-        found: float | None = None,
-        size: float = 0.0,
-        input: str | None = None,
-    ) -> Verdict:
-        if error <= self.tolerance:
-            return self._right(endpoint, "agrees with the pullback", error)
-        of = "" if said is None else f": <c, J t> = {said:.6g}, <J^T c, t> = {found:.6g}"
+    def _of_transposes(self, endpoint: str, seen: _Seen, where: str = "") -> Verdict:
+        if seen.error <= self.tolerance:
+            return self._right(endpoint, "agrees with the pullback", seen.error)
+        of = "" if seen.said is None else f": <c, J t> = {seen.said:.6g}, <J^T c, t> = {seen.found:.6g}"
         message = (
-            f"it and the pullback contradict each other, by {error:.1g} of what they say{of}. One of them is wrong."
+            f"{where}it and the pullback contradict each other, by {seen.error:.1g} of what they say{of}. One of them "
+            "is wrong."
         )
         remedy = "Compare both with the formula; either can be replaced with derive=tf.Derive(replace=...)."
+        bound = self.tolerance * seen.size
         return self._wrong(
-            endpoint, "adjoint", error, message, remedy, input, said=said, found=found, bound=self.tolerance * size
+            endpoint, "adjoint", seen.error, message, remedy, seen.input, said=seen.said, found=seen.found, bound=bound
         )
+
+    def _kept(self, endpoint: str, seen: _Seen) -> Verdict:
+        message = (
+            "at a second point, close by, it answers what it answered at the first one, to the last bit, where the "
+            f"pullback changes by {seen.error:.1g}: it keeps something from one call to the next."
+        )
+        return self._wrong(endpoint, "stale", math.inf, message, replacement(endpoint), seen.input)
 
     def _right(self, endpoint: str, how: str, error: float) -> Verdict:
         message = f"{how}, to {max(error, np.finfo(np.float64).eps):.0e}."
@@ -186,6 +262,10 @@ class _Look:
         status = "wrong" if error > _PLAIN or not np.isfinite(error) else "unsure"
         name = self.probe.site.handle.name
         return Verdict(status, name, endpoint, kind, input=input, message=message, remedy=remedy, **facts)
+
+
+def _is_kept(a: Arrays, b: Arrays) -> bool:
+    return all(np.array_equal(value, b[path]) for path, value in a.items())
 
 
 def unlike(a: Arrays, b: Arrays, x: Arrays) -> tuple[float, str | None]:

@@ -39,26 +39,29 @@ def of_components(seen: Sequence[Seen], growth: float, budget: Budget, seed: int
 
 
 def of_endpoints(
-    seen: Sequence[Seen], growth: float, budget: Budget, seed: int, *, is_elsewhere: bool
+    seen: Sequence[Seen], beside: Sequence[Seen] | None, growth: float, budget: Budget, seed: int
 ) -> list[Verdict]:
     """Verdicts on each component's endpoints, of which those that the gradient asked for are right there; by itself is
     looked at only what they do not fit.
 
     Args:
-        is_elsewhere: whether the components were asked at other points since.
+        beside: what passed at another design since.
     """
     # Where the most is pulled back, whatever the order in which answers came.
     largest: dict[AbstractTesseract, Site] = {}
-    for one in seen:
-        site = _site(one, growth)
-        if site is None or site.pulled is None:
-            continue
-        known = largest.get(one.handle)
-        if known is None or known.pulled is None or known.pulled.size < site.pulled.size:
-            largest[one.handle] = site
+    for site in _pulled(seen, growth):
+        known = largest.get(site.handle)
+        if known is None or _size(known) < _size(site):
+            largest[site.handle] = site
+    elsewhere: dict[AbstractTesseract, Site] = {}
+    for site in _pulled(beside or (), growth):
+        known = elsewhere.get(site.handle)
+        is_like = site.handle in largest and _is_moved(site, largest[site.handle])
+        if is_like and (known is None or _size(known) < _size(site)):
+            elsewhere[site.handle] = site
 
     def look(site: Site) -> list[Verdict]:
-        return verdicts_of_identities(site, budget, seed, is_elsewhere=is_elsewhere)
+        return verdicts_of_identities(site, elsewhere.get(site.handle), budget, seed)
 
     verdicts: list[Verdict] = []
     for site, found in zip(largest.values(), _at_once(list(largest.values()), look), strict=True):
@@ -66,6 +69,26 @@ def of_endpoints(
         # It says more, and of whom; but one question with two answers is a fault, whatever else is right.
         verdicts += closer if any(verdict.status == "wrong" for verdict in closer) else found
     return verdicts
+
+
+def _pulled(seen: Sequence[Seen], growth: float) -> list[Site]:
+    sites = [_site(one, growth) for one in seen]
+    return [site for site in sites if site is not None and site.pulled is not None]
+
+
+def _size(site: Site) -> float:
+    return site.pulled.size if site.pulled is not None else 0.0
+
+
+def _is_moved(a: Site, b: Site) -> bool:
+    """Whether two questions differ in the numbers that carry derivatives, and in nothing else."""
+    if a.pulled is None or b.pulled is None or a.pulled.answer.keys() != b.pulled.answer.keys():
+        return False
+    if a.pulled.cotangents.keys() != b.pulled.cotangents.keys():
+        return False
+    pairs = [(np.asarray(get_at(a.inputs, p)), np.asarray(get_at(b.inputs, p))) for p in a.pulled.answer]
+    is_like = all(x.shape == y.shape and x.dtype == y.dtype for x, y in pairs)
+    return is_like and any(not np.array_equal(x, y) for x, y in pairs)
 
 
 def _by_itself(sites: Sequence[Site], budget: Budget, seed: int) -> list[Verdict]:

@@ -8,6 +8,7 @@ it. If that one was killed, the process does that has started the server, and wa
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -54,7 +55,7 @@ def prefect_server(say: Callable[[str], object]) -> Iterator[str]:
             "Servers are not started on this system. Start one, name it, and serve the problem beside it:\n"
             "  prefect server start\n  set PREFECT_API_URL=http://127.0.0.1:4200/api\n  tesseract-flow serve-flow ..."
         )
-    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".tesseract-flow" / "prefect").expanduser()
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".tesseract-flow" / "prefect").expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "starting.lock", fcntl.LOCK_EX):
         running = _running(home)
@@ -108,7 +109,7 @@ def _running(home: Path) -> dict[str, Any] | None:
     """The server of this folder, if it answers."""
     try:
         known = json.loads((home / "server.json").read_text(encoding="utf-8"))
-        return known if _answers(known["port"]) and _is_alive(known["group"]) else None
+        return known if _answers(home, known["port"]) and _is_alive(known["group"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -131,7 +132,7 @@ def _start(home: Path) -> dict[str, Any]:
                 start_new_session=True,
             )
         try:
-            if _wait(process, port):
+            if _wait(process, home, port):
                 known = {"port": port, "group": process.pid}
                 (home / "server.json").write_text(json.dumps(known), encoding="utf-8")
                 return known
@@ -173,23 +174,28 @@ def _is_left_alone(home: Path) -> Iterator[bool]:
         yield False
 
 
-def _wait(process: subprocess.Popen[bytes], port: int) -> bool:
+def _wait(process: subprocess.Popen[bytes], home: Path, port: int) -> bool:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if process.poll() is not None:
             return False
-        if _answers(port):
+        if _answers(home, port):
             return True
         time.sleep(0.2)
     return False
 
 
-def _answers(port: int) -> bool:
+def _answers(home: Path, port: int) -> bool:
+    """Whether the server of this folder does: another one may have been faster to take the port, and while ours finds
+    out, a run would end up in somebody else's database."""
+    request = urllib.request.Request(f"{_api(port)}/admin/settings")
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", f"Basic {base64.b64encode(secret.encode()).decode()}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{_api(port)}/health", timeout=5.0) as answer:
-            return answer.read() == b"true"
-    except (OSError, ValueError):
+        with opener.open(request, timeout=5.0) as answer:
+            return Path(json.load(answer)["home"]).resolve() == home
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

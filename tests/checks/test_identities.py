@@ -185,7 +185,64 @@ def test_a_pullback_that_is_not_linear(change: Callable[[Any], Any], weight: flo
     assert "custom_vjp" not in str(report)
 
 
-def test_nothing_is_said_of_what_is_right_and_each_endpoint_takes_one_request() -> None:
+class Keeping(Watched):
+    """Takes the inputs of the first question for those of all."""
+
+    def __init__(self, tesseract: Any, endpoint: str):
+        super().__init__(tesseract)
+        self.endpoint = endpoint
+
+    def request(self, endpoint: Any, payload: Any, *, run_id: str | None = None) -> Any:
+        if endpoint == self.endpoint:
+            payload = {**payload, "inputs": self.__dict__.setdefault("first", payload["inputs"])}
+        return super().request(endpoint, payload, run_id=run_id)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("endpoint", [PULLBACK, PUSHFORWARD, JACOBIAN])
+def test_an_endpoint_that_keeps_the_inputs_of_its_first_question(endpoint: str, dtype: Any) -> None:
+    """A search for least squares by columns ended at 1.420 for 1.417 with such a pushforward, called right."""
+
+    def report_of(endpoint: str) -> GradientReport:
+        plain = FunctionTesseract(
+            lambda i: {"y": jnp.sin(i["x"] @ i["x"]) * i["x"], "z": i["x"] * dtype(0.5)},
+            {"x": np.ones(2, dtype)},
+            name="keeps",
+            endpoints=(*REVERSE, PUSHFORWARD, JACOBIAN),
+        )
+        part = Keeping(plain, endpoint)
+
+        def loss(x: jax.Array) -> jax.Array:
+            y = tf.apply_tesseract(part, {"x": x})
+            return jnp.sum(y["y"] ** 2) + jnp.sum(y["z"])
+
+        return tf.check_gradients((loss, jnp.array([0.5, 0.7], dtype)))
+
+    assert report_of("none").ok and {v.status for v in report_of("none").verdicts} == {"right"}
+    report = report_of(endpoint)
+    assert {(c, e) for c, e, _ in faults(report)} - {("total", "gradient")} == {("keeps", endpoint)}, str(report)
+
+
+def test_a_pushforward_that_is_wrong_along_one_input_alone() -> None:
+    """As columns of a Jacobian are asked for; along all inputs together it is right."""
+
+    class Mixing(Watched):
+        def request(self, endpoint: Any, payload: Any, *, run_id: str | None = None) -> Any:
+            answer = super().request(endpoint, payload, run_id=run_id)
+            alone = endpoint == PUSHFORWARD and len(payload["tangent_vector"]) == 1
+            return {"y": 2.0 * answer["y"]} if alone else answer
+
+    plain = FunctionTesseract(
+        lambda i: {"y": i["a"] ** 2 * i["b"]}, {"a": np.ones(2), "b": np.ones(2)}, endpoints=(*REVERSE, PUSHFORWARD)
+    )
+    part = Mixing(plain)
+    loss = lambda x: jnp.sum(tf.apply_tesseract(part, x)["y"])  # noqa: E731
+    for n_points in (1, 2):
+        report = tf.check_gradients((loss, {"a": jnp.ones(2), "b": jnp.ones(2)}), n_points=n_points)
+        assert {e for _, e, _ in faults(report)} == {PUSHFORWARD}, str(report)
+
+
+def test_nothing_is_said_of_what_is_right_and_what_it_takes_is_said_before() -> None:
     parts = [
         FunctionTesseract(
             lambda i: {"y": jnp.sin(0.2 * MATRIX @ i["x"])},
@@ -204,7 +261,7 @@ def test_nothing_is_said_of_what_is_right_and_each_endpoint_takes_one_request() 
     with tf.count_requests() as requests:
         report = tf.check_gradients((loss, jnp.array([0.5, 0.7])))
     assert {v.status for v in report.verdicts} == {"right"}, str(report)
-    assert report.planned == report.sent == requests.n_solves == 2 * (6 + 2 * 3) + 6
+    assert report.planned == report.sent == requests.n_solves == 2 * (6 + 2 * 3) + 3 * 1 + 2 * 3 + 1 * 2
     asked = {(v.component, v.endpoint) for v in report.verdicts if v.component != "total"}
     assert len(asked) == 6
 
