@@ -57,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--seed", type=int, default=None, help="seed of the `key` fixture and of random loops, instead of one per test"
     )
-    parser.addoption("--cases", type=int, default=4, help="so many of a test's cases are quick, the others slow")
+    parser.addoption("--cases", type=int, default=3, help="so many of a test's cases are quick, the others slow")
     parser.addoption("--graphs", type=int, default=200, help="random programs for the dataflow executor")
 
 

@@ -109,6 +109,7 @@ def test_components_without_shapes_need_no_call_of_their_own():
         assert requests.n_total == 2 * (1 + 2 * N)
 
 
+@pytest.mark.slow
 def test_vmap_and_its_derivatives():
     first, second = components()
     g = differences(through(first, second))

@@ -101,6 +101,7 @@ def test_one_wrong_entry_of_a_thousand_is_found_without_being_asked_for_componen
     assert "one entry is wrong" in worst.message
 
 
+@pytest.mark.slow
 def test_two_faults_are_both_named(chain):
     report = tf.check_gradients(problem_of(chain, {0: "factor", 5: "missing"}))
     assert {v.component for v in report.faults} == {"total", "part0", "part5"}

@@ -226,6 +226,7 @@ class TestServers:
 class TestFollowing:
     """Where a component cannot be asked, or is asked wrongly, the rest is looked at with a guess."""
 
+    @pytest.mark.slow
     def test_a_misfit_that_may_follow_from_another_one_is_only_a_note(self) -> None:
         dead = tf.open_tesseract("http://127.0.0.1:9", label="dead")
         matrix = FunctionTesseract(lambda i: {"y": jnp.sum(i["x"])}, {"x": np.ones((2, 2))}, name="norm")
@@ -378,6 +379,7 @@ class TestDerivatives:
         (component,) = check(mapped).components
         assert component.calls == {"apply": 2, PULLBACK: 2}
 
+    @pytest.mark.slow
     def test_a_price_that_nobody_knows_is_called_so(self) -> None:
         dead = tf.open_tesseract("http://127.0.0.1:9", label="dead")
         (component,) = check(problem_of(lambda d: jnp.sum(tf.apply_tesseract(dead, d)["y"]))).components

@@ -106,6 +106,7 @@ K = jnp.array([0.4, 0.7, 1.1])
 
 
 @pytest.mark.parametrize(("solver", "unit"), [("newton-krylov", 1e-23), ("newton-krylov", 1e23), ("picard", 1e-23)])
+@pytest.mark.slow
 def test_units_in_which_squares_leave_single_precision(solver: str, unit: float):
     """State, cotangent and tangent of any magnitude: nothing counts as solved because its square is zero."""
     k = jnp.float32(unit)
@@ -395,6 +396,7 @@ def test_of_many_the_one_is_named():
 
 
 @pytest.mark.parametrize("way", ["eager gradient", "gradient", "eager jvp"])
+@pytest.mark.slow
 def test_no_derivative_at_a_gain_of_one(way: str):
     def at_rest(k: Any) -> Any:  # T = 1 whatever k is; at k = 1 any T is a solution
         return tf.fixed_point(lambda T, k: k * T + (1.0 - k) + jnp.sin(k - 1.0), 1.0, k, name="loop")

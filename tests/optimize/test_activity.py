@@ -43,6 +43,7 @@ def problem() -> Problem:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.slow
 def test_entries_are_found_that_lie_at_a_limit(driver: str, tmp_path: Path):
     # x = (2, 0.2, 0.3, 2.5): the first at its bound, the second by `pair`, the third by `sum`, the last by `same`.
     result = optimize(problem(), driver=driver, journal=str(tmp_path / "run"))

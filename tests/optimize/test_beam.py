@@ -87,6 +87,7 @@ def test_an_inequality_on_the_volume_is_active_and_gives_the_same_beam():
     assert error_of(result) < 1e-3 and float(result.constraints["volume"]) <= 0.01 * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_lbfgs_reaches_one_in_a_million_in_fewer_evaluations():
     transform = Counted()
     result = optimize(beam_problem(), "lbfgs", transform=transform)
@@ -99,6 +100,7 @@ def test_lbfgs_reaches_one_in_a_million_in_fewer_evaluations():
     assert float(result.multipliers["volume"]) == pytest.approx(3 * BEAM_OPTIMUM / 0.01, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_hock_schittkowski_71_with_a_search():
     result = optimize(hs71_problem(), "lbfgs", transform=jax.jit)
     assert result.value == pytest.approx(17.0140173, rel=1e-7)

@@ -45,6 +45,7 @@ CASES = {
 
 @pytest.mark.parametrize("driver", ["slsqp", "lbfgs", "mma"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.slow
 def test_published_optima_are_found(case: Any, driver: str):
     if driver == "mma":
         pytest.importorskip("nlopt")

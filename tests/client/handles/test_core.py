@@ -375,6 +375,7 @@ def test_an_output_of_the_wrong_form_is_the_components_fault():
         (200, b'{"y": {"object_type": "array"}}', InvalidAnswer),
     ],
 )
+@pytest.mark.slow
 def test_answers_over_http(local_server, status, body, expected):
     local_server.answer = lambda asked: (
         Reply(200, document()) if asked.path.startswith("/openapi.json") else Reply(status, body)
