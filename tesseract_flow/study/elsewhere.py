@@ -90,6 +90,15 @@ def is_over(address: str, problem: Problem, stop: Any) -> bool:
     return verdict is not None and verdict.next is None
 
 
+def requests_of(address: str) -> int:
+    """How many solves the run of a journal has asked for in its finished steps."""
+    try:
+        history = read_contents(address).history
+    except JournalError:
+        return 0
+    return StepRecord.from_json(history[-1]).requests if history else 0
+
+
 def identity_here(problem: Problem, options: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a run of `optimize` would write into its journal about what it is. Traces, and runs nothing."""
     probe = _Probe()

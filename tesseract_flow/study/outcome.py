@@ -41,6 +41,7 @@ class StudyRun:
         error: the text of what it failed of.
         waits: why it has not begun; it does when the study is started again.
         requests: solves that it has asked for, over all its lives; of one that failed, in this one.
+        sent: those of them that were asked for on this occasion, here or elsewhere.
         seconds: the same of time.
         journal: the address of its journal, if there is one.
         problem: what it was about.
@@ -54,6 +55,7 @@ class StudyRun:
     error: str | None = None
     waits: str | None = None
     requests: int = 0
+    sent: int = 0
     seconds: float = 0.0
     journal: str | None = None
     problem: Problem | None = dataclasses.field(default=None, repr=False)
@@ -121,7 +123,6 @@ class AbstractStudy(abc.ABC):
         name: of the problem, or of the factory.
         runs: in the order that was asked for.
         notes: what one should know of the study as a whole.
-        sent: solves that were asked for by this very call: none where all runs were finished before.
         journal: the folder of the study, if there is one.
     """
 
@@ -129,13 +130,10 @@ class AbstractStudy(abc.ABC):
     axes: str  # which columns its picture has beside the objective
     has_optima: bool = False
 
-    def __init__(
-        self, name: str, runs: Sequence[StudyRun], notes: Sequence[str] = (), sent: int = 0, journal: str | None = None
-    ):
+    def __init__(self, name: str, runs: Sequence[StudyRun], notes: Sequence[str] = (), journal: str | None = None):
         self.name = name
         self.runs = tuple(runs)
         self.notes = tuple(notes)
-        self.sent = sent
         self.journal = journal
 
     @property
@@ -153,6 +151,11 @@ class AbstractStudy(abc.ABC):
     def requests(self) -> int:
         """Solves that all runs have asked for, over all lives of the study."""
         return sum(run.requests for run in self.runs)
+
+    @property
+    def sent(self) -> int:
+        """Those of them that were asked for on this occasion: none where all runs were finished before."""
+        return sum(run.sent for run in self.runs)
 
     @property
     def summary(self) -> str:

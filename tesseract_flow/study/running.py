@@ -30,7 +30,15 @@ from tesseract_flow.optimize.loop import optimize
 from tesseract_flow.optimize.shared import Shared
 from tesseract_flow.storage import without_secrets
 from tesseract_flow.study.crew import Stop, StoppableSubmitter, at_once
-from tesseract_flow.study.elsewhere import AbstractElsewhere, Errand, identity_here, in_time, is_over, result_of
+from tesseract_flow.study.elsewhere import (
+    AbstractElsewhere,
+    Errand,
+    identity_here,
+    in_time,
+    is_over,
+    requests_of,
+    result_of,
+)
 from tesseract_flow.study.orders import Orders
 from tesseract_flow.study.outcome import StudyRun
 from tesseract_flow.study.place import Place
@@ -187,7 +195,7 @@ def _run(
     k: int, task: Task, terms: Terms, stop: Stop, orders: Orders, on_step: Callable[[StepRecord], None]
 ) -> tuple[StudyRun, tuple[str, ...]]:
     began, problem, start, result, error, waits = time.monotonic(), None, None, None, None, None
-    journal = None
+    journal, before = None, None
     address = None if terms.place is None else terms.place.journal_of(task.key)
     with own_requests() as requests:
         try:
@@ -198,6 +206,7 @@ def _run(
             if waits is None:
                 with orders.reaching(None if is_done else address):
                     if terms.elsewhere is not None and not is_done:
+                        before = requests_of(str(address))
                         result = _made_elsewhere(k, task, problem, terms, stop, orders)
                     else:
                         journal = None if terms.place is None else _Journal(str(address), problem, terms)
@@ -219,6 +228,8 @@ def _run(
         error=error,
         waits=waits,
         requests=requests.n_solves if result is None else result.requests,
+        # What is made elsewhere counts there, in this process or not.
+        sent=requests.n_solves if before is None else requests_of(str(address)) - before,
         seconds=time.monotonic() - began if result is None else result.seconds,
         journal=address,
         problem=problem,

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import optax
 from jaxtyping import PyTree
 
-from tesseract_flow.client import own_requests
 from tesseract_flow.errors import ProblemError, UnknownArgument
 from tesseract_flow.optimize import AbstractDriver, Problem
 from tesseract_flow.optimize.shared import Shared
@@ -217,13 +216,13 @@ def _study(kind: type[_Study], name: str, tasks: Sequence[Task], terms: Terms, n
     for observer in terms.observers:
         observer.on_start(name, len(tasks))
     place = terms.place
-    with contextlib.nullcontext() if place is None else place.opened(), own_requests() as requests:
+    with contextlib.nullcontext() if place is None else place.opened():
         runs, more = run_all(tasks, terms)
         n_others = 0 if place is None else place.n_others(task.key for task in tasks)
     if place is not None and n_others:
         was = "run is" if n_others == 1 else "runs are"
         more.append(f"{n_others} other {was} in {place.address}, asked for on another occasion, and not in this study")
-    study = kind(name, runs, (*notes, *more), requests.n_solves, None if place is None else place.address)
+    study = kind(name, runs, (*notes, *more), None if place is None else place.address)
     for observer in terms.observers:
         observer.on_finish(study)
     return study

@@ -47,7 +47,7 @@ def test_what_was_made_elsewhere_is_read_and_asks_for_nothing(tmp_path):
         for name in ("x", "y", "label", "n"):
             assert np.array_equal(found(run).design[name], found(other).design[name])
     assert study.table() and study.best.value == whole.best.value and study.picture() is not None
-    assert len(elsewhere.keys) == 3
+    assert len(elsewhere.keys) == 3 and study.sent == study.requests > 0
     with tf.count_requests() as sent:
         again = tf.multi_start(asked(camel_component()), 3, journal=tmp_path, elsewhere=elsewhere, **options)
     assert sent.n_solves == again.sent == 0 and len(elsewhere.keys) == 3
@@ -55,6 +55,7 @@ def test_what_was_made_elsewhere_is_read_and_asks_for_nothing(tmp_path):
     # With room for more steps they go on, elsewhere.
     options["stop"] = elsewhere.options["stop"] = MaxSteps(4)
     more = tf.multi_start(asked(camel_component()), 3, journal=tmp_path, elsewhere=elsewhere, **options)
+    assert 0 < more.sent == more.requests - again.requests
     assert len(elsewhere.keys) == 6 and [found(run).steps for run in more.runs] == [4, 4, 4]
 
 

@@ -65,7 +65,9 @@ def test_a_line_per_run_and_now_and_then_one_about_those_at_work():
     progress.on_run(run(0, -1.5))
     progress.on_run(dataclasses.replace(failed(1), settings={"load": 2.0, "token": "abc"}))
     progress.on_run(run(2, 1.0, feasible=False, violation=0.25, converged=False))
-    progress.on_finish(MultiStart("camel", [run(0), failed(1), run(2)], sent=4))
+    progress.on_finish(
+        MultiStart("camel", [run(0), dataclasses.replace(failed(1), sent=1), dataclasses.replace(run(2), sent=3)])
+    )
     lines = text.getvalue().splitlines()
     assert lines[0] == "running camel: 3 runs"
     assert lines[1] == "0/3 over  run 0 at step 5, 1 at step 4"
