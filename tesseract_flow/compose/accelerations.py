@@ -17,6 +17,7 @@ from tesseract_flow.compose.verdicts import GROWS
 from tesseract_flow.errors import OptionError
 
 _TOO_FAR = 1e8  # times the residual of the start: it will not come back
+_N_FOLLOW = 3  # steps from a start that would do: the second is the first one that has seen a step
 
 
 class AbstractAcceleration(abc.ABC):
@@ -31,8 +32,8 @@ class AbstractAcceleration(abc.ABC):
         """The next state, and what is remembered. n: steps before this one."""
 
     def solve(self, system: System, x: Any) -> Found:
-        found, known = begin(system, x)
-        at_start = jnp.linalg.norm(known.weights * found.residual)
+        start, known = begin(system, x, _N_FOLLOW)
+        at_start = jnp.linalg.norm(known.weights * start.residual)
 
         def goes_on(state: Any) -> Any:
             return state[0].goes_on(system)
@@ -48,7 +49,7 @@ class AbstractAcceleration(abc.ABC):
             is_lost = jnp.linalg.norm(known.weights * now.residual) > _TOO_FAR * at_start
             return now._replace(status=jnp.where(is_lost, GROWS, now.status)), memory
 
-        return jax.lax.while_loop(goes_on, step, (found, self.start(x)))[0]
+        return jax.lax.while_loop(goes_on, step, (start, self.start(x)))[0].or_start(start)
 
 
 @dataclasses.dataclass(frozen=True)

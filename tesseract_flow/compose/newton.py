@@ -58,7 +58,7 @@ class NewtonKrylov:
         return "newton-krylov"
 
     def solve(self, system: System, x: Any) -> Found:
-        found, known = begin(system, x)
+        start, known = begin(system, x, 1, self.noise)
         by_differences = uses_differences(self.directions, lambda x: system.residual(x)[0], x)
         forcing = jnp.asarray(self.forcing, system.layout.dtype)
 
@@ -69,7 +69,7 @@ class NewtonKrylov:
             found, forcing = state
             return self._step(system, known, by_differences, found, forcing)
 
-        return jax.lax.while_loop(goes_on, step, (found, forcing))[0]
+        return jax.lax.while_loop(goes_on, step, (start, forcing))[0].or_start(start)
 
     def _step(self, system: System, known: Measure, by_differences: bool, found: Found, forcing: Any) -> Any:
         weights, own = known.weights, known.residual_weights
@@ -110,8 +110,10 @@ class NewtonKrylov:
             return n + 1, jnp.where(is_better, length, shorter), x, residual, beside, is_better
 
         def goes_on(state: Any) -> Any:
-            return ~state[-1] & (state[0] < self.trials)
+            return ~state[-1] & (state[0] < n_most)
 
+        # Where the start would do, no search is worth its rounds.
+        n_most = jnp.where(found.n_follow > 0, 1, self.trials)
         start = (jnp.asarray(0), jnp.ones_like(norm), found.x, found.residual, found.beside, jnp.asarray(False))
         n, _, x, residual, beside, is_better = jax.lax.while_loop(goes_on, trial, start)
         x, residual, beside = select(is_better, (x, residual, beside), (found.x, found.residual, found.beside))

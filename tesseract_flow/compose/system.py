@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from tesseract_flow.compose.layout import Layout, power_of_two
 from tesseract_flow.compose.verdicts import FAR
 
-# x -> what is left at x (phi(x) - x, or -R(x)), and what else the round has given
 _FAR = 0.01  # of the state
+# A start that would do is left all the same: the state follows parameters that have moved by less than the tolerance
+# shows. To this part of what was left there, as far as a few steps do it.
+_FOLLOWED = 0.1
+_ROUNDING = 10.0  # rounding errors of the state, below which there is nothing to follow
 
+# x -> what is left at x (phi(x) - x, or -R(x)), and what else the round has given
 Residual = Callable[[Any], tuple[Any, Any]]
 
 
@@ -103,6 +107,7 @@ class Found(NamedTuple):
         status: why it has ended, if not because it is there.
         away: how far the solution may be, relative to the state, by the secant of the last step: what is left, times
             what a step of that length has changed of it. A loop whose gain is almost one leaves little anywhere.
+        n_follow: how many steps may be made although the start would do; 0 where it would not.
     """
 
     x: Any
@@ -114,6 +119,7 @@ class Found(NamedTuple):
     n_rounds: Any
     status: Any
     away: Any
+    n_follow: Any
 
     @property
     def is_there(self) -> Any:
@@ -122,7 +128,15 @@ class Found(NamedTuple):
     def goes_on(self, system: System) -> Any:
         # A residual that is not finite is not above 1 either, and ends it.
         is_above = (jnp.max(self.errors, initial=0.0) > 1.0) | (self.away > _FAR)
-        return is_above & (self.n_steps < system.max_steps) & (self.status == 0)
+        is_behind = self.history[self.n_steps] > _FOLLOWED * self.history[0]
+        follows = self.n_follow > 0
+        n_most = jnp.where(follows, self.n_follow, system.max_steps)
+        return jnp.where(follows, is_behind, is_above) & (self.n_steps < n_most) & (self.status == 0)
+
+    def or_start(self, start: Found) -> Found:
+        """Where a start that would do was left for nothing better: that start, at what has been asked."""
+        is_better = self.is_there & (self.history[self.n_steps] < self.history[0])
+        return select((self.n_follow > 0) & ~is_better, start._replace(n_rounds=self.n_rounds), self)
 
     def after(self, system: System, known: Measure, x: Any, residual: Any, beside: Any, rounds: Any) -> Found:
         """A step further."""
@@ -132,7 +146,7 @@ class Found(NamedTuple):
         away, is_legible = self._away(system, known, x, residual)
         is_lost = (jnp.max(now, initial=0.0) <= 1.0) & ~(away <= _FAR) & ~is_legible
         status = jnp.where(is_lost, FAR, self.status)
-        return Found(x, residual, beside, now, history, n, self.n_rounds + rounds, status, away)
+        return Found(x, residual, beside, now, history, n, self.n_rounds + rounds, status, away, self.n_follow)
 
     def _away(self, system: System, known: Measure, x: Any, residual: Any) -> tuple[Any, Any]:
         """See `away`; and whether a smaller residual can be read at all."""
@@ -145,15 +159,26 @@ class Found(NamedTuple):
         return away, left > rounding
 
 
-def begin(system: System, x: Any) -> tuple[Found, Measure]:
-    """The start: one round."""
+def begin(system: System, x: Any, n_follow: int, noise: float | None = None) -> tuple[Found, Measure]:
+    """The start: one round.
+
+    Args:
+        n_follow: steps to make from a start that would do.
+        noise: relative error of a round; default a few rounding errors.
+    """
     residual, beside = system.residual(x)
     known = measure(system, x, residual)
     now = errors(system, known, x, residual)
+    largest = jnp.max(now, initial=0.0)
     history = jnp.full(system.max_steps + 1, jnp.nan, system.layout.dtype)
-    history = history.at[0].set(jnp.max(now, initial=0.0) * system.rtol)
+    history = history.at[0].set(largest * system.rtol)
+    noise = _ROUNDING * float(jnp.finfo(system.layout.dtype).eps) if noise is None else noise
+    own = known.residual_weights
+    is_legible = jnp.linalg.norm(own * residual) > noise * (jnp.linalg.norm(own * x) if system.is_map else 1.0)
+    follow = jnp.where((largest <= 1.0) & is_legible, min(n_follow, system.max_steps), 0)
     zero = jnp.asarray(0)
-    return Found(x, residual, beside, now, history, zero, zero + 1, zero, jnp.zeros((), system.layout.dtype)), known
+    away = jnp.zeros((), system.layout.dtype)
+    return Found(x, residual, beside, now, history, zero, zero + 1, zero, away, follow), known
 
 
 def select(condition: Any, a: Any, b: Any) -> Any:
