@@ -26,7 +26,8 @@ class Left(NamedTuple):
         x: where it ended, a vector; NaN where it is of no use to the next one.
         yardstick: what its residuals are measured by, if that is what they were where it first began; else empty.
         residual: relative, at the end.
-        n_steps, n_rounds: how many.
+        n_steps, n_rounds: how many. Steps below 0 in what is handed in (`as_it_was`): the search is asked for the same
+        once more.
     """
 
     x: Any
@@ -36,15 +37,22 @@ class Left(NamedTuple):
     n_rounds: Any
 
 
-def begins(x: Any, beside: Sequence[Any], title: str, is_warm: bool) -> Any:
-    """Where a search begins: at `x`, a vector, or where the evaluation before left it.
+def as_it_was(left: Left) -> Left:
+    """To be handed to an evaluation that repeats the one that has left this: an end that will do is its end too."""
+    return left._replace(n_steps=jnp.full_like(left.n_steps, -1))
+
+
+def begins(x: Any, beside: Sequence[Any], title: str, is_warm: bool) -> tuple[Any, Any]:
+    """Where a search begins: at `x`, a vector, or where the evaluation before left it; and whether it is to go on from
+    there even if that will do.
 
     Args:
         beside: what else the end depends on: where that is mapped over, each element has a beginning of its own.
         title: what the search is called.
         is_warm: False: always at `x`.
     """
-    return begins_p.bind(x, *beside, title=title, is_warm=is_warm)[0]
+    start, goes_on = begins_p.bind(x, jnp.asarray(True), *beside, title=title, is_warm=is_warm)
+    return start, goes_on
 
 
 def measured(yardstick: Any) -> Any:
@@ -127,7 +135,7 @@ def _without_derivative(primitive: Primitive, primals: Any, tangents: Any, **par
     return outputs, [zero.from_primal_value(y) for y in outputs]
 
 
-for _p, _n in ((begins_p, 1), (measured_p, 1), (ends_p, None)):
+for _p, _n in ((begins_p, 2), (measured_p, 1), (ends_p, None)):
     _p.multiple_results = True
     _p.def_impl(lambda *values, _n=_n, **_: list(values[:_n]))
     _p.def_abstract_eval(lambda *avals, _n=_n, **_: list(avals[:_n]))
@@ -159,7 +167,12 @@ def _run(body: Any, args: Sequence[Any], before: Sequence[Left]) -> tuple[list[A
             under_way.append((len(left), eqn.params["is_warm"]))
             left.append(None)
             k, is_warm = under_way[-1]
-            outputs: Sequence[Any] = [_or_else(before[k].x, read(eqn.invars[0]), is_warm)]
+            x, goes_on = map(read, eqn.invars[:2])
+            is_once_more = is_warm and jnp.shape(before[k].n_steps) == jnp.shape(goes_on)
+            outputs: Sequence[Any] = [
+                _or_else(before[k].x, x, is_warm),
+                goes_on & (before[k].n_steps >= 0) if is_once_more else goes_on,
+            ]
         elif eqn.primitive is measured_p:
             k, is_warm = under_way[-1]
             outputs = [_or_else(before[k].yardstick, read(eqn.invars[0]), is_warm)]

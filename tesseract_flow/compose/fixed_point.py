@@ -218,8 +218,8 @@ class _Problem(NamedTuple):
             yardsticks.append(measured(at_start))
             return yardsticks[-1]
 
-        x0 = begins(x0, arrays, title, self.warm_start)
-        system = System(residual, part, self.rtol, atol, self.is_map, self.max_steps, yardstick)
+        x0, follows = begins(x0, arrays, title, self.warm_start)
+        system = System(residual, part, self.rtol, atol, self.is_map, self.max_steps, yardstick, follows)
         found = solver.solve(system, x0[fed])
         case = Case(title, "solution", str(solver), part.names, self.rtol)
         is_good = verdict(case, found.is_there, found.status, found.history, found.n_rounds, found.errors)

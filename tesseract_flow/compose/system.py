@@ -33,6 +33,7 @@ class System:
     is_map: whether the residual is the difference of two states.
     max_steps: how many there may be.
     yardstick: what it was at the start -> what counts as that.
+    follows: whether a start that would do is left all the same.
     """
 
     residual: Residual
@@ -41,7 +42,8 @@ class System:
     atol: tuple[float, ...]
     is_map: bool
     max_steps: int
-    yardstick: Callable[[Any], Any] = lambda at_start: at_start
+    yardstick: Callable[[Any], Any]
+    follows: Any
 
 
 class Measure(NamedTuple):
@@ -175,7 +177,7 @@ def begin(system: System, x: Any, n_follow: int, noise: float | None = None) -> 
     noise = _ROUNDING * float(jnp.finfo(system.layout.dtype).eps) if noise is None else noise
     own = known.residual_weights
     is_legible = jnp.linalg.norm(own * residual) > noise * (jnp.linalg.norm(own * x) if system.is_map else 1.0)
-    follow = jnp.where((largest <= 1.0) & is_legible, min(n_follow, system.max_steps), 0)
+    follow = jnp.where((largest <= 1.0) & is_legible & system.follows, min(n_follow, system.max_steps), 0)
     zero = jnp.asarray(0)
     away = jnp.zeros((), system.layout.dtype)
     return Found(x, residual, beside, now, history, zero, zero + 1, zero, away, follow), known

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from tesseract_flow.autodiff import compiled_apart, revealed
-from tesseract_flow.autodiff.carried import Left, carrying
+from tesseract_flow.autodiff.carried import Left, as_it_was, carrying
 from tesseract_flow.errors import EndpointNotFound, InvalidEvaluation, NonFiniteError, NotConverged, cause
 from tesseract_flow.optimize.constraints import ConstraintSet, Duals
 from tesseract_flow.optimize.partition import named_leaves, path_name
@@ -176,14 +176,20 @@ class Evaluator:
         self._memory.clear()
         self._warm = ()
 
-    def begin_at(self, leaves: Sequence[Array]) -> None:
-        """Begin fixed points where an evaluation, given by its arrays, has found them, for the rest of this step."""
+    def begin_at(self, leaves: Sequence[Array], *, once_more: bool = False) -> None:
+        """Begin fixed points where an evaluation, given by its arrays, has found them, for the rest of this step.
+
+        Args:
+            once_more: that evaluation is to be repeated: what it has found is found again, and no step follows it.
+        """
         if self._coupled and len(leaves) == len(self.shapes):
             found = self.evaluation(leaves).coupled
             # Of one type, whether they come from an evaluation or from a journal: nothing is traced again for them.
             self._warm = [
                 jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), found[name]) for name in self._coupled
             ]
+            if once_more:
+                self._warm = [as_it_was(left) for left in self._warm]
 
     def arrays_of(self, evaluation: Evaluation) -> list[Any]:
         """What leaves a traced function; what else `aux` holds is known from the template."""

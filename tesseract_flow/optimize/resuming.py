@@ -197,7 +197,8 @@ def changes_at_last_point(run: Run, resumed: Resumption, state: State) -> list[s
         EvaluationFailed: it can no longer be evaluated.
     """
     run.attempts.begin(resumed.checkpoint.step, decisive="the last finished step, once more")
-    run.evaluator.begin_at(state.here.leaves)  # of several fixed points, the one that it was
+    # Of several fixed points, the one that it was.
+    run.evaluator.begin_at(state.here.leaves, once_more=True)
     again = run.sample(state.u, state.weights)
     eps = float(jnp.finfo(run.evaluator.dtype).eps)
     rtol, rounding = (_RTOL, _ROUNDING) if eps < 1e-10 else (_RTOL_SINGLE, _ROUNDING_SINGLE)
