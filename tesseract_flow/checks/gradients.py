@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from tesseract_flow.autodiff import jacobian_p, pullback_p, rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.identities import n_questions
-from tesseract_flow.checks.lines import LONGEST, Line, direction, inner, size_of
+from tesseract_flow.checks.lines import LONGEST, Line, direction, inner, own_share, size_of
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.sites import of_components, of_endpoints
@@ -195,7 +195,8 @@ class _Total:
         try:
             for k in range(n_points):
                 away = self._direction(point)
-                x = point if k == 0 else self._inside({p: point[p] + distance * k * away[p] for p in point})
+                x = {p: point[p] + distance * k * own_share(point[p]) * away[p] for p in point}
+                x = point if k == 0 else self._inside(x)
                 seen.append(self._look(x, budget))
                 if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is

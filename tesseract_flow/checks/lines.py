@@ -260,6 +260,12 @@ def sizes(value: np.ndarray) -> np.ndarray:
     return np.maximum(magnitude, min(1.0, float(np.max(magnitude, initial=0.0))) or 1.0)
 
 
+def own_share(value: np.ndarray) -> np.ndarray:
+    """How much of its `sizes` each entry has by itself: one that is small beside the others may have another unit."""
+    magnitude = np.abs(np.asarray(value)).astype(np.float64)
+    return np.where(magnitude > 0.0, magnitude / sizes(value), 1.0)
+
+
 def moved(x: Arrays, t: Arrays, step: float) -> dict[str, np.ndarray]:
     """`x + step t` in the dtypes of `x`, where `t` says something."""
     return {path: np.asarray(x[path] + step * t[path], x[path].dtype) for path in t}

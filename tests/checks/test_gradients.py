@@ -291,6 +291,19 @@ class TestSilence:
         if status == "unsure":
             assert "smaller scale than the smallest usable step" in str(report)
 
+    @pytest.mark.parametrize("scale", [None, np.array([1e-6, 1e3])])
+    def test_a_thickness_beside_a_load_in_one_array(self, scale: Any) -> None:
+        """Was moved by a thousand of its sizes, to where there is neither value nor gradient, and called wrong."""
+        part = FunctionTesseract(
+            lambda i: {"y": jnp.exp(i["p"]) * (1 + i["q"] ** 2)}, {"p": np.ones(()), "q": np.ones(())}
+        )
+
+        def loss(x: jax.Array) -> jax.Array:
+            return tf.apply_tesseract(part, {"p": x[0] / 1e-6, "q": x[1] / 1e3})["y"]
+
+        report = tf.check_gradients(tf.Problem(jnp.array([0.8e-6, 700.0]), loss, scale=scale))
+        assert {v.status for v in report.verdicts} == {"right"}, str(report)
+
     def test_points_on_bounds(self) -> None:
         problem = tf.Problem(
             {"x": jnp.array([0.0, 1.0])}, lambda d: jnp.sum(jnp.sqrt(d["x"] + 1e-12)), bounds=(0.0, 1.0)
