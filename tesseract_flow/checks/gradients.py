@@ -63,7 +63,7 @@ def check_gradients(
     direction: one gradient and two values per point, told in the log before they are asked. What adds too little to
     show beside the rest is then moved, or weighed, by itself, which costs more values. If it is right, so are the
     pullbacks that it is made of; each component's pushforward and Jacobian, which other drivers ask for, are then
-    compared with its pullback at both points, and this with itself, asked once more: up to three requests for a
+    compared with its pullback at both points, and this with itself, asked once more: up to five requests for a
     pushforward, two for a Jacobian, one for a pullback. If anything fails, components are looked at by themselves, at
     the inputs that they really get: each derivative endpoint against differences of its own `apply`, at points close
     together; pushforward against pullback; a pullback along cotangents of several sizes; `abstract_eval` against what

@@ -39,7 +39,7 @@ _MOST, _COARSE_MOST = 100, 30  # powers of two
 _MOST_NUMBERS = 10**7  # of a Jacobian that is asked for unasked
 _LONG = 2.0**10  # times the size of the inputs
 _FAR = 1e-2  # relative distance of a point elsewhere
-_CHANGE = 0.1  # of the tolerance: by so much a pullback that changed did not do so by rounding
+_BESIDE = "at a second point, close by, "
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -51,7 +51,7 @@ def n_questions(handle: AbstractTesseract, *, is_elsewhere: bool) -> int:
         is_elsewhere: whether it is known at a second point as well.
     """
     _, endpoints = own_derivatives(handle)
-    price = {PULLBACK: 2 - is_elsewhere, PUSHFORWARD: 2 + is_elsewhere, JACOBIAN: 1 + is_elsewhere}
+    price = {PULLBACK: 2 - is_elsewhere, PUSHFORWARD: 2 + 3 * is_elsewhere, JACOBIAN: 1 + is_elsewhere}
     return sum(price[endpoint] for endpoint in endpoints)
 
 
@@ -143,23 +143,24 @@ class _Look:
     # --- its transposes ---
 
     def pushforward(self) -> Verdict:
-        t = self._long()
-        first, pushed = self._along(t)
-        self._pushed = t, pushed
-        if self.tolerance < first.error:
-            return self._of_transposes(PUSHFORWARD, first)
-        beside = self.beside or self
-        path, unit = beside._unit()
-        # One entry of one input alone, as columns of a Jacobian are asked for.
-        seen, _ = beside._along({path: unit})
-        if self.tolerance < seen.error:
-            return self._of_transposes(PUSHFORWARD, seen, f"Along one entry of {path!r} alone, ")
-        if self.beside is None:
-            return self._of_transposes(PUSHFORWARD, first)
-        seen, again = self.beside._along(t)
-        if _is_kept(again, pushed) and self._tells(seen, first):
-            return self._kept(PUSHFORWARD, seen)
-        return self._of_transposes(PUSHFORWARD, seen, "At a second point, close by, ")
+        long = self._long()
+        first, pushed = self._along(long)
+        self._pushed = long, pushed
+        one, another = self._units()
+        # One entry of one input alone, as columns of a Jacobian are asked for: the same at both points, and at the
+        # second one another, so that columns that are kept show, by their number or by the point.
+        questions: list[tuple[_Look, Arrays, _Seen, Arrays]] = [(self, long, first, pushed)]
+        questions.append((self, one, *self._along(one)))
+        if self.beside is not None and max(seen.error for _, _, seen, _ in questions) <= self.tolerance:
+            for t in (long, one, another):
+                questions.append((self.beside, t, *self.beside._along(t)))
+        look, t, worst, answer = max(questions, key=lambda question: question[2].error)
+        before = next((known for where, u, _, known in questions if where is self and u is t), None)
+        if look is not self and before is not None and worst.error > self.tolerance and _is_kept(answer, before):
+            return self._kept(PUSHFORWARD, worst)
+        where = "" if look is self else _BESIDE
+        alone = "" if t is long else f"along one entry of {next(iter(t))!r} alone "
+        return self._of_transposes(PUSHFORWARD, worst, where + alone)
 
     def jacobian(self) -> Verdict:
         probe, c = self.probe, self.c
@@ -172,9 +173,9 @@ class _Look:
             return self._of_transposes(JACOBIAN, first)
         seen = self.beside._through()
         is_kept = all(_is_kept(of_y, self._blocks[y]) for y, of_y in self.beside._blocks.items())
-        if is_kept and self._tells(seen, first):
+        if is_kept and seen.error > self.tolerance:
             return self._kept(JACOBIAN, seen)
-        return self._of_transposes(JACOBIAN, seen, "At a second point, close by, ")
+        return self._of_transposes(JACOBIAN, seen, _BESIDE)
 
     def _long(self) -> Arrays:
         """A direction of which each input's part counts as much as any other's, whatever it adds; long, as what is
@@ -186,14 +187,19 @@ class _Look:
         longest = max((float(np.max(np.abs(s) / sizes(probe.x[p]), initial=0.0)) for p, s in t.items()), default=0.0)
         return {path: np.asarray(step * (_LONG / (longest or 1.0)), probe.x[path].dtype) for path, step in t.items()}
 
-    def _unit(self) -> tuple[str, np.ndarray]:
-        """The one entry of all inputs that counts most."""
+    def _units(self) -> tuple[Arrays, Arrays]:
+        """The entry that counts most, and that of the next input, or the second one of the only input."""
         x = self.probe.x
         shares = {path: np.abs(self.x_bar[path] * sizes(x[path])) for path in x}
-        path = max(shares, key=lambda path: float(np.max(shares[path], initial=0.0)))
-        unit = np.zeros_like(x[path])
-        unit.flat[int(np.argmax(shares[path]))] = 1.0
-        return path, unit
+        by_size = sorted(x, key=lambda path: -float(np.max(shares[path], initial=0.0)))
+        units = []
+        for path in (by_size[0], by_size[min(1, len(by_size) - 1)]):
+            k = int(np.argmax(shares[path]))
+            unit = np.zeros_like(x[path])
+            unit.flat[k] = 1.0
+            shares[path].flat[k] = -1.0
+            units.append({path: unit})
+        return units[0], units[1]
 
     def _along(self, t: Arrays) -> tuple[_Seen, Arrays]:
         """What is pushed forward along `t`, beside what was pulled back: <c, J t> = <J^T c, t>."""
@@ -217,10 +223,6 @@ class _Look:
             if of_rows > error:
                 error, at = of_rows, None
         return _Seen(error, at)
-
-    def _tells(self, seen: _Seen, first: _Seen) -> bool:
-        """Whether the pullback changed between two points, by more than what it leaves open at one."""
-        return seen.error > max(_CHANGE * self.tolerance, first.error / _CHANGE)
 
     # --- verdicts ---
 
