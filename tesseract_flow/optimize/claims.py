@@ -25,7 +25,7 @@ def _unmet(run: Run, state: State, history: Sequence[StepRecord], record: StepRe
     """What is behind a violation, if it is in the way of an optimum, or does not go away."""
     if run.tolerance is not None and optimality.is_first_order(record, run.tolerance):
         unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
-        return held_by_tolerance(run, state, unit / float(state.objective_scale))
+        return held_by_tolerance(run, state, unit / float(state.objective_scale), run.engine.rows(run, state))
     known = comparable(tail([*history, record], "stage"))
     if (rows := run.engine.rows(run, state)) is None:
         return infeasible(run, state, ()) if Infeasible().reason_to_stop(known) else ""

@@ -4,7 +4,8 @@ What is left of a gradient is compared with the objective, but with no less than
 has seen: objectives that fall to zero could not converge else. A run that began far up a wall has seen slopes beside
 which the whole of what there is to win is nothing: `cosh(20 (x - 1))` from 3, or one direction 1e12 times as steep as
 another. Gradients cannot tell the two apart, and values can: where the claim rests on the slope that was seen, a few
-designs further down are looked at.
+designs further down are looked at, the nearest one first. Where the value already rises to it, or a constraint does not
+hold there, the bottom of that way lies before it, and designs farther on are on the other side.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 from tesseract_flow.optimize.vicinity import Seen, Vector, Vicinity, largest
 
-_DISTANCES = (1.0, 1e-2, 1e-4)  # of each entry's own size: less is as close as an objective that falls to zero comes
+_DISTANCES = (1e-4, 1e-2, 1.0)  # of each entry's own size: less is as close as an objective that falls to zero comes
 _LEGIBLE = 1e3  # roundings of the value
 _ROUNDS = 2  # along the slope, and once more beside what is steep
 _HARDLY = 1e-3  # of the change of the gradient: so much of it in entries that do not rise is none
@@ -27,7 +28,8 @@ _NOTHING = 1e-22  # of the slope that was seen: what is won by going from almost
 
 def honest_stationarity(run: Run, state: State, record: StepRecord) -> float | None:
     """What is left of the gradient relative to the objective itself, if a better design was found nearby; None if there
-    is none, or if the claim does not rest on a slope that was seen elsewhere. Up to six evaluations."""
+    is none, or if the claim does not rest on a slope that was seen elsewhere. Up to six evaluations; two where the
+    nearest designs are past the bottom already."""
     assert run.tolerance is not None and record.stationarity is not None
     seen = record.slope or 0.0
     unit, size = unit_of(record.value, seen, run.evaluator.dtype), abs(record.value)
@@ -43,11 +45,15 @@ def honest_stationarity(run: Run, state: State, record: StepRecord) -> float | N
             return None
         closest = None
         for distance in _DISTANCES:
-            found = vicinity.look(distance / steepest * way)
-            if found is not None and (value := _feasible_value(run, state, found)) is not None:
-                if value < record.value - enough:
-                    return record.stationarity * unit / max(size, _NOTHING * seen)
-                closest = found
+            if (found := vicinity.look(distance / steepest * way)) is None:
+                continue
+            if (value := _feasible_value(run, state, found)) is None:
+                break
+            if value < record.value - enough:
+                return record.stationarity * unit / max(size, _NOTHING * seen)
+            closest = closest or found
+            if value > record.value + enough:
+                break
         if closest is None:
             return None
         way = _beside_what_is_steep(vicinity, closest, way)

@@ -166,7 +166,9 @@ def begun(
         scale = kept.scale
     elif run.is_scaled:
         slopes = [float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(alone.gradient)]
-        scale = jnp.asarray(_objective_scale(run, abs(float(evaluation.objective)), max(slopes)), run.evaluator.dtype)
+        extent = max(1.0, *(float(jnp.abs(leaf).max(initial=0.0)) for leaf in jax.tree.leaves(u)))
+        size = abs(float(evaluation.objective))
+        scale = jnp.asarray(_objective_scale(run, size, max(slopes), extent), run.evaluator.dtype)
     if kept is not None:
         price = {key: one * (kept.scale / scale).astype(one.dtype) for key, one in kept.price.items()}
         duals = Duals(duals.price | price, duals.penalty, duals.unit | dict(kept.unit))
@@ -194,13 +196,14 @@ def _units(run: Run, evaluation: Evaluation) -> dict[str, jax.Array]:
     return run.constraints.units_from(evaluation.constraints, spread)
 
 
-def _objective_scale(run: Run, size: float, steepest: float) -> float:
-    """What the objective is divided by, from its size and its steepest slope at the start."""
+def _objective_scale(run: Run, size: float, steepest: float, extent: float) -> float:
+    """What the objective is divided by, from its size and its steepest slope at the start, and the design's size."""
     if isinstance(run.objective_scale, float):
         return run.objective_scale
-    # A slope that rounding may have left says nothing.
-    if run.objective_scale is None and run.engine.slopes is not None and steepest > _NO_SLOPE * size:
+    if run.objective_scale is None and run.engine.slopes is not None and max(size, steepest) > 0.0:
         least, most = run.engine.slopes
+        # A slope that rounding may have left says nothing: such an objective changes by its size over the design's.
+        steepest = steepest if steepest > _NO_SLOPE * size else size / extent or size
         # A tiny objective becomes one of slope one, and not of the least: that would take two or three times as many.
         return steepest if steepest < least else max(1.0, steepest / most)
     # The slope guards against a start where the objective happens to be about zero.

@@ -8,6 +8,7 @@ local, as everything is that gradients say.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -168,16 +169,17 @@ def infeasible(run: Run, state: State, names: Sequence[str]) -> str:
     )
 
 
-def held_by_tolerance(run: Run, state: State, unit: float) -> str:
+def held_by_tolerance(run: Run, state: State, unit: float, rows: Rows | None = None) -> str:
     """Why a design that first-order conditions hold at is no optimum: a constraint is off, by less than its tolerance,
     and by far more in terms of the design. Empty if there is none.
 
     A constraint that is a small number beside a large constant is within a millionth of its limit everywhere. It then
     has no price, and nothing else asks for it to be met. One evaluation, of its slope, where one is off without a
-    price.
+    price and the driver does not know its derivatives.
 
     Args:
         unit: of the claim, for the scaled objective.
+        rows: the constraints, linearised, where the driver has them.
     """
     here = run.evaluator.evaluation(state.here.leaves)
     prices = run.constraints.estimates(here.constraints, state.duals)
@@ -195,7 +197,7 @@ def held_by_tolerance(run: Run, state: State, unit: float) -> str:
             worst, place, most = key, int(off.argmax()), float(off.max())
     if not worst:
         return ""
-    slope = _slope(run, state, worst, place)
+    slope = _slope(run, state, worst, place) if rows is None else _slope_known(run, rows, worst, place)
     if not 0 < slope < _FAR**-1 * most:
         return ""
     measure = float(np.asarray(run.constraints.sizes(state.duals)[worst], np.float64).ravel()[place])
@@ -206,6 +208,13 @@ def held_by_tolerance(run: Run, state: State, unit: float) -> str:
         f"and to meet it the design would have to move by {most / slope:.2g} of its size. Constraint(scale=...) says "
         "what it is to be measured in; or write it without its constant"
     )
+
+
+def _slope_known(run: Run, rows: Rows, key: str, place: int) -> float:
+    """As `_slope`, from the row that the driver was given."""
+    before = itertools.takewhile(lambda other: other != key, run.constraints.names)
+    row = rows.jacobian[sum(run.constraints.size[other].size for other in before) + place]
+    return float((np.abs(row) * np.maximum(np.abs(rows.point), 1.0)).sum())
 
 
 def _slope(run: Run, state: State, key: str, place: int) -> float:

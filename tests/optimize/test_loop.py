@@ -367,6 +367,19 @@ def test_the_scale_is_in_the_journal_and_part_of_what_a_run_is(tmp_path):
         optimize(rosenbrock_problem(), "lbfgs", journal=tmp_path / "J", transform=jax.jit)
 
 
+@pytest.mark.parametrize("start", [400.0, 2.0])
+def test_an_objective_that_is_flat_at_the_start_is_scaled_by_its_size_over_the_designs(start):
+    """Divided by its size, the entropy of ODFITS took twice as many evaluations: nothing moved for long."""
+    problem = Problem(
+        jnp.full(3, start),
+        lambda x: Evaluation((x * (jnp.log(x / start) - 1.0)).sum(), {"sum": jnp.array([1.0, 2.0, 0.5]) @ x}),
+        bounds=(1e-3, None),
+        constraints={"sum": Constraint(equals=4.0 * start)},
+    )
+    flat, plain = (optimize(problem, "slsqp", transform=jax.jit, objective_scale=scale) for scale in (None, 1.0))
+    assert flat.converged and same_bits(flat, plain)
+
+
 @pytest.mark.parametrize("scale", ["end", 0.0, -1.0, float("nan"), True])
 def test_a_scale_that_is_none_is_refused(scale):
     with pytest.raises(ProblemError, match="objective_scale must be"):

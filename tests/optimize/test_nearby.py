@@ -78,3 +78,17 @@ def test_a_sum_of_squares_that_falls_to_almost_nothing_converges(rest):
     for driver in ("lbfgs", "slsqp", "l-bfgs-b"):
         result = optimize(problem, driver, transform=jax.jit)
         assert result.converged and result.value == pytest.approx(rest, abs=1e-10), (driver, result.reason)
+
+
+def test_where_the_values_rise_at_once_a_claim_costs_two_looks():
+    """HS28 of Hock & Schittkowski falls to 1e-31, far below the slope that its claim rests on. Six looks were more than
+    all of its steps."""
+    problem = Problem(
+        jnp.array([-4.0, 1.0, 1.0]),
+        lambda x: Evaluation((x[0] + x[1]) ** 2 + (x[1] + x[2]) ** 2, {"c": x[0] + 2 * x[1] + 3 * x[2]}),
+        constraints={"c": Constraint(equals=1.0)},
+    )
+    result = optimize(problem, "slsqp", transform=jax.jit)
+    assert result.converged and result.value < 1e-20
+    before, last = result.history[-2:]
+    assert last.evaluations - before.evaluations == 1 + 2

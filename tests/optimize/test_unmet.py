@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tesseract_flow as tf
-from tesseract_flow.optimize import claims
+from tesseract_flow.optimize import claims, unmet
 
 
 def slowly(*drivers: str) -> list[Any]:
@@ -39,6 +39,30 @@ def test_what_holds_by_its_tolerance_alone_is_no_optimum(driver: str, constant: 
         "Constraint(scale=...)",
     ):
         assert part in result.reason
+
+
+def test_a_driver_that_knows_the_derivatives_of_what_is_off_asks_for_no_evaluation(monkeypatch: Any) -> None:
+    """Its row is found among those of other constraints, and says what an evaluation says."""
+    asked: list[int] = []
+    sample_aside = unmet.sample_aside
+    monkeypatch.setattr(unmet, "sample_aside", lambda *args: (asked.append(1), sample_aside(*args))[1])
+
+    def evaluate(x: jax.Array) -> tf.Evaluation:
+        off = jnp.stack([x.sum(), 2.0 * x.sum() - 3.0 * x[1] - 0.5]) + 1e7
+        return tf.Evaluation((x**2).sum() + 1.0, {"also": 7.0 * x, "off": off})
+
+    problem = tf.Problem(
+        jnp.array([1e-9, -1e-9]),
+        evaluate,
+        constraints={"also": tf.Constraint(lower=[-5.0, -6.0], upper=[50.0, 60.0]), "off": tf.Constraint(equals=1e7)},
+    )
+    said, n_asked = [], []
+    for driver in ("slsqp", "lbfgs"):
+        result = tf.optimize(problem, driver, transform=jax.jit, stop={"max_steps": 0})
+        said.append(result.history[0].unmet)
+        n_asked.append(len(asked))
+    assert "'off' is held by its tolerance alone: it is off by 0.5" in said[0]
+    assert said[0] == said[1] and n_asked == [0, 1]
 
 
 @pytest.mark.parametrize("driver", ["lbfgs", "slsqp"])
