@@ -150,10 +150,10 @@ class _Look:
         # One entry of one input alone, as columns of a Jacobian are asked for: the same at both points, and at the
         # second one another, so that columns that are kept show, by their number or by the point.
         questions: list[tuple[_Look, Arrays, _Seen, Arrays]] = [(self, long, first, pushed)]
-        questions.append((self, one, *self._along(one)))
+        questions.append((self, one, *self._along(one, is_alone=True)))
         if self.beside is not None and max(seen.error for _, _, seen, _ in questions) <= self.tolerance:
             for t in (long, one, another):
-                questions.append((self.beside, t, *self.beside._along(t)))
+                questions.append((self.beside, t, *self.beside._along(t, is_alone=t is not long)))
         look, t, worst, answer = max(questions, key=lambda question: question[2].error)
         before = next((known for where, u, _, known in questions if where is self and u is t), None)
         if look is not self and before is not None and worst.error > self.tolerance and _is_kept(answer, before):
@@ -201,12 +201,22 @@ class _Look:
             units.append({path: unit})
         return units[0], units[1]
 
-    def _along(self, t: Arrays) -> tuple[_Seen, Arrays]:
-        """What is pushed forward along `t`, beside what was pulled back: <c, J t> = <J^T c, t>."""
-        (pushed,) = self.probe.pushforwards(self.probe.x, [t])
+    def _along(self, t: Arrays, *, is_alone: bool = False) -> tuple[_Seen, Arrays]:
+        """What is pushed forward along `t`, beside what was pulled back: <c, J t> = <J^T c, t>.
+
+        Args:
+            is_alone: whether that is one entry, of which next to nothing may be pulled back.
+        """
+        x = self.probe.x
+        (pushed,) = self.probe.pushforwards(x, [t])
         x_bar = {path: self.x_bar[path] for path in t}
         said, found = inner(self.c, pushed), inner(x_bar, t)
-        size = max(size_of(x_bar, t), abs(said) if len(t) == len(self.x_bar) else size_of(self.c, pushed))
+        size = max(size_of(x_bar, t), abs(said))
+        if is_alone:
+            # Terms that cancel leave rounding; and beside the entry that counts most a small one shows its own digits.
+            largest = max(float(np.max(np.abs(self.x_bar[path]) * sizes(x[path]), initial=0.0)) for path in x)
+            length = max(float(np.max(np.abs(t[path]) / sizes(x[path]), initial=0.0)) for path in t)
+            size = max(size, size_of(self.c, pushed), largest * length)
         return _Seen(abs(said - found) / (size or 1.0), None, said, found, size), pushed
 
     def _through(self) -> _Seen:

@@ -266,6 +266,21 @@ def test_a_linear_component_keeps_nothing() -> None:
         assert tf.check_gradients((loss, jnp.ones(1))).ok
 
 
+def test_an_entry_on_which_nothing_depends_but_for_rounding() -> None:
+    """Its derivative is 0 on the way back and 1e-17 on the way ahead."""
+
+    def change(asked: str, y: Any) -> Any:
+        return {"y": y["y"] + 1e-17} if asked == PUSHFORWARD else y
+
+    plain = FunctionTesseract(
+        lambda i: {"y": jnp.sin(i["x"][:1]) + 0.0 * i["x"][1:]}, {"x": np.ones(2)}, endpoints=(*REVERSE, PUSHFORWARD)
+    )
+    part = Watched(plain, change)
+    loss = lambda x: jnp.sum(tf.apply_tesseract(part, {"x": x})["y"])  # noqa: E731
+    report = tf.check_gradients((loss, jnp.array([0.5, 0.7])))
+    assert {v.status for v in report.verdicts} == {"right"}, str(report)
+
+
 def test_a_pushforward_that_is_wrong_along_one_input_alone() -> None:
     """As columns of a Jacobian are asked for; along all inputs together it is right."""
 
