@@ -195,8 +195,7 @@ class _Total:
         try:
             for k in range(n_points):
                 away = self._direction(point)
-                x = {p: point[p] + distance * k * own_share(point[p]) * away[p] for p in point}
-                x = point if k == 0 else self._inside(x)
+                x = self._inside({p: point[p] + distance * k * own_share(point[p]) * away[p] for p in point})
                 seen.append(self._look(x, budget))
                 if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is

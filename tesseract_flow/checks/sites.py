@@ -81,7 +81,7 @@ def _size(site: Site) -> float:
 
 
 def _is_moved(a: Site, b: Site) -> bool:
-    """Whether two questions differ in the numbers that carry derivatives, and in nothing else."""
+    """Whether two questions are of one form, and about different numbers that carry derivatives."""
     if a.pulled is None or b.pulled is None or a.pulled.answer.keys() != b.pulled.answer.keys():
         return False
     if a.pulled.cotangents.keys() != b.pulled.cotangents.keys():

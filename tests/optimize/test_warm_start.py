@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tesseract_flow as tf
-from tesseract_flow.autodiff.carried import carrying, searches_of
+from tesseract_flow.autodiff.carried import as_it_was, carrying, searches_of
 from tesseract_flow.optimize import check_evaluation
 from tesseract_flow.report import history_rows
 from tesseract_flow.report.files import history_csv
@@ -109,8 +109,10 @@ def test_a_group_of_a_pipeline_has_the_same_choice(is_warm: bool):
     cold = jax.tree.map(lambda shape: jnp.full(shape.shape, jnp.nan if shape.dtype == "float64" else 0), cold)
     fn = carrying(lambda design: one(design)["v"])
     (left,) = fn([cold], design)[1]
-    (again,) = fn([left], design)[1]
-    assert (int(again.n_rounds) < int(left.n_rounds)) == is_warm
+    (further,) = fn([left], design)[1]
+    assert (int(further.n_rounds) < int(left.n_rounds)) == is_warm
+    (again,) = fn([as_it_was(left)], design)[1]
+    assert (int(again.n_rounds) == 1) == is_warm
 
 
 @pytest.mark.slow
@@ -137,9 +139,13 @@ def test_through_compiled_functions_checkpoints_and_vmap_and_beside_each_other()
     np.testing.assert_allclose(value, plain, rtol=1e-12)
     np.testing.assert_allclose(gradient, expected, rtol=1e-9)
     # One element alone may begin anew.
-    (value, again), gradient = step([left[0]._replace(x=left[0].x.at[1].set(jnp.nan)), left[1]], xs)
-    assert again[0].n_rounds[0] < left[0].n_rounds[0] and again[0].n_rounds[1] == left[0].n_rounds[1]
-    assert again[1].n_rounds == 1
+    before = [left[0]._replace(x=left[0].x.at[1].set(jnp.nan)), left[1]]
+    (value, further), gradient = step(before, xs)
+    assert further[0].n_rounds[0] < left[0].n_rounds[0] and further[0].n_rounds[1] == left[0].n_rounds[1]
+    assert further[1].n_rounds == 1
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9)
+    (value, again), gradient = step([as_it_was(one) for one in before], xs)
+    assert again[0].n_rounds.tolist() == [1, left[0].n_rounds[1]] and again[1].n_rounds == 1
     np.testing.assert_allclose(gradient, expected, rtol=1e-9)
 
 
