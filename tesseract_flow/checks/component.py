@@ -18,8 +18,10 @@ from tesseract_flow.checks.identities import factor_of, unlike
 from tesseract_flow.checks.lines import (
     Comparison,
     Line,
+    by_own_size,
     direction,
     inner,
+    own_share,
     product,
     pulled_through,
     size_of,
@@ -50,7 +52,7 @@ def check_component(site: Site, budget: Budget, seed: int = 0) -> list[Verdict]:
     looks: list[Look] = []
     try:
         verdicts += _of_shapes(probe)
-        far = {p: probe.x[p] + _FAR * t for p, t in direction(probe.x, probe.rng).items()}
+        far = {p: probe.x[p] + _FAR * own_share(probe.x[p]) * t for p, t in direction(probe.x, probe.rng).items()}
         near = [{p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS]
         for x in (probe.x, *near, far):
             # The last one in directions of its own: what one of them cannot see by chance, another one does.
@@ -95,18 +97,30 @@ def _look(probe: Probe, x: Mapping[str, np.ndarray], first: Look | None, *, is_f
         return None
     t = first.t if first is not None else {p: np.asarray(v, probe.x[p].dtype) for p, v in direction(x, rng).items()}
     c = first.c if first is not None else _cotangents(y, rng)
-    look, w = Look(x, y, t, c, probe.line(x, t, y)), stacked_weights(c, y)
+    look = Look(x, y, t, c, probe.line(x, t, y))
     if PULLBACK in probe.endpoints:
         factors = _factors(probe, c) if is_first else []
         # All at once, before anybody is asked elsewhere.
         look.pulled, *multiples = probe.pullbacks(x, [c, *(_multiple(c, factor) for factor in factors)])
         look.multiples = dict(zip(factors, multiples, strict=True))
+    look = _compared(probe, look)
+    is_wrong = any(one.is_wrong for one in look.compared.values())
+    own = by_own_size(x, t, is_coarse=probe.is_coarse) if is_wrong else None
+    if own is None:
+        return look
+    return _compared(probe, dataclasses.replace(look, t=own, line=probe.line(x, own, y), compared={}))
+
+
+def _compared(probe: Probe, look: Look) -> Look:
+    """With what each endpoint says along the direction, against the values there."""
+    w, c, t = stacked_weights(look.c, look.y), look.c, look.t
+    if look.pulled is not None:
         look.compared[PULLBACK] = look.line.compare(inner(look.pulled, t), size_of(look.pulled, t), w)
     if PUSHFORWARD in probe.endpoints:
-        (look.pushed,) = probe.pushforwards(x, [t])
+        (look.pushed,) = probe.pushforwards(look.x, [t])
         look.compared[PUSHFORWARD] = look.line.compare(inner(c, look.pushed), size_of(c, look.pushed), w)
     if JACOBIAN in probe.endpoints:
-        look.blocks = probe.jacobian(x)
+        look.blocks = look.blocks or probe.jacobian(look.x)
         ahead = product(look.blocks, t)
         look.compared[JACOBIAN] = look.line.compare(inner(c, ahead), size_of(c, ahead), w)
     return look
@@ -292,7 +306,7 @@ def _closer(probe: Probe, look: Look, endpoint: str) -> Closer | None:
 
     gradient = look.pulled if endpoint == PULLBACK else pulled_through(look.blocks or {}, look.c, probe.x)
     assert gradient is not None
-    closer = Closer(line_of, pull, [path for path in paths for _ in range(look.y[path].size)])
+    closer = Closer(look.x, line_of, pull, [path for path in paths for _ in range(look.y[path].size)])
     try:
         closer.look(Part(look.t, w, gradient, look.line, look.compared[endpoint]))
     except Spent as spent:

@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 from tesseract_flow.autodiff import jacobian_p, pullback_p, rehearsal
 from tesseract_flow.checks.budget import Budget, Spent
 from tesseract_flow.checks.identities import n_questions
-from tesseract_flow.checks.lines import LONGEST, Line, direction, inner, own_share, size_of
+from tesseract_flow.checks.lines import LONGEST, Line, by_own_size, direction, inner, own_share, size_of
 from tesseract_flow.checks.recording import Seen, Traced
 from tesseract_flow.checks.shares import Closer, Part
 from tesseract_flow.checks.sites import of_components, of_endpoints
@@ -60,7 +60,8 @@ def check_gradients(
     """Whether derivatives agree with the values; if not, whose are wrong, where, and how sure that is.
 
     The gradient of objective (or misfit) and constraints together is compared with differences along a random
-    direction: one gradient and two values per point, told in the log before they are asked. What adds too little to
+    direction: one gradient and two values per point, and a gradient of another sum of several results, told in the log
+    before they are asked. What adds too little to
     show beside the rest is then moved, or weighed, by itself, which costs more values. If it is right, so are the
     pullbacks that it is made of; each component's pushforward and Jacobian, which other drivers ask for, are then
     compared with its pullback at both points, and this with itself, asked once more: up to five requests for a
@@ -93,6 +94,7 @@ def check_gradients(
     with own_requests() as requests:
         total = _Total.of(target, at, seed)
         planned = n_points * (total.gradient.price.of_a_run + 2 * total.values.price.of_a_run)
+        planned += total.gradient.price.of_a_run if total.n_results > 1 else 0
         if components is None:
             planned += sum(n_questions(handle, is_elsewhere=n_points > 1) for handle in total.pulled)
         if planned > max_requests:
@@ -156,6 +158,12 @@ class _Total:
         self._looks: list[tuple[dict[str, np.ndarray], Part]] = []
 
     @property
+    def n_results(self) -> int:
+        """How many numbers there are to take derivatives of."""
+        aval: Any = self.values.closed.out_avals[0]
+        return aval.size
+
+    @property
     def pulled(self) -> set[AbstractTesseract]:
         """The components through which the gradient goes."""
         nodes = self.gradient.plan.all_nodes
@@ -199,6 +207,9 @@ class _Total:
                 seen.append(self._look(x, budget))
                 if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is
+            else:
+                if self.n_results > 1:
+                    self._weigh_otherwise(budget)
         except Spent as spent:
             return [Verdict("unsure", "total", "", message=str(spent))], seen, False
         parts = [part for _, part in self._looks]
@@ -233,14 +244,20 @@ class _Total:
         x, whole = self._looks[-1]
 
         def line_of(t: Mapping[str, np.ndarray]) -> Line:
-            line, _ = self._line(x, t, budget)
-            line.at_zero = whole.line.at_zero
-            return line
+            return self._line_of(x, t, whole.line.at_zero, budget)
 
         def pull(weights: np.ndarray) -> dict[str, np.ndarray]:
             return self._pulled(x, weights, budget)
 
-        return Closer(line_of, pull, self.results, is_rough=any(_is_by_differences(one.handle) for one in seen))
+        return Closer(x, line_of, pull, self.results, is_rough=any(_is_by_differences(one.handle) for one in seen))
+
+    def _line_of(
+        self, x: Mapping[str, np.ndarray], t: Mapping[str, np.ndarray], at_zero: np.ndarray, budget: Budget
+    ) -> Line:
+        """Where the value at the point is known."""
+        line, _ = self._line(x, t, budget)
+        line.at_zero = at_zero
+        return line
 
     def _pulled(self, x: Mapping[str, np.ndarray], weights: np.ndarray, budget: Budget) -> dict[str, np.ndarray]:
         aval: Any = self.values.closed.out_avals[0]
@@ -263,8 +280,22 @@ class _Total:
         line.at_zero = np.asarray(vector, np.float64)
         by_path = dict(zip(self.paths, map(np.asarray, jax.tree.leaves(gradient)), strict=True))
         comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)
+        own = by_own_size(x, t, is_coarse=self.is_coarse) if comparison.is_wrong else None
+        if own is not None:
+            line, t = self._line_of(x, own, line.at_zero, budget), own
+            comparison = line.compare(inner(by_path, t), size_of(by_path, t), weights)
         self._looks.append((x, Part(t, weights, by_path, line, comparison)))
         return seen
+
+    def _weigh_otherwise(self, budget: Budget) -> None:
+        """Another sum of the results at the last point: an adjoint that was kept, and only multiplied, is right for the
+        first one. Takes a gradient, and no values."""
+        x, part = self._looks[-1]
+        signs = np.where(np.arange(part.weights.size) % 2, -1.0, 1.0)
+        weights = part.weights * signs * self.rng.uniform(0.5, 1.0, signs.shape)
+        gradient = self._pulled(x, weights, budget)
+        comparison = part.line.compare(inner(gradient, part.t), size_of(gradient, part.t), weights)
+        self._looks.append((x, Part(part.t, weights, gradient, part.line, comparison)))
 
     def _line(self, x: Mapping[str, np.ndarray], t: Mapping[str, np.ndarray], budget: Budget) -> tuple[Line, Any]:
         aval: Any = self.values.closed.out_avals[0]

@@ -21,6 +21,9 @@ CLOSER, COARSE_CLOSER = (1e-7, 1e-8, 1e-9, 1e-10), (1e-4, 1e-5)
 LONGEST = STEPS[0]
 # Below this share of the derivative an error is no fault: solvers of the components stop somewhere, too.
 TOLERANCE, COARSE_TOLERANCE = 1e-5, 1e-2
+# Of the size of the others in its array: an entry so small may be in a unit of its own, and what it is moved by when it
+# is moved like them be far beyond where values are like those at the point.
+_SMALL, _COARSE_SMALL = 1e-3, 1e-1
 _WAVE = 10.0  # steps within the length of a wave, or heights of one over what rounding makes, that tell it from noise
 _SURE = 0.05  # of the slope: what is known so well is known
 
@@ -123,6 +126,7 @@ class Line:
     ):
         self._values = values
         self.at_zero = np.asarray(at_zero, np.float64)
+        self.is_coarse = is_coarse
         self.steps = COARSE_STEPS if is_coarse else STEPS
         self.closer = COARSE_CLOSER if is_coarse else CLOSER
         self.tolerance = COARSE_TOLERANCE if is_coarse else TOLERANCE
@@ -264,6 +268,15 @@ def own_share(value: np.ndarray) -> np.ndarray:
     """How much of its `sizes` each entry has by itself: one that is small beside the others may have another unit."""
     magnitude = np.abs(np.asarray(value)).astype(np.float64)
     return np.where(magnitude > 0.0, magnitude / sizes(value), 1.0)
+
+
+def by_own_size(x: Arrays, t: Arrays, *, is_coarse: bool) -> dict[str, np.ndarray] | None:
+    """A direction with no entry moved by more than its own size; None if that is the same, or nearly."""
+    shares = {path: own_share(x[path]) for path in t}
+    small = _COARSE_SMALL if is_coarse else _SMALL
+    if not any(((share < small) & (t[path] != 0)).any() for path, share in shares.items()):
+        return None
+    return {path: np.asarray(step * shares[path], step.dtype) for path, step in t.items()}
 
 
 def moved(x: Arrays, t: Arrays, step: float) -> dict[str, np.ndarray]:

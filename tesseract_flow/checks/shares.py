@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tesseract_flow.checks.lines import Comparison, Line, inner, size_of
+from tesseract_flow.checks.lines import Comparison, Line, by_own_size, inner, size_of
 
 _EQUAL = 0.03  # of the largest: terms that are one of many like it, and as well known as these
 _DECADES = 1e-3  # between the largest and the smallest of a group
@@ -52,6 +52,7 @@ class Closer:
     """Looks at what one comparison cannot show.
 
     Args:
+        x: the point.
         line_of: a direction → its line; may cost values.
         pull: weights → the gradient of the results weighed so; may cost requests.
         names: of the results, one for each weight.
@@ -65,12 +66,14 @@ class Closer:
 
     def __init__(
         self,
+        x: Arrays,
         line_of: Callable[[Arrays], Line],
         pull: Callable[[np.ndarray], Arrays] | None,
         names: Sequence[str],
         *,
         is_rough: bool = False,
     ):
+        self._x = x
         self._line_of, self._pull, self._names, self._is_rough = line_of, pull, names, is_rough
         self._lines: dict[bytes, Line] = {}
         self.parts: list[Part] = []
@@ -105,22 +108,28 @@ class Closer:
         flat = np.concatenate(terms).astype(np.float64)
 
         def compare(mask: np.ndarray) -> Comparison:
-            t = _masked(whole.t, mask)
-            key = b"".join(path.encode() + step.tobytes() for path, step in t.items())
-            if key not in self._lines:
-                self._lines[key] = self._line_of(t)
-            share = float(flat[mask].sum())
-            return self._compared(whole, t, whole.weights, whole.gradient, self._lines[key], share).comparison
+            t, share = _masked(whole.t, mask), float(flat[mask].sum())
+            return self._compared(whole, t, whole.weights, whole.gradient, self._line(t), share).comparison
 
         unseen = _peel(flat, whole.comparison, moved, compare)
         if unseen.any() and (names := named(_masked(whole.t, unseen))) not in self.unseen:
             self.unseen.append(names)
+
+    def _line(self, t: Arrays) -> Line:
+        key = b"".join(path.encode() + step.tobytes() for path, step in t.items())
+        if key not in self._lines:
+            self._lines[key] = self._line_of(t)
+        return self._lines[key]
 
     def _compared(
         self, whole: Part, t: Arrays, weights: np.ndarray, gradient: Arrays, line: Line, share: float
     ) -> Part:
         of_t = {path: gradient[path] for path in t}
         comparison = line.compare(inner(of_t, t), size_of(of_t, t), weights)
+        own = by_own_size(self._x, t, is_coarse=line.is_coarse) if comparison.is_wrong else None
+        if own is not None:
+            line, t = self._line(own), own
+            comparison = line.compare(inner(of_t, t), size_of(of_t, t), weights)
         size = whole.comparison.size or 1.0
         part = Part(t, weights, gradient, line, comparison, share / size * whole.share)
         self.parts.append(part)

@@ -185,6 +185,32 @@ def test_a_pullback_that_is_not_linear(change: Callable[[Any], Any], weight: flo
     assert "custom_vjp" not in str(report)
 
 
+def test_an_adjoint_that_is_kept_and_multiplied() -> None:
+    """Right for each multiple of the first cotangent at a point; constraints have cotangents of their own."""
+    kept: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        return np.array([[2 * x[0], 1.0], [x[1], x[0]]])
+
+    def pullback(inputs: Any, vjp_inputs: Any, vjp_outputs: Any, cotangent_vector: Any) -> Any:
+        x, c = np.asarray(inputs["x"]), np.asarray(cotangent_vector["g"])
+        first, answer = kept.setdefault(x.tobytes(), (c, jacobian(x).T @ c))
+        return {"x": answer * (c @ first) / (first @ first)}
+
+    def values(inputs: Any) -> Any:
+        x = np.asarray(inputs["x"])
+        return {"g": np.array([x[0] ** 2 + x[1], x[0] * x[1]])}
+
+    part = FunctionTesseract(values, {"x": np.ones(2)}, name="part", derivatives={PULLBACK: pullback})
+
+    def evaluate(x: jax.Array) -> tf.Evaluation:
+        return tf.Evaluation(jnp.sum((x - jnp.array([3.0, 2.0])) ** 2), tf.apply_tesseract(part, {"x": x}))
+
+    limits = {"g": tf.Constraint(upper=jnp.array([5.0, 3.0]))}
+    report = tf.check_gradients(tf.Problem(jnp.array([1.0, 1.2]), evaluate, constraints=limits))
+    assert ("part", PULLBACK) in {(v.component, v.endpoint) for v in report.faults}, str(report)
+
+
 class Keeping(Watched):
     """Takes the inputs of the first question for those of all."""
 

@@ -167,6 +167,19 @@ def test_a_constraint_that_adds_little(gain: float) -> None:
     assert not tf.check_gradients(problem).ok
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_wrong_entry_beside_one_in_a_unit_of_its_own(index: int) -> None:
+    example = {"x": np.ones(2)}
+    part = FunctionTesseract(lambda i: {"y": jnp.sin(i["x"][0] / 1e-8) + i["x"][1] ** 2}, example, name="part")
+    wrong = changed(part, index, 1.5)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return tf.apply_tesseract(wrong, {"x": x})["y"]
+
+    report = tf.check_gradients((loss, jnp.array([0.5e-8, 0.7])))
+    assert {v.endpoint for v in report.faults if v.component == "part"} == {PULLBACK}, str(report)
+
+
 class TestSilence:
     @pytest.mark.parametrize(("decades", "status"), [(10.0, "right"), (12.0, "unsure")])
     def test_contributions_over_many_decades(self, decades: float, status: str) -> None:
@@ -193,6 +206,25 @@ class TestSilence:
         assert report.verdicts[0].status == "unsure"
         assert "too small beside the rest to show" in report.verdicts[0].message
         assert "x (" in report.verdicts[0].message
+
+    @pytest.mark.parametrize("components", [None, True])
+    @pytest.mark.parametrize("is_split", [True, False])
+    @pytest.mark.parametrize("bend", [jnp.sin, lambda v: 1.0 / (1.0 + v**2)], ids=["wave", "peak"])
+    def test_an_entry_in_a_unit_of_its_own(self, bend: Any, is_split: bool, components: bool | None) -> None:
+        """Moved by the size of its neighbour it is far beyond its own range, where values say nothing of its slope."""
+        unit, example = 1e-8, {"x": np.ones(2)}
+        if is_split:
+            example = {"p": np.ones(()), "q": np.ones(())}
+            part = FunctionTesseract(lambda i: {"y": bend(i["p"]) * 1e-6 + i["q"] ** 2}, example)
+        else:
+            part = FunctionTesseract(lambda i: {"y": bend(i["x"][0] / unit) * 1e-6 + (i["x"][1] / 700) ** 2}, example)
+
+        def loss(x: jax.Array) -> jax.Array:
+            inputs = {"p": x[0] / unit, "q": x[1] / 700} if is_split else {"x": x}
+            return tf.apply_tesseract(part, inputs)["y"]
+
+        report = tf.check_gradients((loss, jnp.array([0.5 * unit, 490.0])), components=components)
+        assert "wrong" not in {v.status for v in report.verdicts}, str(report)
 
     def test_zeros_of_symmetry_and_leaves_that_nobody_uses(self) -> None:
         start = {"x": jnp.asarray([1.0, 0.0, -1.0]), "unused": jnp.ones(4)}
