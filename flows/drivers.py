@@ -9,7 +9,9 @@ No `from __future__ import annotations` here: Prefect builds the form from live 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from tesseract_flow.flows.forms import Optimizer
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
@@ -46,7 +48,8 @@ _NOT_IN_FORMS = {"accumulator_dtype"}
 class AbstractDriverForm(BaseModel):
     """Fields of a driver."""
 
-    model_config = ConfigDict(extra="forbid")
+    # The name is what tells one group from another, so the server asks for it, although each group knows its own.
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"required": ["name"]})
 
     def as_optimizer(self) -> Optimizer:
         """The same by name, rate and settings. Those that are at their defaults are not said, as where nobody asks."""
@@ -84,4 +87,16 @@ def _type_of(key: str, default: Any) -> Any:
 
 _FORMS = {title: _form(title, names, says) for title, (names, says) in _GROUPS.items()}
 globals().update(_FORMS)  # by name, as pickling and Prefect want them
-Driver = Annotated[Union[(Auto, *_FORMS.values())], Field(discriminator="name")]
+
+
+class _AnyOf:
+    """A choice that both of Prefect's UIs show as one: the first shows `oneOf` as JSON to be typed."""
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core)
+        schema.pop("discriminator")
+        schema["anyOf"] = schema.pop("oneOf")
+        return schema
+
+
+Driver = Annotated[Union[(Auto, *_FORMS.values())], Field(discriminator="name"), _AnyOf()]
