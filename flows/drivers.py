@@ -17,14 +17,16 @@ from tesseract_flow.flows.forms import Optimizer
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
 from tesseract_flow.optimize.drivers.registry import driver_settings
 
-# Group -> its drivers, the first of which is the default, and what it is for.
+# Group -> its drivers, the first of which is the default, and what it is for. A group whose fields another one has as
+# well comes before it: the first version of Prefect's UI tells groups by the names of the fields that are filled in,
+# and takes the first that has them all.
 _GROUPS: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "Adam": (("adam",), "Adam, of Optax: a step per evaluation, for whatever is rough or large."),
-    "LBFGS": (("lbfgs",), "L-BFGS, of Optax: searches along a line; for what is smooth and has no constraints."),
     "Optax": (
         ("adamw", "nadam", "amsgrad", "adabelief", "radam", "rmsprop", "yogi", "lion", "sgd"),
         "Another optimiser of Optax that takes a step per evaluation.",
     ),
+    "Adam": (("adam",), "Adam, of Optax: a step per evaluation, for whatever is rough or large."),
+    "LBFGS": (("lbfgs",), "L-BFGS, of Optax: searches along a line; for what is smooth and has no constraints."),
     "SLSQP": (
         ("slsqp",),
         "Sequential quadratic programming, of SciPy: for constraints, and up to some hundred unknowns.",
@@ -33,8 +35,8 @@ _GROUPS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "TrustConstr": (("trust-constr",), "A trust region with a barrier, of SciPy: for constraints."),
     "MMA": (("mma", "ccsaq"), "Moving asymptotes, of NLopt, if that is installed: many unknowns, inequalities alone."),
     "LDSLSQP": (("ld_slsqp",), "Sequential quadratic programming, of NLopt, if that is installed."),
-    "LevenbergMarquardt": (("levenberg-marquardt",), "Least squares: for problems with a misfit."),
     "GaussNewton": (("gauss-newton", "dogleg"), "Least squares without damping: for problems with a misfit."),
+    "LevenbergMarquardt": (("levenberg-marquardt",), "Least squares: for problems with a misfit."),
     "CMAES": (("cma-es",), "Evolution, without gradients, if cmaes is installed: a generation at once."),
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {

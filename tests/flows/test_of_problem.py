@@ -120,6 +120,18 @@ def test_the_form_is_the_factorys_own(rod):
     assert fields["driver"]["default"] == {"name": "auto"}
 
 
+def test_choice_of_a_driver_is_one_that_the_first_version_of_prefects_ui_can_show(rod):
+    """It shows `oneOf` as JSON, and takes the first group that has the fields which are filled in."""
+    form = form_of(flow_of(rod)).model_dump(exclude_unset=True)
+    driver = form["properties"]["driver"]
+    assert "oneOf" not in driver and "discriminator" not in driver
+    groups = [form["definitions"][option["$ref"].rpartition("/")[2]] for option in driver["anyOf"]]
+    for k, group in enumerate(groups):
+        assert group["required"] == ["name"]
+        if len(group["properties"]) > 1:
+            assert [it["title"] for it in groups[:k] if set(group["properties"]) <= set(it["properties"])] == []
+
+
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
@@ -131,6 +143,7 @@ def test_the_form_is_the_factorys_own(rod):
         ({"stop": {"max_step": 3}}, "'stop'.*'max_step' was unexpected"),
         ({"driver": {"name": "adam", "b1": "x"}}, "driver.b1.*number"),
         ({"driver": {"name": "adam", "b3": 1.0}}, "'driver'"),
+        ({"driver": {"b1": 0.8}}, "'driver'"),  # whose it is, is not said
         ({"driver": {"name": "slsqp", "learning_rate": 1.0}}, "'driver'"),
         ({"run": {"observe": "all"}}, "run.observe.*not one of"),
     ],

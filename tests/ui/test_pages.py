@@ -22,7 +22,7 @@ def test_form_is_the_problems_own(submitted: dict[str, Any]) -> None:
     assert "equal elements along the unit length." in submitted["text"]
     # Of the driver that is chosen, and of no other one.
     assert {"Learning Rate", "B1", "Schedule"} <= set(submitted["labels"])
-    assert submitted["tabs"][:3] == ["Auto", "Adam", "LBFGS"]
+    assert submitted["tabs"][:3] == ["Auto", "Optax", "Adam"]
 
 
 def test_run_submitted_by_the_form_completes_and_shows_its_calls(
