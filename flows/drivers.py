@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, create_model
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 
 from tesseract_flow.flows.forms import Optimizer
 from tesseract_flow.optimize.drivers.optax.named import LEARNING_RATES
@@ -94,7 +93,7 @@ globals().update(_FORMS)  # by name, as pickling and Prefect want them
 class _AnyOf:
     """A choice that both of Prefect's UIs show as one: the first shows `oneOf` as JSON to be typed."""
 
-    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core)
         schema.pop("discriminator")
         schema["anyOf"] = schema.pop("oneOf")
