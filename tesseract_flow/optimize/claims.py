@@ -18,14 +18,16 @@ from tesseract_flow.optimize.run import Run
 from tesseract_flow.optimize.state import State
 from tesseract_flow.optimize.stopping import FirstOrder, Infeasible
 from tesseract_flow.optimize.totals import Totals
-from tesseract_flow.optimize.unmet import held_by_tolerance, in_conflict, infeasible
+from tesseract_flow.optimize.unmet import held_by_its_start, held_by_tolerance, in_conflict, infeasible
 
 
 def _unmet(run: Run, state: State, history: Sequence[StepRecord], record: StepRecord) -> str:
     """What is behind a violation, if it is in the way of an optimum, or does not go away."""
     if run.tolerance is not None and optimality.is_first_order(record, run.tolerance):
         unit = optimality.unit_of(record.value, record.slope or 0.0, run.evaluator.dtype)
-        return held_by_tolerance(run, state, unit / float(state.objective_scale), run.engine.rows(run, state))
+        rows = run.engine.rows(run, state)
+        held = held_by_tolerance(run, state, unit / float(state.objective_scale), rows)
+        return held or held_by_its_start(run, state, rows)
     known = comparable(tail([*history, record], "stage"))
     if (rows := run.engine.rows(run, state)) is None:
         return infeasible(run, state, ()) if Infeasible().reason_to_stop(known) else ""

@@ -197,7 +197,7 @@ def held_by_tolerance(run: Run, state: State, unit: float, rows: Rows | None = N
             worst, place, most = key, int(off.argmax()), float(off.max())
     if not worst:
         return ""
-    slope = _slope(run, state, worst, place) if rows is None else _slope_known(run, rows, worst, place)
+    slope = _slope(run, state, worst, place, rows)
     if not 0 < slope < _FAR**-1 * most:
         return ""
     measure = float(np.asarray(run.constraints.sizes(state.duals)[worst], np.float64).ravel()[place])
@@ -210,15 +210,50 @@ def held_by_tolerance(run: Run, state: State, unit: float, rows: Rows | None = N
     )
 
 
+def held_by_its_start(run: Run, state: State, rows: Rows | None = None) -> str:
+    """Why a design that first-order conditions hold at is no optimum: a constraint with a limit of zero is off by what
+    is little beside its value at the start, which it is measured in, and not beside all that the design can do here.
+
+    The larger of two measures counts: what it changes by if all of the design moves by its own size, and 1. Empty if
+    there is none. One evaluation where the driver does not know the derivatives of one that is off by a millionth.
+    """
+    here, allowed = run.evaluator.evaluation(state.here.leaves), run.feasibility_tol
+    scaled, sizes = run.constraints.scaled(here.constraints, state.duals), run.constraints.sizes(state.duals)
+    eps = float(jnp.finfo(run.evaluator.dtype).eps)
+    candidates: list[tuple[float, str, int, float]] = []
+    for key, c in scaled.items():
+        value, measure = (np.asarray(x, np.float64).ravel() for x in (c, sizes[key]))
+        lower, upper = (
+            np.asarray(side[key], np.float64).ravel() for side in (run.constraints.lower, run.constraints.upper)
+        )
+        off = np.maximum(np.maximum(lower - value, value - upper), 0.0)
+        start = np.asarray(run.constraints.is_zero[key]).ravel() & (off * measure > allowed) & (off > _LEGIBLE * eps)
+        candidates += [(float(off[k]), key, k, float(measure[k])) for k in map(int, np.flatnonzero(start))]
+    # Whose slope is known, is looked at; of the others the one that is off most.
+    for off, key, place, measure in sorted(candidates, reverse=True)[: None if rows is not None else 1]:
+        slope = _slope(run, state, key, place, rows)
+        if off * measure > allowed * max(slope * measure, 1.0):
+            return (
+                f"first-order conditions hold, but constraint {run.constraints.names[key]!r}, whose limit of zero is "
+                f"measured in its value at the start ({measure:.3g}), is off by {off * measure:.3g}, more than "
+                f"{allowed:g} of what it changes by here if the design moves by its own size ({slope * measure:.3g}). "
+                "Constraint(scale=...) says what it is to be measured in; start_from= begins again here, in its value "
+                "here"
+            )
+    return ""
+
+
 def _slope_known(run: Run, rows: Rows, key: str, place: int) -> float:
-    """As `_slope`, from the row that the driver was given."""
     before = itertools.takewhile(lambda other: other != key, run.constraints.names)
     row = rows.jacobian[sum(run.constraints.size[other].size for other in before) + place]
     return float((np.abs(row) * np.maximum(np.abs(rows.point), 1.0)).sum())
 
 
-def _slope(run: Run, state: State, key: str, place: int) -> float:
-    """By how much an entry of a demand changes if all of the design moves by its own size; 0 if it cannot be told."""
+def _slope(run: Run, state: State, key: str, place: int, rows: Rows | None) -> float:
+    """By how much an entry of a demand changes if all of the design moves by its own size; 0 if it cannot be told. From
+    the row that the driver was given, or by one evaluation."""
+    if rows is not None:
+        return _slope_known(run, rows, key, place)
     silent = run.constraints.silent()
     one = np.zeros(silent.price[key].size)
     one[place] = 1.0

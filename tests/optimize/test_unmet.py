@@ -71,6 +71,31 @@ def test_the_remedy_is_one(driver: str) -> None:
     assert result.converged and result.value == pytest.approx(4.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("driver", ["slsqp", *slowly("trust-constr", "lbfgs")])
+def test_a_limit_of_zero_is_not_met_by_a_start_far_off(driver: str) -> None:
+    """Boggs and Tolle's problem 13: its constraint is 5e4 at the start, of which a millionth is 0.05 (the optimum is
+    at 0, where its slope ends)."""
+
+    def evaluate(x: jax.Array) -> tf.Evaluation:
+        squares = x[0] ** 2 + (x[0] - 2 * x[1]) ** 2 + (x[1] - 3 * x[2]) ** 2 + (x[2] - 4 * x[3]) ** 2
+        return tf.Evaluation(x[4], {"sum": squares - x[4] ** 2})
+
+    def problem(**options: Any) -> tf.Problem:
+        start, lower = jnp.array([1.0, 2.0, 3.0, 3.0, 228.0]), jnp.array([-jnp.inf] * 4 + [0.0])
+        demands = {"sum": tf.Constraint(equals=0.0, **options)}
+        return tf.Problem(start, evaluate, bounds=(lower, jnp.full(5, jnp.inf)), constraints=demands)
+
+    def off(result: tf.Result) -> float:
+        return float(jnp.abs(evaluate(result.design).constraints["sum"]))
+
+    result = tf.optimize(problem(), driver, stop={"max_evaluations": 300})
+    assert not result.converged or off(result) <= 1e-6
+    if driver == "slsqp":
+        assert "whose limit of zero is measured in its value at the start (5.18e+04)" in result.reason
+        remedied = tf.optimize(problem(scale=1.0), driver)
+        assert remedied.converged and off(remedied) <= 1e-6
+
+
 def test_a_constraint_with_a_price_costs_no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr("tesseract_flow.optimize.unmet.sample_aside", lambda *args: asked.append(args))
