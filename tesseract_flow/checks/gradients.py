@@ -44,6 +44,9 @@ _log = logging.getLogger("tesseract_flow.checks")
 # Relative distance of the second point: what is kept by rounded inputs shows close by, and among numbers of seven
 # digits only what changes by some per cent.
 _AWAY, _COARSE_AWAY = 1e-3, 3e-2
+# Times that, for what is zero at the first point: there a forgotten product of it is zero, too, and of 1e-3 the square
+# would not show.
+_OF_ZEROS = 30.0
 _MARGIN = 1e-3  # of the room between bounds: how far inside a point that lies on one is moved
 
 
@@ -117,6 +120,9 @@ def check_gradients(
             verdicts += of_endpoints(seen[0], seen[1] if n_points > 1 else None, total.growth, budget, seed)
         elif components is not False:
             found = of_components(seen[0] if seen else [], total.growth, budget, seed)
+            if not is_right and len(seen) > 1 and not any(verdict.status == "wrong" for verdict in found):
+                # Right where the total is, too; what contradicts it was seen at the other point.
+                found = of_components(seen[-1], total.growth, budget, seed)
             verdicts += found
             if not is_right and not any(verdict.status == "wrong" for verdict in found):
                 verdicts = [total.located(verdict, budget) for verdict in verdicts]
@@ -199,11 +205,12 @@ class _Total:
     def compare(self, n_points: int, budget: Budget) -> tuple[list[Verdict], list[list[Seen]], bool]:
         """Verdicts on the gradient as a whole, what components were asked at each point, and whether it is right."""
         point, seen = self._inside(self.point), list[list[Seen]]()
-        distance = _COARSE_AWAY if self.is_coarse else _AWAY
+        distance, zeros = (_COARSE_AWAY, 1.0) if self.is_coarse else (_AWAY, _OF_ZEROS)
         try:
             for k in range(n_points):
                 away = self._direction(point)
-                x = self._inside({p: point[p] + distance * k * own_share(point[p]) * away[p] for p in point})
+                part = {p: distance * np.where(point[p] == 0.0, zeros, 1.0) * own_share(point[p]) for p in point}
+                x = self._inside({p: point[p] + k * part[p] * away[p] for p in point})
                 seen.append(self._look(x, budget))
                 if self._looks[-1][1].comparison.is_wrong:
                     break  # one contradiction is enough; what is left is for finding out whose it is
@@ -348,8 +355,9 @@ class _Total:
         )
 
     def _direction(self, x: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Random, and short enough to stay between the bounds."""
-        t = direction(x, self.rng)
+        """Random, and short enough to stay between the bounds. What was zero and was moved by a part of a size has that
+        size, not that of the part."""
+        t = direction(self.point, self.rng)
         for path, step in t.items():
             low, high = self.bounds[path]
             room = np.minimum(np.asarray(x[path], np.float64) - low, high - np.asarray(x[path], np.float64))

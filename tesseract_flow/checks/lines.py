@@ -247,7 +247,7 @@ class Line:
 def direction(
     x: Arrays, rng: np.random.Generator, only: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """A random direction that moves each entry by its own size, at most; zero outside of `only`, masks by path."""
+    """A random direction that moves each entry by its size at `x`, at most; zero outside of `only`, masks by path."""
     t = {}
     for path, value in x.items():
         size = sizes(value)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tesseract_flow.checks.lines import Comparison, Line, by_own_size, inner, size_of
+from tesseract_flow.checks.lines import TOLERANCE, Comparison, Line, by_own_size, inner, size_of
 
 _EQUAL = 0.03  # of the largest: terms that are one of many like it, and as well known as these
 _DECADES = 1e-3  # between the largest and the smallest of a group
+_OPEN = 200.0  # times what is left open: terms that are known to half a hundredth
 _NOTHING = 1e-13  # of the largest: what rounding leaves of a zero
 # Of the whole: no entry of a gradient of so many terms is better than this, whatever its own size.
 _FINEST = 1e-12
@@ -164,9 +165,11 @@ def _peel(
 
 
 def _hidden(terms: np.ndarray, mask: np.ndarray, found: Comparison) -> np.ndarray:
-    """Those of which even a wrong sign need not show, and which are not one of many alike."""
+    """Those of which a fault of a hundredth need not show, and which are not one of many alike. Among numbers of seven
+    digits: even a wrong sign, as what can be known to a hundredth is hardly more than the largest."""
     open_ = max(found.bound, found.tolerance * found.size)
-    return (terms < 2.0 * open_) & (terms < _EQUAL * terms[mask].max(initial=0.0))
+    enough = _OPEN if found.tolerance <= TOLERANCE else 2.0
+    return (terms < enough * open_) & (terms < _EQUAL * terms[mask].max(initial=0.0))
 
 
 def _masked(t: Arrays, mask: np.ndarray) -> dict[str, np.ndarray]:

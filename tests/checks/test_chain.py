@@ -57,7 +57,9 @@ def test_nothing_is_said_of_a_healthy_chain_and_the_price_is_kept(chain):
         report = tf.check_gradients(problem)
     assert {v.status for v in report.verdicts} == {"right"}, str(report)
     # Three gradients of six applies and six pullbacks, four values of six applies, and each pullback once more.
-    assert report.planned == report.sent == requests.n_total - requests.n_of("abstract_eval") == 3 * 12 + 4 * 6 + 6
+    assert report.planned == 3 * 12 + 4 * 6 + 6
+    # One group of entries adds less than a hundredth, and is moved by itself: two values.
+    assert report.sent == requests.n_total - requests.n_of("abstract_eval") == report.planned + 2 * 6
     report = tf.check_gradients(problem, components=True)
     assert {(v.component, v.status) for v in report.verdicts} == {
         ("total", "right"),

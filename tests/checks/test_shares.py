@@ -167,6 +167,45 @@ def test_a_constraint_that_adds_little(gain: float) -> None:
     assert not tf.check_gradients(problem).ok
 
 
+@pytest.mark.parametrize("b", [0.0, 1e-3])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_term_that_is_forgotten_and_nearly_zero_at_the_start(b: float, seed: int) -> None:
+    """3 b² in the derivative by b. What was moved from zero kept the size of that small part, and showed nothing."""
+
+    def pullback(inputs: Any, vjp_inputs: Any, vjp_outputs: Any, cotangent_vector: Any) -> Any:
+        by = {"a": 2 * (np.asarray(inputs["a"]) - 2), "b": 2 * (np.asarray(inputs["b"]) - 1)}
+        return {name: cotangent_vector["y"] * by[name] for name in vjp_inputs}
+
+    part = FunctionTesseract(
+        lambda i: {"y": ((i["a"] - 2) ** 2 + (i["b"] - 1) ** 2 + 3 * i["b"] ** 2).sum()},
+        {"a": np.ones(4), "b": np.ones(4)},
+        name="part",
+        derivatives={PULLBACK: pullback},
+    )
+    start = {"a": jnp.ones(4), "b": jnp.full(4, b)}
+    report = tf.check_gradients((lambda d: tf.apply_tesseract(part, d)["y"], start), seed=seed)
+    assert ("part", PULLBACK, "b") in {(v.component, v.endpoint, v.input) for v in report.faults}, str(report)
+
+
+def test_a_square_that_is_forgotten_where_it_is_zero() -> None:
+    """p² in the derivative by x: of p = 1e-3 it would be a millionth."""
+
+    def pullback(inputs: Any, vjp_inputs: Any, vjp_outputs: Any, cotangent_vector: Any) -> Any:
+        x, p = np.asarray(inputs["x"]), np.asarray(inputs["p"])
+        by = {"x": 2 * (x - 2), "p": 2 * (p - 1) + 2 * p * x.sum()}
+        return {name: cotangent_vector["y"] * by[name] for name in vjp_inputs}
+
+    part = FunctionTesseract(
+        lambda i: {"y": ((i["x"] - 2) ** 2).sum() + (i["p"] - 1) ** 2 + i["p"] ** 2 * i["x"].sum()},
+        {"x": np.ones(6), "p": np.zeros(())},
+        name="part",
+        derivatives={PULLBACK: pullback},
+    )
+    start = {"x": jnp.ones(6), "p": jnp.zeros(())}
+    report = tf.check_gradients((lambda d: tf.apply_tesseract(part, d)["y"], start))
+    assert ("part", PULLBACK, "x") in {(v.component, v.endpoint, v.input) for v in report.faults}, str(report)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_wrong_entry_beside_one_in_a_unit_of_its_own(index: int) -> None:
     example = {"x": np.ones(2)}
