@@ -38,30 +38,39 @@ from tesseract_flow.errors import CallError
 
 _DECIMALS = (4, 2)  # other points that a cache that rounds to so many, or to fewer, takes for the same
 _FAR = 1e-2  # relative distance of one that it does not
+_MOST_ALONE = 8  # inputs that are moved while all others stay
 _EXACT = 1e-8  # relative: beyond, pushforward and pullback contradict each other
 _PURE = 1e-3  # relative: beyond, one question has two answers
 
 
-def check_component(site: Site, budget: Budget, seed: int = 0) -> list[Verdict]:
-    """The verdicts on one component. Ends early, with what is known, when the budget is spent."""
+def check_component(site: Site, budget: Budget, seed: int = 0, *, each_alone: bool = False) -> list[Verdict]:
+    """The verdicts on one component. Ends early, with what is known, when the budget is spent.
+
+    Args:
+        each_alone: also where one input is moved and all others stay: an answer that is kept by some of the inputs only
+            is right wherever all of them move.
+    """
     probe = Probe(site, budget, np.random.default_rng(seed))
     name = site.handle.name
     if not probe.x or not site.y_paths:
         return []
     verdicts: list[Verdict] = []
     looks: list[Look] = []
+    everywhere: list[Look] = []  # where all inputs are others
     try:
         verdicts += _of_shapes(probe)
         far = {p: probe.x[p] + _FAR * own_share(probe.x[p]) * t for p, t in direction(probe.x, probe.rng).items()}
         near = [{p: alike(v, n) for p, v in probe.x.items()} for n in _DECIMALS]
-        for x in (probe.x, *near, far):
+        alone = [{**probe.x, p: far[p]} for p in probe.x] if each_alone and len(probe.x) > 1 else []
+        for x in (probe.x, *alone[:_MOST_ALONE], *near, far):
             # The last one in directions of its own: what one of them cannot see by chance, another one does.
             look = _look(probe, x, looks[0] if looks and x is not far else None, is_first=x is probe.x)
             if look is not None:
                 looks.append(look)
+                everywhere += [look] if not any(x is one for one in alone) else []
         if not looks:
             return [*verdicts, Verdict("unsure", name, "apply", message="it does not answer with finite numbers here.")]
-        verdicts += _of_precision(probe, looks)
+        verdicts += _of_precision(probe, everywhere)
         # What is wrong there in any case is told of below, and how.
         if PULLBACK in looks[0].compared and not looks[0].compared[PULLBACK].is_wrong:
             verdicts += _of_linearity(probe, looks[0]) or _of_purity(probe, looks[0])

@@ -119,7 +119,8 @@ def check_gradients(
         if components is None and is_right:
             verdicts += of_endpoints(seen[0], seen[1] if n_points > 1 else None, total.growth, budget, seed)
         elif components is not False:
-            found = of_components(seen[0] if seen else [], total.growth, budget, seed)
+            first = seen[0] if seen else []
+            found = of_components(first, total.growth, budget, seed, each_alone=components is True)
             if not is_right and len(seen) > 1 and not any(verdict.status == "wrong" for verdict in found):
                 # Right where the total is, too; what contradicts it was seen at the other point.
                 found = of_components(seen[-1], total.growth, budget, seed)

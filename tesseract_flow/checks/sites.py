@@ -29,13 +29,16 @@ _N_SITES = 3  # different inputs of one component that are looked at
 _PREFIXES = {PULLBACK: "vjp", PUSHFORWARD: "jvp", JACOBIAN: "jac"}
 
 
-def of_components(seen: Sequence[Seen], growth: float, budget: Budget, seed: int) -> list[Verdict]:
+def of_components(
+    seen: Sequence[Seen], growth: float, budget: Budget, seed: int, *, each_alone: bool = False
+) -> list[Verdict]:
     """Verdicts on each component by itself.
 
     Args:
         growth: how many times as large cotangents are in a run.
+        each_alone: also where one input is moved and all others stay.
     """
-    return _by_itself(_sites(seen, growth), budget, seed)
+    return _by_itself(_sites(seen, growth), budget, seed, each_alone=each_alone)
 
 
 def of_endpoints(
@@ -91,8 +94,8 @@ def _is_moved(a: Site, b: Site) -> bool:
     return is_like and any(not np.array_equal(x, y) for x, y in pairs)
 
 
-def _by_itself(sites: Sequence[Site], budget: Budget, seed: int) -> list[Verdict]:
-    found = _at_once(sites, lambda site: check_component(site, budget, seed))
+def _by_itself(sites: Sequence[Site], budget: Budget, seed: int, *, each_alone: bool = False) -> list[Verdict]:
+    found = _at_once(sites, lambda site: check_component(site, budget, seed, each_alone=each_alone))
     return _once([verdict for verdicts in found for verdict in verdicts])
 
 

@@ -211,6 +211,32 @@ def test_an_adjoint_that_is_kept_and_multiplied() -> None:
     assert ("part", PULLBACK) in {(v.component, v.endpoint) for v in report.faults}, str(report)
 
 
+@pytest.mark.parametrize("key", [("x",), ("w", "x"), ("p",)])
+def test_a_pullback_that_is_kept_by_some_of_its_inputs_only(key: tuple[str, ...]) -> None:
+    """Right wherever all of them move, as they do from one design to the next, and wrong where one stays at a bound."""
+    kept: dict[bytes, Any] = {}
+
+    def pullback(inputs: Any, vjp_inputs: Any, vjp_outputs: Any, cotangent_vector: Any) -> Any:
+        x, w, p = (np.asarray(inputs[name]) for name in "xwp")
+        by = {"x": 2 * w * p * x, "w": p * (x**2).sum(), "p": w * (x**2).sum()}
+        by = kept.setdefault(b"".join(np.asarray(inputs[name]).tobytes() for name in key), by)
+        return {name: cotangent_vector["y"] * by[name] for name in vjp_inputs}
+
+    part = FunctionTesseract(
+        lambda i: {"y": i["w"] * i["p"] * (i["x"] ** 2).sum()},
+        {"x": np.ones(3), "w": np.ones(()), "p": np.ones(())},
+        name="part",
+        derivatives={PULLBACK: pullback},
+    )
+
+    def loss(d: Any) -> jax.Array:
+        return tf.apply_tesseract(part, d)["y"]
+
+    start = {"x": jnp.array([1.0, 0.7, 1.3]), "w": jnp.asarray(0.8), "p": jnp.asarray(1.4)}
+    report = tf.check_gradients((loss, start), components=True)
+    assert ("part", PULLBACK, "stale") in {(v.component, v.endpoint, v.kind) for v in report.faults}, str(report)
+
+
 class Keeping(Watched):
     """Takes the inputs of the first question for those of all."""
 
