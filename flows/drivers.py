@@ -46,11 +46,19 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _NOT_IN_FORMS = {"accumulator_dtype"}
 
 
+def _ask_for_the_name(schema: dict[str, Any]) -> None:
+    """It tells one group from another, so that it is asked for although each group knows its own.
+
+    Prefect's server does not look at `required`, as defaults may come from elsewhere. The other two say the same.
+    """
+    others = [key for key in schema["properties"] if key != "name"]
+    schema |= {"required": ["name"], "minProperties": 1, "dependentRequired": {key: ["name"] for key in others}}
+
+
 class AbstractDriverForm(BaseModel):
     """Fields of a driver."""
 
-    # The name is what tells one group from another, so the server asks for it, although each group knows its own.
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"required": ["name"]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_ask_for_the_name)
 
     def as_optimizer(self) -> Optimizer:
         """The same by name, rate and settings. Those that are at their defaults are not said, as where nobody asks."""

@@ -144,6 +144,7 @@ def test_choice_of_a_driver_is_one_that_the_first_version_of_prefects_ui_can_sho
         ({"driver": {"name": "adam", "b1": "x"}}, "driver.b1.*number"),
         ({"driver": {"name": "adam", "b3": 1.0}}, "'driver'"),
         ({"driver": {"b1": 0.8}}, "'driver'"),  # whose it is, is not said
+        ({"driver": {}}, "'driver'"),
         ({"driver": {"name": "slsqp", "learning_rate": 1.0}}, "'driver'"),
         ({"run": {"observe": "all"}}, "run.observe.*not one of"),
     ],
