@@ -21,8 +21,8 @@ import numpy as np
 
 import tesseract_flow as tf
 from benchmarks.calls import BARE, SDK, callers
-from benchmarks.measuring import Bench, component, median_seconds
-from tesseract_flow.client import AbstractTesseract, Endpoint, ServedTesseract, Tree, record_request
+from benchmarks.measuring import Bench, median_seconds, one_server
+from tesseract_flow.client import AbstractTesseract, Endpoint, Tree, record_request
 from tesseract_flow.optimize import MaxSteps, Observer, Problem, optimize
 from tesseract_flow.schema import TesseractSchema
 from tesseract_flow.testing import FunctionTesseract
@@ -178,9 +178,8 @@ def replicas(bench: Bench) -> Chart:
 
     by_workers = []
     for n in numbers:
-        served = ServedTesseract(component("doubler"), label=f"{n} workers", n_workers=n)
-        by_workers.append(rate(served))
-        served.stop()
+        with one_server("doubler", n) as url:
+            by_workers.append(rate(tf.open_tesseract(url)))
     by_servers = [rate(tf.open_tesseract(bench.urls[:n])) for n in numbers]
     best = [n / delay for n in numbers]
     panel = Panel(

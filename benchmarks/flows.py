@@ -11,19 +11,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from benchmarks.measuring import Bench, Row, component, run_python, serve
-from tesseract_flow.client import ServedTesseract
+from benchmarks.measuring import Bench, Row, one_server, run_python
 
 
 def flow_rows(bench: Bench) -> list[Row]:
     """The rows of "How good" that are about a flow."""
     n_workers, n_runs, n_steps = (2, 20, 2) if bench.is_quick else (4, 2000, 10)
-    heat = ServedTesseract(component("heat"), n_workers=n_workers)
-    (heat_url,) = serve([heat])
     folder = Path(tempfile.mkdtemp(prefix="tesseract-flow-bench-"))
     settings = {
         "urls": bench.urls,
-        "heat_url": heat_url,
         "delay": bench.delay,
         "repeat": bench.repeat(7),
         "n_runs": n_runs,
@@ -31,12 +27,12 @@ def flow_rows(bench: Bench) -> list[Row]:
         "folder": str(folder),
     }
     given, found = folder / "settings.json", folder / "answers.json"
-    given.write_text(json.dumps(settings))
     try:
-        run_python("-m", "benchmarks.in_flow", str(given), str(found), env=_own_prefect(folder))
+        with one_server("heat", n_workers) as heat_url:
+            given.write_text(json.dumps({**settings, "heat_url": heat_url}))
+            run_python("-m", "benchmarks.in_flow", str(given), str(found), env=_own_prefect(folder))
         answers = json.loads(found.read_text())
     finally:
-        heat.stop()
         shutil.rmtree(folder, ignore_errors=True)
     graph = f"the same graph as Prefect tasks in a flow ({bench.delay} s per call)"
     task = "a Prefect task around a cached call, with its hashing"
