@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import tesseract_flow as tf
 from benchmarks.measuring import Bench, Row, component, median_seconds
 from tesseract_flow.client import HttpTesseract, ServedTesseract, count_requests
+from tesseract_flow.testing import FunctionTesseract
 
 
 def gradient_rows(bench: Bench) -> list[Row]:
@@ -72,3 +74,35 @@ def vmap_rows(bench: Bench) -> list[Row]:
         rows.append(Row("vmap", work, "s", ours, peer, "tesseract-jax, sequential", 1.15 / 4.2))
     served.stop()
     return rows
+
+
+def cut_rows(_: Bench) -> list[Row]:
+    """Runs of a pipeline for one gradient, by differences of the whole and of each component: 11 inputs, a field of
+    3000 values, and one output; no component has derivatives."""
+    n_inputs, n_field = 11, 3000
+    shapes = np.linspace(0.0, 1.0, n_inputs * n_field).reshape(n_field, n_inputs)
+    has: dict[str, Any] = {"endpoints": ["apply", "abstract_eval"]}
+    wide = FunctionTesseract(
+        lambda i: {"field": jnp.sin(jnp.asarray(shapes) @ i["x"])}, {"x": np.ones(n_inputs)}, name="wide", **has
+    )
+    narrow = FunctionTesseract(
+        lambda i: {"y": jnp.sum(i["field"] ** 2)}, {"field": np.ones(n_field)}, name="narrow", **has
+    )
+
+    def pipeline(first: Any, second: Any) -> Any:
+        return lambda x: tf.apply_tesseract(second, tf.apply_tesseract(first, {"x": x}))["y"]
+
+    x = jnp.linspace(0.1, 0.5, n_inputs)
+    of_each = (
+        tf.open_tesseract(one, derive=tf.Derive(tf.Differences("central"), max_requests=10_000))
+        for one in (wide, narrow)
+    )
+    with count_requests() as by_each:
+        expected = tf.concurrent(jax.grad(pipeline(*of_each)))(x)
+    with count_requests() as by_whole:
+        gradient = tf.concurrent(jax.grad(tf.differences(pipeline(wide, narrow))))(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    work = f"gradient of {n_inputs} inputs through a field of {n_field} values, by differences"
+    peer = "differences of each component"
+    goal = 2 * (2 * n_inputs + 1) / by_each.n_total
+    return [Row("cut", work, "requests", by_whole.n_total, by_each.n_total, peer, goal)]
