@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,12 @@ def browser(api: Prefect) -> Browser:
         work=Path(os.environ["TESSERACT_FLOW_UI_WORK"]),
         pictures=Path(os.environ["TESSERACT_FLOW_UI_PICTURES"]),
     )
+
+
+@pytest.fixture(scope="session")
+def first_version(browser: Browser) -> Browser:
+    """The same for the pages of the first version of the UI."""
+    return dataclasses.replace(browser, version="first")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,11 @@ class Run:
             return list(csv.DictReader(file))
 
 
+def n_steps(journal: Path) -> int:
+    """The last step of a run that is under way."""
+    return max((int(path.stem.removeprefix("step-")) for path in journal.glob("step-*.ckpt")), default=0)
+
+
 class Prefect:
     """The few requests to Prefect's REST API that the tests need."""
 
@@ -127,22 +132,23 @@ class Prefect:
 
 @dataclasses.dataclass(frozen=True)
 class Browser:
-    """A headless Chromium, driven by `browser.mjs`; each visit is a fresh one."""
+    """A headless Chromium; each visit is a fresh one."""
 
     chromium: str
     pages: str  # address of the UI
     work: Path
     pictures: Path
+    version: str = "second"  # of the UI
 
     def visit(self, task: str, **options: Any) -> dict[str, Any]:
-        """What `browser.mjs` reports about `task`, after the visit."""
+        """What the script of this version's visits reports about `task`, after the visit."""
         options |= {"chromium": self.chromium, "pages": self.pages, "work": str(self.work)}
         options |= {"pictures": str(self.pictures), "patience": 90_000}
-        script = Path(__file__).with_name("browser.mjs")
+        script = Path(__file__).with_name(f"{self.version}_version.mjs")
         done = subprocess.run(
             ["node", str(script), task, json.dumps(options)], capture_output=True, text=True, timeout=2 * PATIENCE
         )
-        assert done.returncode == 0, f"browser.mjs {task} failed:\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{script.name} {task} failed:\n{done.stdout}\n{done.stderr}"
         report = json.loads(done.stdout.splitlines()[-1])
         # Whoever runs this on a closed network, or does not like to be watched, relies on it. (The pages of V2 ask one
         # host for the settings of their telemetry, which browser.mjs keeps from them.)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.ui.helpers import Browser, Prefect, wait_for
+from tests.ui.helpers import Browser, Prefect, n_steps, wait_for
 
 
 def test_study_has_what_was_typed_into_its_form(api: Prefect, browser: Browser, checkout: Path) -> None:
@@ -51,11 +51,6 @@ def test_run_is_paused_and_goes_on_with_what_was_typed_into_the_form(
     assert found.result["steps"] == paused + 5
     assert found.result["reason"].startswith("maximum number of steps")
     assert "learning_rate 0.0123" in found.history[paused + 1]["events"]
-
-
-def n_steps(journal: Path) -> int:
-    """The last step of a run that is under way."""
-    return max((int(path.stem.removeprefix("step-")) for path in journal.glob("step-*.ckpt")), default=0)
 
 
 def test_page_of_a_block_has_no_broken_picture(api: Prefect, browser: Browser) -> None:
