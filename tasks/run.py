@@ -8,8 +8,10 @@ import re
 import uuid
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import prefect
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Completed
@@ -24,6 +26,13 @@ _OF_V2 = re.compile(
     r"(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical|Ergonomic|"
     r"Handcrafted|Tasty|Handmade|Incredible)-[A-Z]\w*"
 )
+# How the form of the first version does it: a Greek letter with or without a number, a star or planet, and more often
+# than not one more word.
+_OF_V1 = re.compile(
+    r"(alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|omicron|pi|rho|sigma|tau|upsilon|phi|chi|"
+    r"psi|omega)\d*-([a-z-]+)"
+)
+_STARS = re.compile(r"""[`'"](andromedae(?:\.[a-z-]*)+)[`'"]""")  # in the script of its pages
 
 
 def in_flow_run() -> bool:
@@ -78,9 +87,12 @@ def ended(summary: dict[str, Any], *, converged: bool, message: str, flow: Calla
 
 
 def _is_made_up(name: str) -> bool:
-    """Whether Prefect has chosen the name: its server, from two words of a dictionary, or the pages of V2."""
+    """Whether Prefect has chosen the name: its server, from two words of a dictionary, or one of its forms."""
     words = name.split("-")
-    return _OF_V2.fullmatch(name) is not None or (len(words) == 2 and all(word in _dictionary() for word in words))
+    if _OF_V2.fullmatch(name) or (len(words) == 2 and all(word in _dictionary() for word in words)):
+        return True
+    of_v1 = _OF_V1.fullmatch(name)
+    return of_v1 is not None and not {of_v1[2], of_v1[2].rpartition("-")[0]}.isdisjoint(_stars())
 
 
 @cache
@@ -91,6 +103,16 @@ def _dictionary() -> frozenset[str]:
         return frozenset(
             word for entry in config.values() for key in ("words", "phrases") for word in _flat(entry.get(key, ()))
         )
+    return frozenset()
+
+
+@cache
+def _stars() -> frozenset[str]:
+    """The stars and planets of V1, which only its own pages know. Without them, what looks like one is a name."""
+    for script in Path(prefect.__ui_static_path__).glob("assets/index-*.js"):
+        with contextlib.suppress(OSError):
+            if (found := _STARS.search(script.read_text(encoding="utf-8"))) is not None:
+                return frozenset(found[1].split(".")) - {""}
     return frozenset()
 
 

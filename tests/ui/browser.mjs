@@ -27,15 +27,18 @@ const context = await chromium.launchPersistentContext(mkdtempSync(join(options.
   viewport: { width: WIDTH, height: 1000 },
 });
 context.setDefaultTimeout(options.patience);
-// Where the pages of V2 ask for the settings of their telemetry.
-const TELEMETRY = "sr-client-cfg.amplitude.com";
-await context.route((url) => url.host === TELEMETRY, (route) => route.abort());
+const kept = new Set();
 context.on("request", (request) => {
   const { protocol, host } = new URL(request.url());
-  if (host === TELEMETRY) return;
-  if (protocol.startsWith("http") || protocol.startsWith("ws")) hosts.add(host);
+  if ((protocol.startsWith("http") || protocol.startsWith("ws")) && !kept.has(host)) hosts.add(host);
 });
 export const page = await context.newPage();
+
+// Lets no page ask this host, and says nothing of it in the report.
+export async function keepFrom(host) {
+  kept.add(host);
+  await context.route((url) => url.host === host, (route) => route.abort());
+}
 
 // Does the one of these tasks that was asked for, prints what it found, and closes the browser.
 export async function report(tasks) {
@@ -59,13 +62,17 @@ export async function everything() {
   return page.locator("body").innerText();
 }
 
-// Presses a button, and tells what the server answers to what the page then sends there.
+// Presses a button, and tells what the server answers to what the page then sends there. As people do, it presses once
+// more while SQLite is too busy.
 export async function answered(path, button) {
-  const sent = page.waitForResponse((response) => response.url().endsWith(path));
-  await button.click();
-  const answer = await sent;
-  if (!answer.ok()) throw new Error(`${path}: ${answer.status()} ${await answer.text()}`);
-  return answer.json();
+  const end = Date.now() + options.patience;
+  for (;;) {
+    const sent = page.waitForResponse((response) => response.url().endsWith(path));
+    await button.click();
+    const answer = await sent;
+    if (answer.ok()) return answer.json();
+    if (answer.status() !== 503 || Date.now() > end) throw new Error(`${path}: ${answer.status()} ${await answer.text()}`);
+  }
 }
 
 // Submits the form of a deployment: the run that comes of it.

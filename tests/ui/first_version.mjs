@@ -16,9 +16,11 @@ async function form() {
   await fill("Learning Rate", options.learningRate, { kind: "float" });
   await fill("Max Steps", options.maxSteps);
   await fill("run_key", options.runKey, { kind: "str" });
+  const madeUp = await name().inputValue();
+  await name().fill(options.name);
   const text = await everything();
   const labels = [...text.matchAll(/^(.+) \(Optional\)$/gm)].map((match) => match[1]);
-  return { groups, labels, text, ...(await submitted()) };
+  return { madeUp, groups, labels, text, ...(await submitted()) };
 }
 
 // Submits the form once for each group of drivers, with nothing else touched: what each sends. The runs are put off.
@@ -41,6 +43,7 @@ async function groups() {
 // Fills in the form of a multi-start, and submits it.
 async function study() {
   await openForm();
+  await name().fill(options.name);
   await fill("n_elements", "20");
   await fill("N", "2");
   await fill("Seed", "7");
@@ -101,6 +104,11 @@ async function openForm() {
   await field("driver").waitFor();
 }
 
+// The box of the run's name, which is never empty.
+function name() {
+  return page.locator(".flow-run-name-input input");
+}
+
 // What a driver may be, in a form that nobody has touched.
 async function groupsOfDrivers() {
   return (await field("driver").getByRole("button").allInnerTexts()).filter((text) => text);
@@ -108,8 +116,9 @@ async function groupsOfDrivers() {
 
 // A field with its label and description; a group of fields holds them.
 function field(label, where = page) {
-  const name = where.locator(".schema-form-property__label").filter({ hasText: new RegExp(`^${label}( \\(Optional\\))?$`) });
-  return name.first().locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' p-label ')][1]");
+  const title = new RegExp(`^${label}( \\(Optional\\))?$`);
+  const found = where.locator(".schema-form-property__label").filter({ hasText: title });
+  return found.first().locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' p-label ')][1]");
 }
 
 // Chooses one of the kinds of a field, or one of the groups that it may be.

@@ -151,6 +151,6 @@ class Browser:
         assert done.returncode == 0, f"{script.name} {task} failed:\n{done.stdout}\n{done.stderr}"
         report = json.loads(done.stdout.splitlines()[-1])
         # Whoever runs this on a closed network, or does not like to be watched, relies on it. (The pages of V2 ask one
-        # host for the settings of their telemetry, which browser.mjs keeps from them.)
+        # host for the settings of their telemetry, which second_version.mjs keeps from them.)
         assert report["hosts"] == [self.pages.removeprefix("http://")], "the pages asked somebody else"
         return report["answer"]

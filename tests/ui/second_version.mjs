@@ -1,8 +1,9 @@
 // Visits to the second version of Prefect's UI, whose pages are below /v2; browser.mjs says how they are called.
 //
 // Selectors follow what people see (labels, button names) where the pages allow it, and Prefect's class names elsewhere.
-import { answered, everything, options, page, picture, report, submitted, visit } from "./browser.mjs";
+import { answered, everything, keepFrom, options, page, picture, report, submitted, visit } from "./browser.mjs";
 
+await keepFrom("sr-client-cfg.amplitude.com"); // where these pages ask for the settings of their telemetry
 await report({ form, study, ranking, run, card, pause, resume, block });
 
 // Reads the form of a deployment, fills it in, and submits it.

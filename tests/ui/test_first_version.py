@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 
 from tests.ui.helpers import Browser, Prefect, Run, n_steps, wait_for
 
+# As the form makes up a name for each run; its own is another one every time.
+MADE_UP = "kappa3-ursae-majoris-ring"
+
 
 @pytest.fixture(scope="module")
 def submitted(api: Prefect, first_version: Browser) -> dict[str, Any]:
     """What the form looked like, and the run that came of submitting it."""
-    filled = {"learningRate": "0.03", "maxSteps": "8", "runKey": "first-version"}
+    filled = {"name": MADE_UP, "learningRate": "0.03", "maxSteps": "8", "runKey": "first-version"}
     return first_version.visit("form", deployment=api.deployment("beam")["id"], **filled)
 
 
@@ -35,6 +39,8 @@ def test_run_has_what_was_typed_into_the_form(api: Prefect, submitted: dict[str,
     run = api.completed(submitted["run"], checkout)
     assert run.folder.name == "first-version"
     assert run.result["steps"] == 8
+    assert re.fullmatch(r"[a-z]+\d*(-[a-z]*)*", submitted["madeUp"])
+    assert api.get(f"flow_runs/{run.id}")["name"] == "cantilever first-version"
 
 
 def test_every_group_of_drivers_is_sent_whole_by_the_form(api: Prefect, first_version: Browser) -> None:
@@ -50,11 +56,12 @@ def test_every_group_of_drivers_is_sent_whole_by_the_form(api: Prefect, first_ve
 
 def test_study_has_what_was_typed_into_its_form(api: Prefect, first_version: Browser, checkout: Path) -> None:
     deployment = api.deployment("beam", "multi-start")["id"]
-    submitted = first_version.visit("study", deployment=deployment, runKey="two")
+    submitted = first_version.visit("study", deployment=deployment, name="two-starts", runKey="two")
     given = submitted["parameters"]
     assert (given["n_elements"], given["stop"]["max_steps"], given["run_key"]) == (20, 4, "two")
     assert (given["starts"]["n"], given["starts"]["seed"]) == (2, 7)
     study = api.finished(submitted["run"])
+    assert study["name"] == "two-starts"
     assert study["state"]["type"] == "COMPLETED", api.logs(submitted["run"])
     with open(checkout / "runs" / "two" / "runs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
