@@ -89,11 +89,14 @@ class Document:
             keep: keys at the top that are left as they are.
 
         Raises:
-            PipelineError: a name is none of the settings, or has no value.
+            PipelineError: a name is none of the settings, or has no value; or a setting stands nowhere, so that another
+                value of it would change nothing.
         """
         faults: list[tuple[Place, str]] = []
+        unused = dict.fromkeys(settings)
 
         def value_of(name: str, place: Place) -> Any:
+            unused.pop(name, None)
             if name not in settings:
                 known = ", ".join(settings) or "none"
                 hint = did_you_mean(name, settings)
@@ -123,6 +126,9 @@ class Document:
             return value_of(whole["braced"] or whole["bare"], place) if whole else inside(value, place)
 
         found = {key: value if key in keep else fill(value, (key,)) for key, value in self.data.items()}
+        for name in unused:
+            what = f"nothing refers to this setting: write ${name} where its value belongs, or leave it out"
+            faults.append((("settings", name), what))
         if faults:
             raise self.error(faults)
         return found

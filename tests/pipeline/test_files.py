@@ -174,6 +174,10 @@ FAULTS: dict[str, tuple[tuple[str, str], str]] = {
         ("$weight", "$wieght"),
         r"yaml:15:9: .*inputs.weight: there is no setting 'wieght'. Did you mean 'weig",
     ),
+    "setting that stands nowhere": (
+        ("weight: $weight", "weight: 1.0"),
+        r"yaml:4:3: settings.weight: nothing refers to this setting: write \$weight where",
+    ),
     "no default": (
         ("weight: 1.0", "weight: null"),
         r"yaml:15:9: .*'weight' has no default and was not given: --set weight",

@@ -72,6 +72,30 @@ def test_no_network(no_network: None) -> None:
         tf.open_tesseract("http://127.0.0.1:9").apply({"x": np.ones(3)})
 
 
+@pytest.mark.parametrize(("mode", "outcome"), [("record", "1 failed, 1 passed"), ("replay", "2 failed")])
+def test_a_recording_is_let_through(mode: str, outcome: str, tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        f"--cassettes={mode}",
+        test_connects="""
+        import socket
+
+        def connects(no_network):
+            with socket.socket() as listening, socket.socket() as asking:
+                listening.bind(("127.0.0.1", 0))
+                listening.listen()
+                asking.connect(listening.getsockname())
+
+        def test_with_a_cassette(cassette, no_network):
+            connects(no_network)
+
+        def test_without(no_network):
+            connects(no_network)
+        """,
+    )
+    assert outcome in said, said
+
+
 def test_strict_jax(strict_jax: None) -> None:
     assert jnp.ones(3).dtype == np.float64
     with pytest.raises(Exception, match=r"(?i)promotion"):

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Mapping
@@ -139,7 +140,8 @@ class CoreTesseract(AbstractTesseract):
         def send() -> Tree:
             if _kind(self.tesseract) == "HTTPClient":  # what comes from there nobody else has
                 return plain_tree(ANY, getattr(self.tesseract, endpoint)(**arguments))
-            with _turn(self.tesseract):  # the copies inside: another call would write over what this one answered
+            # The copies inside: another call would write over what this one answered.
+            with _turn(self.tesseract), _promotion_of_its_own():
                 return _own(plain_tree(ANY, getattr(self.tesseract, endpoint)(**_own(arguments))))
 
         def ask() -> Tree:
@@ -192,6 +194,12 @@ def _as_configured(tesseract: Any, schema: TesseractSchema) -> TesseractSchema:
 def _own(tree: Tree) -> Tree:
     """The tree with arrays that nobody else can write into. Those of JAX nobody can."""
     return copied(tree, lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf)
+
+
+def _promotion_of_its_own() -> contextlib.AbstractContextManager[Any]:
+    """JAX's promotion of dtypes as a component has it behind a server: that the caller's is strict is nothing to it."""
+    jax = sys.modules.get("jax")
+    return contextlib.nullcontext() if jax is None else jax.numpy_dtype_promotion("standard")
 
 
 _turns: weakref.WeakKeyDictionary[Any, tuple[int, threading.RLock]] = weakref.WeakKeyDictionary()

@@ -14,6 +14,8 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orjson
 import pydantic
@@ -234,6 +236,19 @@ def test_public_methods_are_called(in_process, monkeypatch):
     monkeypatch.setattr(in_process, "apply", spy)
     np.testing.assert_array_equal(CoreTesseract(in_process).apply({"x": X})["y"], X**2)
     assert seen == [((), {"inputs"})]
+
+
+def test_a_component_in_this_process_has_promotion_of_its_own():
+    """Behind a server it does not hear of the caller's either."""
+
+    def mixed(**arguments):
+        return {"y": np.asarray(jnp.asarray(X) * jnp.arange(3) + np.float64(0.5))}
+
+    handle = CoreTesseract(Stub(mixed))
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(handle.apply({"x": X})["y"], X * np.arange(3) + 0.5)
+        with pytest.raises(Exception, match=r"(?i)promotion"):
+            mixed()
 
 
 def test_subclasses_keep_working():
