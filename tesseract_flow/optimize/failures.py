@@ -32,6 +32,7 @@ from tesseract_flow.errors import (
     InvalidInput,
     InvalidType,
     NonFiniteError,
+    NotConverged,
     Overloaded,
     ProblemError,
     TesseractFlowError,
@@ -386,10 +387,13 @@ def authors_sentence(error: BaseException) -> str | None:
 
 
 def own_words(error: Exception) -> str:
-    """What went wrong, as a sentence: the author's own, or the first line and what the component said last."""
+    """What went wrong, as a sentence: the author's own, or the first line and what the component said last; of a fixed
+    point, where it is worst and what to do, too."""
     if (sentence := authors_sentence(error)) is not None:
         return sentence
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, NotConverged):
+        return " ".join(line for line in lines if not line.startswith("Residuals: "))
     text = lines[0] if len(lines) == 1 or not isinstance(error, ComponentFailed) else f"{lines[0]} {lines[-1]}"
     if isinstance(error, InvalidInput) and error.faults:
         text = f"{lines[0]} {'; '.join(map(str, error.faults))}"

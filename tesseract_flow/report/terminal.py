@@ -134,7 +134,7 @@ class TerminalProgress(AbstractObserver):
             pace = statistics.median(b - a for a, b in itertools.pairwise(self._times))
             parts.append(("", f"{duration(pace)}/step"))
             if self._max_steps is not None:
-                parts.append(("", f"{duration(pace * max(self._max_steps - record.step, 0))} left"))
+                parts.append(("at most ", duration(pace * max(self._max_steps - record.step, 0))))
         line = Text()
         for i, (label, text) in enumerate(parts):
             line.append("  " if i else "").append(label, style="dim").append(text)

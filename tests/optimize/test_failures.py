@@ -15,6 +15,7 @@ import pytest
 
 from tesseract_flow.autodiff import apply_tesseract
 from tesseract_flow.client import MemoryCache, count_requests, open_tesseract
+from tesseract_flow.compose import fixed_point
 from tesseract_flow.errors import (
     AccessDenied,
     CallTimeout,
@@ -467,3 +468,17 @@ def test_random_walls(seed):
     else:
         assert lost and not (result.converged and np.abs(x - minimum).max() > 1e-3)
         assert result.value < result.history[0].value
+
+
+def test_a_fixed_point_that_is_not_reached_says_where_and_what_to_do():
+    def evaluate(x):
+        state = fixed_point(
+            lambda T, x: {"a": x * jnp.cos(T["b"]), "b": x * jnp.sin(T["a"]) + x**2 * T["b"]},
+            {"a": jnp.zeros(2), "b": jnp.zeros(2)},
+            x,
+            solver="picard",
+        )
+        return jnp.sum(state["a"])
+
+    with pytest.raises(EvaluationFailed, match=r"It is largest in 'a'\. .* another solver= \(newton-krylov\)"):
+        optimize(Problem(jnp.array(0.8), evaluate), "adam", stop=MaxSteps(1))

@@ -62,7 +62,7 @@ def test_line_says_everything():
     run(progress, clock, 2, seconds=6.0, first=3)
     first, *_, last = lines(out)
     assert first == "step 1/100  value 10  best 10  violation 0.001  |gradient| 0.5  requests 3"
-    assert last.startswith("step 4/100  value ") and last.endswith("  6 s/step  9 min 36 s left")
+    assert last.startswith("step 4/100  value ") and last.endswith("  6 s/step  at most 9 min 36 s")
 
 
 def test_bar_may_be_given_at_construction_and_a_resumed_run_says_so():
@@ -73,7 +73,7 @@ def test_bar_may_be_given_at_construction_and_a_resumed_run_says_so():
         clock.now += seconds
         progress.on_step(Step(step, 1.0, 1.0))
     assert "going on after step 2" in out.getvalue()
-    assert lines(out)[-1].startswith("step 6/10") and lines(out)[-1].endswith("24 s left")
+    assert lines(out)[-1].startswith("step 6/10") and lines(out)[-1].endswith("at most 24 s")
 
 
 def test_pace_forgets_a_slow_start():
