@@ -120,7 +120,7 @@ def test_cursor_comes_back_when_the_loop_dies():
 def test_narrow_terminal_wraps_rather_than_hides():
     progress, clock, out = start(terminal=True, width=30, max_steps=9)
     run(progress, clock, 4, seconds=1.0)
-    assert "left" in out.getvalue()
+    assert "most" in out.getvalue()
 
 
 def test_bar_and_words_stand_on_lines_of_their_own():
