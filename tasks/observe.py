@@ -20,7 +20,8 @@ ObserveLevel = Literal["auto", "calls", "steps", "run"]
 
 # From `auto`'s point of view a call is long when a task run around it costs less than a twentieth of it.
 _LONG_CALL = 0.1  # seconds
-_FIRST_STEPS = 20  # always shown call by call
+_FIRST_STEPS = 20  # shown call by call
+_FIRST_CALLS = 1000  # after so many no further one of the first steps is: of a step there may be hundreds
 _MOST_MADE = 1000  # calls of a step whose followers are looked for
 _MANY_STEPS = 200  # beyond, a run is long and fewer steps stand for the rest
 
@@ -58,7 +59,8 @@ class FixedObservation(AbstractObservation):
 
 
 class AutoObservation(AbstractObservation):
-    """Every call while solvers are slow; else the first 20 steps, then every tenth, then every hundredth."""
+    """Every call while solvers are slow; else the first 20 steps, of 1000 calls together, then every tenth, then every
+    hundredth."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -68,7 +70,8 @@ class AutoObservation(AbstractObservation):
     def shows_calls(self, step: int) -> bool:
         with self._lock:
             is_slow = self._n_calls > 0 and self._seconds / self._n_calls >= _LONG_CALL
-        if is_slow or step < _FIRST_STEPS:
+            are_first = step < _FIRST_STEPS and self._n_calls < _FIRST_CALLS
+        if is_slow or are_first:
             return True
         return step % (10 if step < _MANY_STEPS else 100) == 0
 
@@ -161,9 +164,11 @@ class ObservedSubmitter(AbstractSubmitter):
         start = self._clock()
         future = submitter.submit(node, operands, producers)
         self.graph.note_call(node.label, future, producers)
-        future.add_done_callback(lambda _: self._note_end(node.label, self._clock() - start))
+        future.add_done_callback(lambda _: self._note_end(node, self._clock() - start))
         return future
 
-    def _note_end(self, label: str, seconds: float) -> None:
-        self.graph.note_end(label, seconds)
-        self.observation.note_call(seconds)
+    def _note_end(self, node: Node, seconds: float) -> None:
+        self.graph.note_end(node.label, seconds)
+        # What a task costs is in `seconds`, and where there are many at once also what they wait for each other: they
+        # would look long because they are shown. In another process nobody has measured the call alone.
+        self.observation.note_call(seconds if node.seconds is None else min(seconds, node.seconds))

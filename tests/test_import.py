@@ -100,7 +100,7 @@ def test_function_that_shares_its_name_with_a_package_can_be_called(name: str, f
     loaded_after(f"{first}\nimport tesseract_flow\nassert callable(tesseract_flow.{name})")
 
 
-@pytest.mark.parametrize("name", ["optimize", "report"])
+@pytest.mark.parametrize("name", ["optimize", pytest.param("report", marks=pytest.mark.slow)])
 def test_help_shows_the_function_that_a_package_stands_for(name: str) -> None:
     loaded_after(
         f"""

@@ -103,6 +103,7 @@ def test_where_the_disciplines_never_agree_there_is_no_state():
     assert np.isnan(coupled(first, second)(jnp.zeros(2), jnp.array(0.0))).all()
 
 
+@pytest.mark.slow
 def test_with_a_cache_only_distinct_calls_reach_the_solvers(disciplines: Disciplines):
     watched = [Watched(discipline) for discipline in disciplines]
     plain = runs_to_optimum(*watched)

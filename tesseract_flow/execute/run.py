@@ -23,6 +23,7 @@ from tesseract_flow.execute.loops import AbstractLoopRun, loop_run
 from tesseract_flow.execute.plan import Loop, Plan
 from tesseract_flow.execute.submit import AbstractFuture, AbstractSubmitter, on_the_spot
 from tesseract_flow.execute.units import Constant, HostStep, Node, Segment
+from tesseract_flow.execute.waiting import next_of
 
 OnFailure = Literal["wait", "abandon"]
 
@@ -247,7 +248,7 @@ class _Run:
         future.add_done_callback(lambda _: self.arrived.put((job, k)))
 
     def _receive(self) -> None:
-        job, k = self.arrived.get()
+        job, k = next_of(self.arrived)
         _, future = self.in_flight.pop((id(job), k))
         try:
             outputs = self._result(future)
@@ -286,7 +287,7 @@ class _Run:
             # What waits for a thread has not started. Prefect's futures cannot be taken back.
             getattr(future, "cancel", bool)()
         while self.in_flight and on_failure == "wait":
-            job, k = self.arrived.get()
+            job, k = next_of(self.arrived)
             _, future = self.in_flight.pop((id(job), k))
             with contextlib.suppress(Exception):
                 self._result(future)

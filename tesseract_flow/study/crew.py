@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from tesseract_flow.execute import AbstractFuture, AbstractSubmitter, Node
+from tesseract_flow.execute.waiting import next_of
 
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ def at_once(
         for thread in threads:
             thread.start()
         while n_left:
-            events.get()()
+            next_of(events)()
     except BaseException:
         stop.now()
         patience = time.monotonic() + _GRACE

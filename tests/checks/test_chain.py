@@ -109,6 +109,7 @@ def test_two_faults_are_both_named(chain):
     assert {v.component for v in report.faults} == {"total", "part0", "part5"}
 
 
+@pytest.mark.slow
 def test_a_pullback_that_is_wrong_is_replaced_without_touching_the_component(chain):
     mended = list(chain)
     mended[1] = tf.open_tesseract(chain[1], derive=tf.Derive(tf.Differences(), replace=PULLBACK))

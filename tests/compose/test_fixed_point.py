@@ -257,7 +257,7 @@ def lift_in_jax(speed: Any) -> Any:
 @pytest.mark.parametrize(
     "run",
     [
-        pytest.param(tf.concurrent, id="concurrent"),
+        pytest.param(tf.concurrent, id="concurrent", marks=pytest.mark.slow),
         pytest.param(jax.jit, id="jit", marks=pytest.mark.slow),
         pytest.param(lambda fn: fn, id="eager", marks=pytest.mark.slow),
     ],

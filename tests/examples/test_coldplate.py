@@ -103,6 +103,7 @@ def by_scipy(share: np.ndarray) -> float:
 SHARE = 0.5 + 0.2 * np.random.default_rng(0).normal(size=(3, 6))
 
 
+@pytest.mark.slow
 def test_value_and_gradient_of_the_coupled_state_are_those_by_hand(components):
     value, gradient = tf.concurrent(jax.value_and_grad(mean_temperature(coldplate(6, 3, **components))))(SHARE)
     assert float(value) == pytest.approx(by_scipy(SHARE), rel=1e-8)

@@ -30,6 +30,7 @@ def test_too_few_places_are_refused(stepper):
         stepper.apply({"state": np.ones(3), "forcing": 8.0})
 
 
+@pytest.mark.slow
 def test_a_small_truth_is_found_and_requests_are_counted(stepper):
     truth = twin(8, 3)
     with tf.count_requests() as requests:

@@ -22,7 +22,7 @@ def test_there_are_enough_of_them_and_each_has_its_own_name():
     assert all(fault.errors or fault.comes in (Comes.RIGHT, Comes.ASKED_FOR) for fault in FAULTS)
 
 
-@pytest.mark.parametrize("way", ["eager", "jitted", "concurrent"])
+@pytest.mark.parametrize("way", ["eager", pytest.param("jitted", marks=pytest.mark.slow), "concurrent"])
 def test_a_sample_comes_out_right(server, way):
     quick = [cell for cell in cells(way) if not set(cell.fault.errors) & set(SLOW)]
     start = ["eager", "jitted", "concurrent"].index(way) * STRIDE // 3

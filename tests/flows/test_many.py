@@ -75,6 +75,7 @@ def test_forms_of_a_factory_for_many_runs(prefect_harness, problem):
         flow_of(problem, kind="sweep")(over={"center": ["wide"]}, **OF_FACTORY)
 
 
+@pytest.mark.slow
 def test_flow_runs_of_their_own_need_a_deployment_that_optimises_the_same(prefect_harness, problem, tmp_path):
     options: dict[str, Any] = {"n": 2, "each": "flow-run", **FEW}
     with pytest.raises(DeploymentError, match="Which deployment"):
@@ -87,6 +88,7 @@ def test_flow_runs_of_their_own_need_a_deployment_that_optimises_the_same(prefec
             multi_start(problem, deployment="optimize-design/bowl", **options)
 
 
+@pytest.mark.slow
 def test_flow_runs_of_their_own_need_room_beside_that_of_the_study(prefect_harness, problem, monkeypatch):
     alone: dict[str, Any] = {"starts": Starts(n=2), "run": Many(each="flow-run", deployment="optimize-design/one")}
     for deployment in deploying._deployments(deploying._loaded(problem, {}), problem, "one", {}):
@@ -132,6 +134,7 @@ def test_a_flow_run_is_called_off_when_the_time_of_the_study_is_up(prefect_harne
         assert run.state is not None and (run.state.is_cancelling() or run.state.is_cancelled())
 
 
+@pytest.mark.slow
 def test_a_task_stops_in_time_and_the_next_study_goes_on(prefect_harness, problem):
     first: Any = multi_start(problem, n=1, run_key="first", each="task", **FEW)
     (journal,) = (Path(first["folder"]) / "runs").glob("*/journal")

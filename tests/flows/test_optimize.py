@@ -88,6 +88,7 @@ def test_finds_the_minimum_and_leaves_everything(prefect_harness, problem, tmp_p
     assert "<svg" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_run_again_with_the_same_key_costs_nothing(prefect_harness, problem, tmp_path):
     first = run(problem, tmp_path, run_key="valley", observe="run").result()
     again = run(problem, tmp_path, run_key="valley", observe="run").result()

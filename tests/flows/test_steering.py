@@ -84,6 +84,7 @@ def test_what_is_typed_can_be_sent_by_the_pages_of_v2_which_take_it_for_a_schema
 
 
 @pytest.mark.prefect
+@pytest.mark.slow
 def test_a_run_that_is_paused_on_its_page_goes_on_with_what_its_form_says(prefect_harness, tmp_path):
     (tmp_path / "problem.py").write_text(PROBLEM)
     with Person() as person:

@@ -226,7 +226,7 @@ def test_right_gradients_are_never_accused(name: str, driver: str, monkeypatch: 
     assert looks == ([None] if result.converged else [])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_half_precision_claims_nothing_absurd(dtype: Any) -> None:
     """The tolerance was a thousand roundings: 0.98, or 7.8 and an error of a rule that nobody had set."""
     problem = tf.Problem(

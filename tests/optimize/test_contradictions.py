@@ -183,6 +183,7 @@ def test_settings_that_are_none(value: Any) -> None:
         tf.optimize(rosenbrock_problem(), verify_gradients=value)
 
 
+@pytest.mark.slow
 def test_a_look_aside_that_fails_ends_no_run(caplog):
     """The optimum lies where the fixed point ceases to be; the look next to it was the end of the run."""
 

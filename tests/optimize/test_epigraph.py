@@ -71,6 +71,7 @@ def test_a_search_that_ends_in_a_kink_says_what_it_may_be():
     assert "a kink there, as a maximum of several has (tf.epigraph makes it smooth)" in "\n".join(result.notes)
 
 
+@pytest.mark.slow
 def test_everything_else_of_a_problem_stays():
     def evaluate(design: Any) -> Evaluation:
         x = design["x"]

@@ -278,6 +278,7 @@ def test_a_run_with_active_bounds_goes_on_bit_by_bit(tmp_path):
     assert same_bits(whole, parts)
 
 
+@pytest.mark.slow
 def test_a_journal_from_before_entries_were_held_goes_on_after_a_look(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Updater, "is_holding", lambda *_: False)

@@ -259,6 +259,7 @@ def test_single_precision():
     assert found.converged and np.allclose(found.design, 2.0, atol=1e-4) and found.design.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_served_component_in_the_misfit():
     matrix = np.random.default_rng(0).normal(size=(2, 6))
     with FaultyServer(of_function(tesseract_api.answer, document())) as server:

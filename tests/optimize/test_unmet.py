@@ -155,6 +155,7 @@ def test_one_constraint_out_of_reach(driver: str) -> None:
     assert "'other'" not in result.reason
 
 
+@pytest.mark.slow
 def test_an_infeasible_stage_moves_on_to_the_next() -> None:
     """It took all steps, and the stages that could be solved had none."""
     problem = twin(schedule={"hot": tf.Schedule([7.5, 9.0])})

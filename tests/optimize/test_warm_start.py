@@ -41,9 +41,8 @@ def problem(**settings: Any) -> tf.Problem:
     return tf.Problem(jnp.linspace(0.5, 1.0, 3), evaluate, bounds=(0.01, 3.0))
 
 
-@pytest.mark.parametrize(
-    "driver", [pytest.param("adam", marks=pytest.mark.slow), pytest.param("lbfgs", marks=pytest.mark.slow), "l-bfgs-b"]
-)
+@pytest.mark.parametrize("driver", ["adam", "lbfgs", "l-bfgs-b"])
+@pytest.mark.slow
 def test_it_saves_requests_and_the_answer_is_within_the_tolerance(driver: str):
     warm, cold = (
         tf.optimize(problem(warm_start=one, solver="anderson"), driver, stop={"max_steps": 4}) for one in (True, False)
@@ -93,7 +92,7 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_bits(tmp_path, rtol: f
         assert again.requests == whole.requests
 
 
-@pytest.mark.parametrize("is_warm", [True, False])
+@pytest.mark.parametrize("is_warm", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_group_of_a_pipeline_has_the_same_choice(is_warm: bool):
     one = tf.Pipeline(
         inputs=["x"],

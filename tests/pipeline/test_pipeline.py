@@ -77,6 +77,7 @@ def test_calls_have_the_names_of_nodes_and_what_no_output_needs_is_not_called():
     assert set(requests) <= {"section.apply", "section.abstract_eval"}
 
 
+@pytest.mark.slow
 def test_a_group_is_a_fixed_point_written_by_hand():
     components = {
         "y1": lambda T, z, x: tf.apply_tesseract(Y1, {"z": z, "x": x, "y2": T["y2"]})["y1"],

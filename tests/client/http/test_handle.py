@@ -265,6 +265,7 @@ def test_timeouts_reach_the_transport():
 # Secrets.
 
 
+@pytest.mark.slow
 def test_secrets_stay_inside(local_server, refused_url, caplog):
     secrets = ["t0k3n", "p4ssw0rd", "k3y"]
 
