@@ -67,8 +67,8 @@ they now run 15 times before they are measured.""",
     "layer": """\
 A small difference of two calls: 0.13 ms in a row of runs on a quiet machine, 0.2 to 0.3 ms beside others.""",
     "import": """\
-Beyond JAX and Equinox the import takes 0.03 to 0.05 s, for some thirty modules of 0.2 to 4 ms. HTTP is imported with \
-the first address, as httpx brings click and rich: 0.08 s.""",
+Beyond JAX and Equinox the import takes 0.06 to 0.08 s, for 44 modules of 0.2 to 4 ms. HTTP is imported with the first \
+address, as httpx brings click and rich: 0.08 s.""",
     "cutest-trust-constr": """\
 By hand it ends where its barrier is still felt, and says that it has converged: on 105 of these problems 21 such \
 claims were false. Ours goes on until complementarity is below a millionth, at the pace of the barrier.""",
